@@ -1,0 +1,184 @@
+"""The words of the project: what flows from a prompt to a preference.
+
+Frozen, slotted dataclasses, because millions of them cross the process. Ids are hashes of content,
+so the same text has the same id in every run and on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant"]
+Order = Literal["first_second", "second_first"]
+ORDERS: tuple[Order, Order] = ("first_second", "second_first")
+
+# Why a judge could not tell. An abstention is stored and counted, never averaged, never guessed.
+Reason = Literal["too_long", "not_finite", "low_mass", "empty_response", "empty_prompt"]
+
+
+def content_id(*parts: Any) -> str:
+    """A 20-digit hexadecimal SHA-256 prefix (80 bits) of the parts as canonical JSON."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation that waits for the assistant's next turn. `source` names where it was read."""
+
+    messages: tuple[Message, ...]
+    source: str = ""
+
+    @property
+    def id(self) -> str:
+        return content_id("prompt", [asdict(m) for m in self.messages])
+
+    @classmethod
+    def user(cls, text: str, source: str = "") -> Prompt:
+        """A conversation of one user turn."""
+        return cls((Message("user", text),), source)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled answer. `index` counts the samples of a prompt under one policy."""
+
+    prompt_id: str
+    policy: str
+    index: int
+    text: str
+    finish_reason: str  # "stop" | "length" | "too_long"
+    tokens: int  # generated tokens, the end-of-sequence token included
+
+    @property
+    def id(self) -> str:
+        return content_id("completion", self.prompt_id, self.policy, self.index, self.text)
+
+
+def _mirror(pair_id: str) -> str:
+    return pair_id[1:] if pair_id.startswith("~") else "~" + pair_id
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two completions of one prompt. `label` is a known P(first is better), e.g. a human's.
+
+    The id does not depend on which completion stands first, but for a leading `~`: so a pair and
+    its mirror are recognised as one, and `verdict.swap()` can name the mirrored pair.
+    """
+
+    prompt: Prompt
+    first: str
+    second: str
+    label: float | None = None
+    source: str = ""
+
+    @property
+    def id(self) -> str:
+        low, high = sorted((self.first, self.second))
+        base = content_id("pair", self.prompt.id, low, high)
+        return base if self.first <= self.second else "~" + base
+
+    def swap(self) -> Pair:
+        """The same pair with the completions, and the label, exchanged. swap∘swap = identity."""
+        label = None if self.label is None else 1.0 - self.label
+        return replace(self, first=self.second, second=self.first, label=label)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """P(first ≻ second | pair, principle, order, judge): one judgement, never overwritten.
+
+    `p_first` always speaks of the *pair's* first completion, whichever was shown first; `order`
+    says which that was. It is None exactly when `reason` says why the judge abstained.
+    `logprob_first`, `logprob_second` are the log-probabilities (nats) of the two option labels,
+    `mass` the probability the judge gave to the offered labels together.
+    """
+
+    key: str  # resume key: hashes everything that can change the verdict
+    pair_id: str
+    principle: str
+    order: Order
+    judge: str
+    p_first: float | None
+    logprob_first: float | None = None
+    logprob_second: float | None = None
+    mass: float | None = None
+    reason: Reason | None = None
+
+    def __post_init__(self) -> None:
+        if (self.p_first is None) == (self.reason is None):
+            raise ValueError("a verdict has either p_first or a reason to abstain, and not both")
+
+    @property
+    def abstained(self) -> bool:
+        return self.reason is not None
+
+    def swap(self) -> Verdict:
+        """The same judgement, told of the mirrored pair. swap∘swap = identity."""
+        other: Order = "second_first" if self.order == "first_second" else "first_second"
+        return replace(
+            self,
+            pair_id=_mirror(self.pair_id),
+            order=other,
+            p_first=None if self.p_first is None else 1.0 - self.p_first,
+            logprob_first=self.logprob_second,
+            logprob_second=self.logprob_first,
+        )
+
+
+PreferenceStatus = Literal["preferred", "tie", "abstained"]
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A pair with its aggregated soft label.
+
+    `p_first` is None exactly when every principle abstained or was masked. Only `preferred` rows
+    have a chosen and a rejected completion; a tie never pretends to.
+    """
+
+    pair: Pair
+    status: PreferenceStatus
+    p_first: float | None
+    principles: tuple[str, ...] = ()  # those that counted
+    p_principles: tuple[float, ...] = ()
+    verdicts: int = 0
+    abstained: int = 0
+
+    @property
+    def first_is_chosen(self) -> bool:
+        if self.status != "preferred" or self.p_first is None:
+            raise ValueError(f"pair {self.pair.id} is a {self.status}: it has no chosen completion")
+        return self.p_first > 0.5
+
+    @property
+    def chosen(self) -> str:
+        return self.pair.first if self.first_is_chosen else self.pair.second
+
+    @property
+    def rejected(self) -> str:
+        return self.pair.second if self.first_is_chosen else self.pair.first
+
+    @property
+    def p_chosen(self) -> float:
+        """The soft label seen from the chosen completion: in (0.5, 1]."""
+        p = self.p_first if self.first_is_chosen else None
+        return p if p is not None else 1.0 - float(self.p_first or 0.0)
+
+
+def messages_to_json(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """The chat form that Transformers, TRL and every API read."""
+    return [{"role": m.role, "content": m.content} for m in messages]

@@ -1,0 +1,47 @@
+"""Find what ships with the package: constitutions, prompts, configs and the tiny model's weights.
+
+In a wheel these folders lie inside the package; in a checkout they lie beside it, where people edit
+them. A path always wins over a shipped name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlaif.errors import ConfigError, nearest
+
+PACKAGE = Path(__file__).resolve().parent
+TINY_WEIGHTS = PACKAGE / "tiny" / "weights"
+
+
+def folder(kind: str) -> Path:
+    """The shipped folder `constitutions`, `prompts` or `configs`."""
+    inside = PACKAGE / kind
+    return inside if inside.is_dir() else PACKAGE.parent / kind
+
+
+def find(kind: str, name: str, suffix: str) -> Path:
+    """A path if it exists, else the shipped file `name` + `suffix`; the error names what exists."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    looks_like_path = path.suffix == suffix or name.startswith((".", "/"))
+    shipped = folder(kind) / (name if path.suffix == suffix else name + suffix)
+    if not path.is_absolute() and shipped.is_file():
+        return shipped
+    if looks_like_path:
+        raise ConfigError(
+            f"no such file: {name} (looked in {Path.cwd()} and in the shipped {kind})"
+        )
+    raise ConfigError(f"no {kind} named '{name}'.{nearest(name, names(kind, suffix))}")
+
+
+def names(kind: str, suffix: str) -> list[str]:
+    """The shipped names of a kind, e.g. `pairwise/default` for prompts."""
+    root = folder(kind)
+    return sorted(str(p.relative_to(root).with_suffix("")) for p in root.rglob(f"*{suffix}"))
+
+
+def model_path(name: str) -> str:
+    """`tiny` is the embedded model unless a folder of that name lies here; others pass through."""
+    return str(TINY_WEIGHTS) if name == "tiny" and not Path(name).exists() else name
