@@ -55,6 +55,7 @@ class Prompt:
 class Completion:
     """One sampled answer. `index` counts the samples of a prompt under one policy."""
 
+    key: str  # resume key: hashes everything that can change the text
     prompt_id: str
     policy: str
     index: int

@@ -1,0 +1,262 @@
+"""One YAML file describes one run: every stage, every option, documented where it is declared.
+
+Each command reads the whole file and uses its own part; `--set train.dpo.beta=0.05` changes any
+option from the command line. Library functions take plain arguments: only the command line and
+`rlaif.stages` know this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlaif.errors import ConfigError, nearest
+from rlaif.resources import find
+from rlaif.yamlfile import YamlFile, known_keys, parse_yaml, read_yaml, validate
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, docstrings are the documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class PromptsConfig(Section):
+    """Where prompts come from."""
+
+    path: str = "tiny"
+    """JSONL, text (one a line), Parquet, a hub name, or `tiny`: the embedded world's prompts."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read at most this many prompts; null reads all (for `tiny`: 512)."""
+    skip_bad: int = Field(default=0, ge=0)
+    """Go on over at most this many malformed lines; they are counted and listed."""
+
+
+class EngineConfig(Section):
+    """A model and how to run it."""
+
+    model: str = "tiny"
+    """A folder, a Hugging Face name, or `tiny` (embedded)."""
+    engine: Literal["hf"] = "hf"
+    """`hf`: Transformers."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: float32 on CPU, bfloat16 on GPU."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens a forward pass; null picks by device. Cannot change results, only speed."""
+    adapter: str | None = None
+    """A LoRA adapter folder to load on top."""
+
+
+class JudgeConfig(EngineConfig):
+    """The judge: a model, a method, and which principles it applies."""
+
+    method: Literal["pairwise"] = "pairwise"
+    """`pairwise`: log-probabilities of two labels; nothing is decoded."""
+    template: str | None = None
+    """A prompt template by path or shipped name; null takes the model's own or `METHOD/default`."""
+    principles: Literal["all"] | tuple[str, ...] = "all"
+    """`all`, or a list of principle ids."""
+    orders: Literal["both", "first_second"] = "both"
+    """`both` shows each pair in both orders, which removes position bias; one order costs half."""
+    min_mass: float = Field(default=0.1, ge=0, le=1)
+    """The judge abstains (`low_mass`) when the two labels together have less probability."""
+    max_not_finite: float = Field(default=0.01, ge=0, le=1)
+    """The stage fails when more than this share of verdicts has NaN or infinite log-probs."""
+
+
+class SamplingConfig(Section):
+    """How completions are sampled from the policy."""
+
+    n: int = Field(default=2, ge=1)
+    """Completions a prompt. All pairs of different ones are judged."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: the smallest set of tokens with at least this probability."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest completion in tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are not part of it."""
+    seed: int = 7
+    """A fixed seed gives the same text whatever the batch size."""
+    keep_cut: bool = False
+    """Also pair completions cut by `max_new_tokens`; else they are counted and left out."""
+
+
+class PreferencesConfig(Section):
+    """How verdicts become preferences. Changing this costs no model call."""
+
+    aggregate: Literal["mean", "weighted"] = "mean"
+    """Over principles: plain mean, or weighted by the constitution's weights."""
+    soft: bool = True
+    """Keep probabilities as labels; false rounds them to 0 or 1."""
+    principle_margin: float = Field(default=0.0, ge=0, lt=0.5)
+    """Leave out principles with |p − ½| under this: they had nothing to say about the pair."""
+    min_margin: float = Field(default=0.05, ge=0, lt=0.5)
+    """A pair with aggregated |p − ½| under this is a tie and trains nothing."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale: updates are multiplied by alpha/r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Module names, or `all-linear`."""
+
+
+class TrainConfig(Section):
+    """What both trainers share."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the preferences."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pairs an optimiser step and process, before gradient accumulation."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Batches summed before an optimiser step."""
+    max_length: int = Field(default=2048, ge=2)
+    """Longest prompt + completion in tokens; longer rows are counted and left out, never cut."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of steps over which the learning rate rises."""
+    seed: int = 7
+    """Order of the examples and initialisation of new heads."""
+    bf16: bool = False
+    """Train in bfloat16 autocast (GPU)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations to save memory."""
+    lora: LoraConfig | None = None
+    """Train a LoRA adapter; null trains all weights."""
+
+
+class RewardConfig(TrainConfig):
+    """The reward model: soft Bradley–Terry on the preferences."""
+
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of prompts kept for accuracy and calibration."""
+
+
+class DPOConfig(TrainConfig):
+    """Direct preference optimisation (Rafailov et al. 2023) with a soft target an example."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference policy."""
+
+
+class TrainStages(Section):
+    """Training; a stage that is null is not run by `rlaif run`."""
+
+    reward: RewardConfig | None = RewardConfig()
+    """Train a reward model."""
+    dpo: DPOConfig | None = DPOConfig()
+    """Train a policy by DPO, from `policy.model`."""
+
+
+class EvaluateConfig(Section):
+    """What is measured after training."""
+
+    prompts: PromptsConfig = PromptsConfig()
+    """Held-out prompts. `tiny` gives the embedded world's test split."""
+    winrate: bool = True
+    """Win rate of the trained policy against `policy.model`, by the run's judge, both orders."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Temperature of the evaluated samples."""
+    seed: int = 11
+    """Sampling and bootstrap."""
+
+
+class Config(Section):
+    """A run, from a constitution to a better policy."""
+
+    out: str = "runs/run"
+    """The run directory."""
+    constitution: str = "harmless"
+    """A constitution file, or a shipped name."""
+    prompts: PromptsConfig = PromptsConfig()
+    """Prompts to sample from."""
+    pairs: str | None = None
+    """Judge these pairs (hh-rlhf or TRL preference rows) instead of sampled completions."""
+    policy: EngineConfig = EngineConfig()
+    """The model that answers, and that DPO improves."""
+    judge: JudgeConfig = JudgeConfig()
+    """The model that compares."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Sampling of completions."""
+    preferences: PreferencesConfig = PreferencesConfig()
+    """From verdicts to preferences."""
+    train: TrainStages = TrainStages()
+    """Training stages."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Evaluation."""
+    chunk: int = Field(default=64, ge=1)
+    """Prompts or pairs written at a time: what a kill can cost at most."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; null leaves PyTorch's default."""
+
+
+def load_config(
+    name: str | None = None, overrides: Sequence[str] = (), defaults: dict[str, Any] | None = None
+) -> Config:
+    """The config of a run: shipped defaults, then a file (path or shipped name), then overrides.
+
+    `overrides` are `key.sub=value` with YAML values. `defaults` hold what named options of a
+    command set. ConfigError names every fault with its position.
+    """
+    file = read_yaml(find("configs", name, ".yaml")) if name else parse_yaml("{}", "<defaults>")
+    if file.data is None:
+        file = YamlFile(file.path, {}, file.marks)
+    validate(Config, file)  # faults of the file are told with the file's positions
+    data = yaml.safe_load(yaml.safe_dump(file.data))
+    for key, value in (defaults or {}).items():
+        put(data, key, value)
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {text}: expected key=value, such as train.dpo.beta=0.05")
+        put(data, key.strip(), parse_yaml(value, f"--set {key}").data)
+    return validate(Config, YamlFile(file.path if not overrides else "--set", data, {}))
+
+
+def put(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Sets `a.b.c` in nested mappings; ConfigError names the nearest known key."""
+    parts = dotted.split(".")
+    here = data
+    for i, part in enumerate(parts):
+        known = known_keys(Config, parts[:i])
+        if part not in known:
+            raise ConfigError(f"--set {dotted}: unknown key '{part}'.{nearest(part, known)}")
+        if i == len(parts) - 1:
+            here[part] = value
+        else:
+            if not isinstance(here.get(part), dict):
+                here[part] = {}
+            here = here[part]
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config, every option written out, as `run.yaml` keeps it."""
+    data = config.model_dump(mode="json")
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a config file, for editors."""
+    return Config.model_json_schema()
+
+
+def resolve_out(config: Config) -> Path:
+    """The run directory of a config."""
+    return Path(config.out)
