@@ -1,3 +1,62 @@
-"""rlaif: from a file of principles to preference labels, reward models and better policies."""
+"""rlaif: from a file of principles to preference labels, reward models and better policies.
+
+    from rlaif import Constitution, PairwiseJudge, label_pairs, load_engine, read_pairs
+
+    judge = PairwiseJudge(load_engine("tiny"))
+    labels = label_pairs(list(read_pairs("pairs.jsonl")), judge, Constitution.load("harmless"))
+
+Names load on first use, so that `import rlaif` costs nothing and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlaif.constitution import Constitution as Constitution
+    from rlaif.constitution import Principle as Principle
+    from rlaif.engines.base import Sampling as Sampling
+    from rlaif.engines.base import load_engine as load_engine
+    from rlaif.errors import RlaifError as RlaifError
+    from rlaif.executors import label_pairs as label_pairs
+    from rlaif.judges.pairwise import PairwiseJudge as PairwiseJudge
+    from rlaif.preferences import aggregate as aggregate
+    from rlaif.readers import read_pairs as read_pairs
+    from rlaif.readers import read_prompts as read_prompts
+    from rlaif.records import Message as Message
+    from rlaif.records import Pair as Pair
+    from rlaif.records import Preference as Preference
+    from rlaif.records import Prompt as Prompt
+    from rlaif.records import Verdict as Verdict
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Constitution": "constitution",
+    "Message": "records",
+    "Pair": "records",
+    "PairwiseJudge": "judges.pairwise",
+    "Preference": "records",
+    "Principle": "constitution",
+    "Prompt": "records",
+    "RlaifError": "errors",
+    "Sampling": "engines.base",
+    "Verdict": "records",
+    "aggregate": "preferences",
+    "label_pairs": "executors",
+    "load_engine": "engines.base",
+    "read_pairs": "readers",
+    "read_prompts": "readers",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rlaif' has no attribute '{name}'")
+    return getattr(import_module(f"rlaif.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -55,12 +55,14 @@ class Constitution(BaseModel):
     """Raised by its authors when they change it; for people, nothing depends on it."""
     description: str = ""
     """What it is for."""
-    principles: tuple[Principle, ...] = Field(min_length=1)
+    principles: tuple[Principle, ...]
     """At least one."""
 
     @field_validator("principles")
     @classmethod
-    def _unique_ids(cls, principles: tuple[Principle, ...]) -> tuple[Principle, ...]:
+    def _some_and_unique(cls, principles: tuple[Principle, ...]) -> tuple[Principle, ...]:
+        if not principles:
+            raise ValueError("at least one principle is needed")
         ids = [p.id for p in principles]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:

@@ -28,13 +28,17 @@ class YamlFile:
     data: Any
     marks: Mapping[Location, tuple[int, int]]
 
-    def where(self, location: Location) -> str:
-        """`file:line:column` of a key path, or of its nearest parent that is in the file."""
+    def position(self, location: Location) -> tuple[int, int]:
+        """(line, column) of a key path, or of its nearest parent that is in the file."""
         for end in range(len(location), -1, -1):
             if location[:end] in self.marks:
-                line, column = self.marks[location[:end]]
-                return f"{self.path}:{line}:{column}"
-        return self.path
+                return self.marks[location[:end]]
+        return (0, 0)
+
+    def where(self, location: Location) -> str:
+        """`file:line:column` of a key path."""
+        line, column = self.position(location)
+        return f"{self.path}:{line}:{column}" if line else self.path
 
 
 def read_yaml(path: Path) -> YamlFile:
@@ -91,7 +95,8 @@ def validate(model: type[M], file: YamlFile) -> M:
     try:
         return model.model_validate(file.data)
     except ValidationError as error:
-        faults = [_fault(model, file, e) for e in error.errors()]
+        errors = sorted(error.errors(), key=lambda e: file.position(tuple(e["loc"])))
+        faults = [_fault(model, file, e) for e in errors]
         raise ConfigError("\n".join(faults)) from error
 
 

@@ -1,0 +1,113 @@
+"""The layering is law: modules import lower floors only; low floors load without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent / "rlaif"
+
+# Floors from the ground up. The longest matching prefix decides. `docs/architecture.md` draws them.
+FLOORS = {
+    "rlaif": 8,  # the package's own __init__: lazy names only
+    "rlaif.errors": 0,
+    "rlaif.records": 0,
+    "rlaif.resources": 0,
+    "rlaif.yamlfile": 1,
+    "rlaif.constitution": 1,
+    "rlaif.templates": 1,
+    "rlaif.store": 1,
+    "rlaif.readers": 1,
+    "rlaif.writers": 1,
+    "rlaif.tiny": 1,  # beside the house: the grammar and its gold checker know only words
+    "rlaif.tiny.train": 5,
+    "rlaif.tiny.measure": 6,
+    "rlaif.engines": 2,
+    "rlaif.judges": 3,
+    "rlaif.sampling": 3,
+    "rlaif.preferences": 3,
+    "rlaif.executors": 4,
+    "rlaif.training": 5,
+    "rlaif.evaluation": 6,
+    "rlaif.report": 6,
+    "rlaif.config": 7,
+    "rlaif.stages": 7,
+    "rlaif.cli": 8,
+}
+
+
+def floor(module: str) -> int:
+    parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        name = ".".join(parts[:end])
+        if name in FLOORS:
+            return FLOORS[name]
+    raise AssertionError(f"{module} has no floor")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    """Every rlaif module a file imports, lazy imports inside functions included."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, a.name) for a in node.names if a.name.startswith("rlaif")]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rlaif"):
+            for alias in node.names:
+                deeper = ROOT.parent.joinpath(*node.module.split("."), alias.name)
+                is_module = deeper.with_suffix(".py").exists() or deeper.is_dir()
+                found.append(
+                    (node.lineno, f"{node.module}.{alias.name}" if is_module else node.module)
+                )
+    return found
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_a_module_imports_only_its_own_floor_and_those_below(path: Path) -> None:
+    own = module_name(path)
+    high = [
+        f"{path.name}:{line} imports {name} (floor {floor(name)} above {floor(own)})"
+        for line, name in imports(path)
+        if floor(name) > floor(own)
+    ]
+    assert not high
+
+
+def test_there_are_no_import_cycles() -> None:
+    top = {module_name(p): [(n, line) for line, n in imports(p)] for p in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " → ".join((*path, module))
+        if module in done:
+            return
+        for name, _ in top.get(module, []):
+            if name != module:
+                visit(name, (*path, module))
+        done.add(module)
+
+    for module in top:
+        visit(module, ())
+
+
+LOW = sorted(module_name(p) for p in FILES if floor(module_name(p)) <= 1)
+
+
+@pytest.mark.parametrize("module", [*LOW, "rlaif", "rlaif.cli", "rlaif.config"])
+def test_low_floors_and_the_command_line_load_without_torch(module: str) -> None:
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
