@@ -1,0 +1,644 @@
+"""A run directory: what every stage writes, and what makes it resumable.
+
+    runs/NAME/
+      .lock  manifest.json
+      prompts/ completions/ pairs/ verdicts/ preferences/    NUMBER-HASH.parquet
+
+A table is a folder of immutable Parquet shards. A shard is written aside, synced and renamed, so
+that it is there as a whole or not at all; a killed stage loses at most the shard it was writing,
+and `keys()` tells the next one what is done. One process writes, any number read. The shards are
+plain Parquet: `datasets`, pandas, Polars and DuckDB read `NAME/*.parquet` as they are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import re
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeVar, overload
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlaif.errors import DataError, nearest
+from rlaif.records import (
+    Completion,
+    Message,
+    Pair,
+    Preference,
+    Prompt,
+    Verdict,
+    content_id,
+    messages_to_json,
+)
+
+R = TypeVar("R")
+
+# ---------------------------------------------------------------------------- records as rows
+
+_TEXT, _FLOAT, _COUNT = pa.string(), pa.float64(), pa.int32()
+_MESSAGES = pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))
+
+# The first column is the key: no two rows that are read share one.
+SCHEMAS: dict[str, pa.Schema] = {
+    "prompts": pa.schema([("id", _TEXT), ("messages", _MESSAGES), ("source", _TEXT)]),
+    "completions": pa.schema(
+        [
+            ("key", _TEXT),
+            ("prompt_id", _TEXT),
+            ("policy", _TEXT),
+            ("index", _COUNT),
+            ("text", _TEXT),
+            ("finish_reason", _TEXT),
+            ("tokens", _COUNT),
+        ]
+    ),
+    "pairs": pa.schema(
+        [
+            ("id", _TEXT),
+            ("prompt", _MESSAGES),
+            ("prompt_source", _TEXT),
+            ("first", _TEXT),
+            ("second", _TEXT),
+            ("label", _FLOAT),
+            ("source", _TEXT),
+        ]
+    ),
+    "verdicts": pa.schema(
+        [
+            ("key", _TEXT),
+            ("pair_id", _TEXT),
+            ("principle", _TEXT),
+            ("order", _TEXT),
+            ("judge", _TEXT),
+            ("p_first", _FLOAT),
+            ("logprob_first", _FLOAT),
+            ("logprob_second", _FLOAT),
+            ("mass", _FLOAT),
+            ("reason", _TEXT),
+        ]
+    ),
+    "preferences": pa.schema(
+        [
+            ("pair_id", _TEXT),
+            ("prompt", _MESSAGES),
+            ("prompt_source", _TEXT),
+            ("first", _TEXT),
+            ("second", _TEXT),
+            ("label", _FLOAT),
+            ("source", _TEXT),
+            ("status", _TEXT),
+            ("p_first", _FLOAT),
+            ("principles", pa.list_(_TEXT)),
+            ("p_principles", pa.list_(_FLOAT)),
+            ("verdicts", _COUNT),
+            ("abstained", _COUNT),
+        ]
+    ),
+}
+
+
+def resume_key(**everything: Any) -> str:
+    """A hash of everything that can change an output; the key of its row.
+
+    Built by exclusion: pass all there is and leave out by name only what cannot change the output
+    (batch size, paths, number of workers). A setting added later then counts by default.
+    """
+    return content_id("resume", everything)
+
+
+def _messages(rows: list[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(Message(row["role"], row["content"]) for row in rows)
+
+
+def _prompt_of_row(_id: str, messages: list[dict[str, Any]], source: str) -> Prompt:
+    return Prompt(_messages(messages), source)
+
+
+def _pair_of_row(
+    _id: str,
+    prompt: list[dict[str, Any]],
+    prompt_source: str,
+    first: str,
+    second: str,
+    label: float | None,
+    source: str,
+) -> Pair:
+    return Pair(Prompt(_messages(prompt), prompt_source), first, second, label, source)
+
+
+def _preference_of_row(*row: Any) -> Preference:
+    status, p_first, principles, p_principles, verdicts, abstained = row[7:]
+    return Preference(
+        pair=_pair_of_row(*row[:7]),
+        status=status,
+        p_first=p_first,
+        principles=tuple(principles),
+        p_principles=tuple(p_principles),
+        verdicts=verdicts,
+        abstained=abstained,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Codec(Generic[R]):
+    """Records to columns, and rows to records.
+
+    A column is the attribute of its name unless `getters` says otherwise.
+    """
+
+    record: Callable[..., R]  # from one row's values, in the schema's order
+    getters: Mapping[str, Callable[[R], Any]]
+
+    def table(self, schema: pa.Schema, records: Sequence[R]) -> pa.Table:
+        columns = [
+            list(map(self.getters.get(name) or attrgetter(name), records)) for name in schema.names
+        ]
+        return pa.Table.from_pydict(dict(zip(schema.names, columns, strict=True)), schema=schema)
+
+    def records(self, batch: pa.RecordBatch) -> list[R]:
+        return list(itertools.starmap(self.record, zip(*_python_columns(batch), strict=True)))
+
+
+def _python_columns(batch: pa.RecordBatch) -> list[list[Any]]:
+    return [column.to_pylist() for column in batch.columns]
+
+
+_PAIR_GETTERS: dict[str, Callable[[Any], Any]] = {
+    "prompt": lambda pair: messages_to_json(pair.prompt.messages),
+    "prompt_source": attrgetter("prompt.source"),
+}
+_CODECS: dict[str, _Codec[Any]] = {
+    "prompts": _Codec(_prompt_of_row, {"messages": lambda p: messages_to_json(p.messages)}),
+    "completions": _Codec(Completion, {}),
+    "pairs": _Codec(_pair_of_row, _PAIR_GETTERS),
+    "verdicts": _Codec(Verdict, {}),
+    "preferences": _Codec(
+        _preference_of_row,
+        {
+            "pair_id": attrgetter("pair.id"),
+            "prompt": lambda p: messages_to_json(p.pair.prompt.messages),
+            "prompt_source": attrgetter("pair.prompt.source"),
+            **{name: attrgetter(f"pair.{name}") for name in ("first", "second", "label", "source")},
+        },
+    ),
+}
+
+# ---------------------------------------------------------------------------- files, all or nothing
+
+_ASIDE = ".aside-"  # what a killed writer may leave behind; hidden from readers of *.parquet
+_counter = itertools.count()
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A path to write to before renaming; whatever is still there afterwards is removed."""
+    path = folder / f"{_ASIDE}{os.getpid()}-{next(_counter)}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns what the file system refuses into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError(
+            f"cannot write in {folder}: {why}. What was written before is kept: "
+            "free or allow space there and run the same command again to go on"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _commit(written: Path, target: Path) -> None:
+    """Rename into place so that a crash of the machine shows all of the file or none of it."""
+    _sync(written)
+    os.replace(written, target)
+    _sync(target.parent)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a JSON file atomically: keys sorted, two spaces.
+
+    Raises DataError if the value is not JSON (NaN included) or the disk refuses it.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path}: expected a value that JSON can hold, got {error}") from error
+    with _explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(path.parent) as aside:
+            aside.write_text(text + "\n", encoding="utf-8")
+            _commit(aside, path)
+
+
+# ---------------------------------------------------------------------------- tables
+
+# `base` in place of the hash: this shard supersedes all of a lower number (see Table.replace).
+_SHARD = re.compile(r"(\d{6,})-([0-9a-f]{8}|base)\.parquet")
+_ROW_GROUP = 65_536  # rows decoded at a time, so that reading needs bounded memory
+
+
+def _number(shard: Path) -> int:
+    return int(shard.name.partition("-")[0])
+
+
+def _is_base(shard: Path) -> bool:
+    return shard.name.endswith("-base.parquet")
+
+
+def _hash8(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+
+
+def _is_damaged(shard: Path) -> bool:
+    """A named hash covers every byte; a base shard has none and is read instead."""
+    if not _is_base(shard):
+        return _hash8(shard) != shard.name.partition("-")[2][:8]
+    try:
+        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+            rows = sum(batch.num_rows for batch in file.iter_batches(_ROW_GROUP))
+            return bool(rows != file.metadata.num_rows)
+    except (pa.ArrowException, OSError):
+        return True
+
+
+def _rows_in_footer(shard: Path) -> str:
+    """How many rows a damaged shard held; a shard that was cut off has lost even that."""
+    try:
+        return str(pq.read_metadata(shard).num_rows)
+    except (pa.ArrowException, OSError):
+        return "an unknown number of"
+
+
+class Table(Generic[R]):
+    """One kind of record in a run directory: append, ask for the keys, read.
+
+    Reading never yields a key twice (the first row wins) and keeps one batch of rows and the set
+    of keys in memory. Every method raises DataError if a shard turns out to be damaged.
+    """
+
+    def __init__(self, folder: Path, check_writable: Callable[[], None]) -> None:
+        self.name = folder.name
+        self.folder = folder
+        self.schema = SCHEMAS[self.name]
+        self._codec: _Codec[R] = _CODECS[self.name]
+        self._key = self.schema.names[0]
+        self._check_writable = check_writable
+
+    # reading
+
+    def keys(self) -> set[str]:
+        """The keys of all rows: what is done."""
+        keys: set[str] = set()
+        for shard in self._live():
+            for batch in self._scan(shard, [self._key]):
+                keys.update(batch.column(0).to_pylist())
+        return keys
+
+    def __len__(self) -> int:
+        """The number of rows, each key counted once. Reads the key column."""
+        return len(self.keys())
+
+    def iter_batches(self, size: int = 16_384) -> Iterator[list[R]]:
+        """The records in the order they were written, at most `size` at a time."""
+        for batch in self._batches(self.schema.names, size):
+            yield self._codec.records(batch)
+
+    def read(self) -> list[R]:
+        """All records in the order they were written."""
+        return list(itertools.chain.from_iterable(self.iter_batches()))
+
+    def to_arrow(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows as an Arrow table, all columns or those named."""
+        wanted = list(self.schema.names if columns is None else columns)
+        for name in wanted:
+            if name not in self.schema.names:
+                hint = nearest(name, self.schema.names)
+                raise DataError(f"the table '{self.name}' has no column '{name}'.{hint}")
+        needed = list(dict.fromkeys([self._key, *wanted]))
+        batches = list(self._batches(needed, _ROW_GROUP))
+        schema = pa.schema([self.schema.field(name) for name in needed])
+        return pa.Table.from_batches(batches, schema=schema).select(wanted)
+
+    # writing
+
+    def append(self, records: Iterable[R]) -> None:
+        """Add records as one shard: all of them or, on any error or interrupt, none.
+
+        Raises DataError if the run is not open for writing, a record cannot be stored, or the
+        disk refuses.
+        """
+        rows = list(records)
+        self._check_writable()
+        if not rows:
+            return
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with _aside(self.folder) as aside:
+            self._write(aside, [rows])
+            with _explained(self.folder):
+                _commit(aside, self.folder / f"{self._next():06d}-{_hash8(aside)}.parquet")
+
+    def replace(self, records: Iterable[R]) -> None:
+        """Put records in the place of all rows. A kill at any moment leaves the old or the new.
+
+        For tables computed as a whole from others. The rename of a single file is the switch: a
+        base shard supersedes all of a lower number, and takes the place of an older base shard
+        that stands alone. What is superseded is removed afterwards, here or by the next writer.
+        Raises as `append` does.
+        """
+        self._check_writable()
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        live = self._live()
+        alone = len(live) == 1 and _is_base(live[0])
+        number = _number(live[0]) if alone else self._next()
+        with _aside(self.folder) as aside:
+            self._write(aside, _chunks(records, _ROW_GROUP))
+            with _explained(self.folder):
+                _commit(aside, self.folder / f"{number:06d}-base.parquet")
+        self._remove_superseded()
+
+    def _write(self, path: Path, chunks: Iterable[Sequence[R]]) -> None:
+        with _explained(self.folder):
+            writer = pq.ParquetWriter(
+                path, self.schema, compression="zstd", write_page_checksum=True,
+                use_dictionary=[n for n in self.schema.names if n != self._key],
+            )  # fmt: skip
+        try:
+            for rows in chunks:
+                try:
+                    table = self._codec.table(self.schema, rows)
+                except (pa.ArrowException, UnicodeError) as error:
+                    raise DataError(
+                        f"a row of '{self.name}' cannot be stored: {error}; "
+                        "texts have to be valid Unicode and numbers of the declared type"
+                    ) from error
+                with _explained(self.folder):
+                    writer.write_table(table, row_group_size=_ROW_GROUP)
+        finally:
+            with _explained(self.folder):  # closing writes the footer: a full disk refuses it too
+                writer.close()
+
+    # shards
+
+    def _shards(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _SHARD.fullmatch(path.name)]
+        return sorted(found, key=lambda path: (_number(path), path.name))
+
+    def _live(self) -> list[Path]:
+        shards = self._shards()
+        base = max((_number(shard) for shard in shards if _is_base(shard)), default=0)
+        return [shard for shard in shards if _number(shard) >= base]
+
+    def _next(self) -> int:
+        return max(map(_number, self._shards()), default=0) + 1
+
+    def _remove_superseded(self) -> None:
+        live = set(self._live())
+        for shard in self._shards():
+            if shard not in live:
+                shard.unlink(missing_ok=True)
+
+    def _set_damaged_aside(self) -> None:
+        """Before the first write: what cannot be trusted is moved out, so that it is done again."""
+        for shard in filter(_is_damaged, self._shards()):
+            kept = self.folder / "damaged" / f"{shard.name}.damaged"  # no reader takes it for data
+            message = (
+                f"damaged shard: {shard} is cut off or has wrong bytes; moved to {kept}. "
+                f"Its rows ({_rows_in_footer(shard)} in all) are missing now and will be done again"
+            )
+            with _explained(self.folder):
+                kept.parent.mkdir(exist_ok=True)
+                os.replace(shard, kept)
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+        self._remove_superseded()
+
+    def _refuse_damaged(self) -> None:
+        for shard in self._live():
+            try:
+                damaged = _is_damaged(shard)
+            except FileNotFoundError:  # superseded meanwhile by a writer
+                continue
+            if damaged:
+                raise _damage(shard, "it is cut off or has wrong bytes")
+
+    def _scan(self, shard: Path, columns: list[str], size: int = _ROW_GROUP) -> Iterator[Any]:
+        try:
+            with pq.ParquetFile(shard, page_checksum_verification=True) as file:
+                yield from file.iter_batches(size, columns=columns)
+        except FileNotFoundError as error:
+            raise DataError(f"{shard} was replaced while it was read; read again") from error
+        except (pa.ArrowException, OSError) as error:
+            raise _damage(shard, str(error)) from error
+
+    def _batches(self, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
+        """The rows of all shards, those whose key was seen before left out."""
+        seen: set[str] = set()
+        for shard in self._live():
+            for batch in self._scan(shard, columns, size):
+                keys = batch.column(self._key).to_pylist()
+                fresh = set(keys)
+                if len(fresh) < len(keys) or not seen.isdisjoint(fresh):
+                    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+                    batch = batch.take(sorted(i for key, i in first.items() if key not in seen))
+                seen |= fresh
+                if batch.num_rows:
+                    yield batch
+
+
+def _chunks(records: Iterable[R], size: int) -> Iterator[list[R]]:
+    iterator = iter(records)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _damage(shard: Path, why: str) -> DataError:
+    return DataError(
+        f"damaged shard {shard}: {why}. Run the stage that wrote it again: "
+        "it sets the shard aside and does its rows again"
+    )
+
+
+# ---------------------------------------------------------------------------- the run directory
+
+
+class RunStore:
+    """A run directory, open for writing inside `with RunStore(path) as run:`.
+
+    `command` names the holder to others who try to write. `read_only` takes no lock and needs an
+    existing directory.
+    """
+
+    def __init__(self, path: str | Path, *, command: str = "", read_only: bool = False) -> None:
+        self.root = Path(path)
+        self.command = command or " ".join(sys.argv)
+        self.read_only = read_only
+        self._tables: dict[str, Table[Any]] = {}
+        self._lock: int | None = None
+        if read_only and not self.root.is_dir():
+            raise DataError(f"no run directory {self.root}: check the path, or run a stage first")
+
+    @classmethod
+    def open_readonly(cls, path: str | Path) -> RunStore:
+        """A run to look at, beside its writer or without one.
+
+        Raises DataError if there is no such directory.
+        """
+        return cls(path, read_only=True)
+
+    def __enter__(self) -> RunStore:
+        """Create the directory and take the writer's lock.
+
+        Raises DataError if another process writes there (naming it) or the directory cannot be
+        made. A dead writer's lock vanishes with it; the files it left half-written are removed.
+        """
+        if not self.read_only:
+            with _explained(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+                self._lock = self._take_lock()
+                for pattern in (_ASIDE + "*", f"*/{_ASIDE}*"):
+                    for leftover in self.root.glob(pattern):
+                        leftover.unlink(missing_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock; reading goes on to work."""
+        if self._lock is not None:
+            os.ftruncate(self._lock, 0)  # the file stays: removing it could race with a taker
+            os.close(self._lock)
+            self._lock = None
+
+    @overload
+    def table(self, name: Literal["prompts"]) -> Table[Prompt]: ...
+    @overload
+    def table(self, name: Literal["completions"]) -> Table[Completion]: ...
+    @overload
+    def table(self, name: Literal["pairs"]) -> Table[Pair]: ...
+    @overload
+    def table(self, name: Literal["verdicts"]) -> Table[Verdict]: ...
+    @overload
+    def table(self, name: Literal["preferences"]) -> Table[Preference]: ...
+    def table(self, name: str) -> Table[Any]:
+        """The table of that name, its shards checked byte for byte when it is first asked for.
+
+        A damaged shard is moved to `NAME/damaged/` with a warning, so that its rows are done
+        again; a read-only run raises DataError instead.
+        """
+        if name not in SCHEMAS:
+            raise DataError(f"no table named '{name}'.{nearest(name, SCHEMAS)}")
+        if name not in self._tables:
+            table: Table[Any] = Table(self.root / name, self._check_writable)
+            if self._lock is None:
+                table._refuse_damaged()
+            else:
+                table._set_damaged_aside()
+            self._tables[name] = table
+        return self._tables[name]
+
+    def path(self, *parts: str) -> Path:
+        """A path inside the run directory."""
+        return self.root.joinpath(*parts)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """What the stages said about themselves; empty before the first. Raises DataError."""
+        path = self.path("manifest.json")
+        try:
+            manifest = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise DataError(
+                f"{path}: expected JSON, got {error}; remove the file and run the last stage again"
+            ) from error
+        if not isinstance(manifest, dict):
+            raise DataError(f"{path}: expected a JSON object; remove it and run the stage again")
+        return manifest
+
+    def update_manifest(self, section: str, value: Mapping[str, Any]) -> None:
+        """Put `value` in the place of a section, atomically. Raises DataError as `append` does."""
+        self._check_writable()
+        write_json(self.path("manifest.json"), {**self.read_manifest(), section: dict(value)})
+
+    def _check_writable(self) -> None:
+        if self._lock is None:
+            raise DataError(
+                f"{self.root} is not open for writing: use `with RunStore(path) as run:`"
+            )
+
+    def _take_lock(self) -> int:
+        path = self.path(".lock")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise DataError(_held_by(self.root, path)) from None
+        except OSError as error:
+            os.close(handle)
+            raise DataError(
+                f"{self.root} is on a file system without locks ({error.strerror}); "
+                "use a run directory on a local disk"
+            ) from error
+        holder = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "command": self.command,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(holder).encode(), 0)
+        return handle
+
+
+def _held_by(root: Path, lock: Path) -> str:
+    try:
+        holder = json.loads(lock.read_bytes())
+        who = (
+            f"process {holder['pid']} on {holder['host']} "
+            f"(`{holder['command']}`, since {holder['started']})"
+        )
+    except (ValueError, KeyError, TypeError):  # taken, but its holder has not signed it yet
+        who = "another process"
+    return (
+        f"{root} is already being written by {who}. "
+        "Wait until it ends, stop it, or use another run directory"
+    )
