@@ -80,11 +80,15 @@ class Engine(Protocol):
     """One model, ready to generate and to score."""
 
     name: str
-    fingerprint: str  # hash of weights, config, tokenizer and chat template: part of resume keys
     max_length: int  # tokens of context
     device: str
     usage: Usage
     templates: dict[str, str]  # the model's own prompt templates by judge method, often empty
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, config, tokenizer and chat template: part of resume keys."""
+        ...
 
     def generate(self, prompts: Sequence[Rendered], sampling: Sampling) -> list[list[Generation]]:
         """`sampling.n` completions of each prompt, in the order of the prompts.

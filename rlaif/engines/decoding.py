@@ -1,0 +1,129 @@
+"""Sampling from a Transformers model, so that no text depends on the batch it was sampled in.
+
+Every sequence has a random stream of its own, keyed by the seed, the prompt's ids and the number of
+the sample; step t uses its t-th uniform number by inverse CDF. Batches are left-padded, the prompt
+is computed once for its n samples, and rows that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlaif.engines.base import Sampling
+from rlaif.engines.tokens import Ids
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence on its way. `uniforms`: one number in [0, 1) for each token it may have."""
+
+    prompt: int
+    sample: int
+    uniforms: np.ndarray[Any, np.dtype[np.float64]]
+    ids: list[int] = field(default_factory=list)
+    finish_reason: str = ""
+
+
+def uniforms(ids: Ids, sample: int, seed: int, count: int) -> np.ndarray[Any, Any]:
+    """The random stream of one sample: Philox keyed by (seed, ids, sample)."""
+    digest = hashlib.sha256(f"{seed}:{sample}:".encode() + ids.astype("<i4").tobytes()).digest()
+    key = np.frombuffer(digest[:16], dtype="<u8")
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def choose(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """Next tokens (B,) from logits (B, V) and uniforms (B,); temperature 0 takes the likeliest.
+
+    `top_p` keeps the likeliest tokens until their probability reaches it, the last one included.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    p = torch.softmax(logits.double() / temperature, dim=-1)  # (B, V)
+    if top_p < 1:
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
+        p = torch.zeros_like(p).scatter_(-1, order, ordered)
+    cdf = p.cumsum(-1)
+    target = u.to(cdf)[:, None] * cdf[:, -1:]  # (B, 1); < the total, as u < 1
+    # The first token whose cumulative probability exceeds the target: never one of probability 0.
+    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp_max(p.shape[-1] - 1)
+
+
+@torch.no_grad()
+def decode_batch(
+    model: Any,
+    prompts: Sequence[Ids],
+    sampling: Sampling,
+    *,
+    room: int,
+    pad: int,
+    eos: frozenset[int],
+    ends: Callable[[list[int]], bool],
+) -> list[Row]:
+    """All samples of a batch of prompts, `sampling.n` rows a prompt, in order.
+
+    `room` is the context length; `ends(ids)` says whether the text so far holds a stop string.
+    """
+    device = model.device
+    width = max(map(len, prompts))
+    tokens = torch.full((len(prompts), width), pad)
+    mask = torch.zeros(len(prompts), width, dtype=torch.long)
+    for i, ids in enumerate(prompts):
+        tokens[i, width - len(ids) :] = torch.from_numpy(ids.astype(np.int64))
+        mask[i, width - len(ids) :] = 1
+    tokens, mask = tokens.to(device), mask.to(device)
+    position = (mask.cumsum(-1) - 1).clamp_min(0)
+    out = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=position,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache, n = out.past_key_values, sampling.n
+    if n > 1:
+        cache.batch_repeat_interleave(n)
+    logits = out.logits[:, -1].float().repeat_interleave(n, 0)  # (B·n, V)
+    mask = mask.repeat_interleave(n, 0)
+    position = position[:, -1:].repeat_interleave(n, 0)
+    limits = [min(sampling.max_new_tokens, room - len(ids)) for ids in prompts]
+    rows = [
+        Row(i, j, uniforms(ids, j, sampling.seed, limits[i]))
+        for i, ids in enumerate(prompts)
+        for j in range(n)
+    ]
+    live = list(rows)
+    for step in range(max(limits)):
+        u = torch.tensor([row.uniforms[step] for row in live], dtype=torch.float64)
+        chosen = choose(logits, u.to(device), sampling.temperature, sampling.top_p)
+        for row, token in zip(live, chosen.tolist(), strict=True):
+            row.ids.append(token)
+            if token in eos or ends(row.ids):
+                row.finish_reason = "stop"
+            elif len(row.ids) == limits[row.prompt]:
+                row.finish_reason = "length"
+        keep = [k for k, row in enumerate(live) if not row.finish_reason]
+        if not keep:
+            break
+        if len(keep) < len(live):
+            index = torch.tensor(keep, device=device)
+            cache.batch_select_indices(index)
+            live = [live[k] for k in keep]
+            chosen, mask, position = chosen[index], mask[index], position[index]
+        mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=-1)
+        position = position + 1
+        out = model(
+            input_ids=chosen[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = out.logits[:, -1].float()
+    return rows

@@ -1,0 +1,430 @@
+"""Transformers as an engine: the reference for every log-probability of the project.
+
+Scoring is one prefill: options are cut out of the log-softmax of the positions before their tokens,
+and nothing is decoded. Logits are computed at those positions only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from rlaif.engines.base import Generation, Sampling, Scores, Usage
+from rlaif.engines.decoding import Row, decode_batch
+from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint
+from rlaif.engines.tokens import Encoder, Ids
+from rlaif.errors import ConfigError, EngineError
+from rlaif.resources import model_path
+from rlaif.templates import Rendered
+
+T = TypeVar("T")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # padded tokens a forward pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """An option to score: token j of `targets` is looked up at position `start + j` of `ids`.
+
+    `ids` are the prompt and all of the option but its last token; `slot` says whose score it is.
+    """
+
+    slot: tuple[int, int]  # (prompt, option)
+    ids: Ids
+    start: int
+    targets: Ids
+
+
+class HFEngine:
+    """A causal language model of Transformers, from a folder, a hub name or from memory.
+
+    `batch_tokens` bounds the padded tokens of one forward pass; it changes speed, not results.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_tokens: int | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        device = _device(device)
+        loaded, tokenizer, folders = _load(
+            model_path(model), device, _dtype(dtype, device), adapter
+        )
+        self._setup(loaded, tokenizer, model, batch_tokens)
+        self._fingerprint: str | None = folder_fingerprint(*folders)
+        self.templates = _own_templates(folders[0])
+
+    @classmethod
+    def from_loaded(
+        cls, model: Any, tokenizer: Any, name: str = "model", *, batch_tokens: int | None = None
+    ) -> HFEngine:
+        """An engine round a model in memory, such as a policy in training.
+
+        Its weights may change between calls; `fingerprint` hashes them anew each time it is read.
+        """
+        engine = cls.__new__(cls)
+        engine._setup(model, tokenizer, name, batch_tokens)
+        engine._fingerprint = None
+        engine.templates = {}
+        return engine
+
+    def _setup(self, model: Any, tokenizer: Any, name: str, batch_tokens: int | None) -> None:
+        self.name = name
+        self.usage = Usage()
+        self.model, self.tokenizer = model, tokenizer
+        self.encoder = Encoder(tokenizer, name)
+        self.device = str(model.device)
+        self.max_length = _context(model.config, tokenizer)
+        self._warned = False
+        self._budget = batch_tokens or _BATCH_TOKENS.get(model.device.type, 8_192)
+        eos = model.generation_config.eos_token_id if model.generation_config else None
+        ends = [eos] if isinstance(eos, int) else list(eos or [])
+        self._eos = frozenset([*ends, *filter(None.__ne__, [tokenizer.eos_token_id])])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights, config, tokenizer and chat template."""
+        return self._fingerprint or module_fingerprint(self.model, self.tokenizer)
+
+    def close(self) -> None:
+        """Frees the model. The engine cannot be used afterwards."""
+        self.model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # ---- score
+
+    def score(self, prompts: Sequence[Rendered], options: Sequence[Sequence[str]]) -> list[Scores]:
+        """Log P(option | prompt): the sum over the option's tokens, each given those before it."""
+        logprobs: list[list[float]] = []
+        too_long: set[int] = set()
+        requests: list[_Request] = []
+        for i, (prompt, choices) in enumerate(zip(prompts, options, strict=True)):
+            ids = self.encoder.prompt(prompt)
+            self.usage.requests += 1
+            self.usage.submitted_tokens += len(ids)
+            encoded = [self.encoder.option(text) for text in choices]
+            logprobs.append([math.nan] * len(encoded))
+            if len(ids) + max(map(len, encoded), default=0) > self.max_length:
+                too_long.add(i)
+            else:
+                requests += [_request((i, j), ids, option) for j, option in enumerate(encoded)]
+        for request, value in zip(requests, self._logprobs(requests), strict=True):
+            logprobs[request.slot[0]][request.slot[1]] = value
+        return [
+            Scores((), "too_long")
+            if i in too_long
+            else Scores(tuple(values))
+            if all(map(math.isfinite, values))
+            else Scores((), "not_finite")
+            for i, values in enumerate(logprobs)
+        ]
+
+    def _logprobs(self, requests: Sequence[_Request]) -> list[float]:
+        """Log-probability of each request, in order."""
+        by_path: dict[bytes, list[int]] = {}
+        for k, request in enumerate(requests):
+            by_path.setdefault(request.ids.tobytes(), []).append(k)
+        paths = sorted(by_path.values(), key=lambda group: -len(requests[group[0]].ids))
+        out = [math.nan] * len(requests)
+
+        def run(batch: Sequence[list[int]]) -> None:
+            values = self._forward([[requests[k] for k in group] for group in batch])
+            for k, value in zip((k for group in batch for k in group), values, strict=True):
+                out[k] = value
+
+        self._in_batches(paths, lambda group: len(requests[group[0]].ids), run)
+        return out
+
+    @torch.no_grad()
+    def _forward(self, rows: Sequence[Sequence[_Request]]) -> list[float]:
+        """One right-padded batch; the requests of a row share its ids."""
+        width = max(len(row[0].ids) for row in rows)
+        tokens = torch.zeros(len(rows), width, dtype=torch.long)
+        where: list[int] = []  # flat positions whose logits are needed
+        targets: list[int] = []
+        for i, row in enumerate(rows):
+            tokens[i, : len(row[0].ids)] = torch.from_numpy(row[0].ids.astype(np.int64))
+            for r in row:
+                where += range(i * width + r.start, i * width + r.start + len(r.targets))
+                targets += r.targets.tolist()
+        self.usage.computed_tokens += sum(len(row[0].ids) for row in rows)
+        # Padding stands right of every real token, so the causal mask alone keeps it out.
+        with self._inference(), _logits_at(self.model, torch.tensor(where)) as logits:
+            self.model(input_ids=tokens.to(self.model.device), use_cache=False)
+        values = _target_logprobs(logits[0], torch.tensor(targets))
+        ends = np.cumsum([len(r.targets) for row in rows for r in row])[:-1]
+        return [math.fsum(part.tolist()) for part in np.split(values, ends)]
+
+    # ---- generate
+
+    def generate(self, prompts: Sequence[Rendered], sampling: Sampling) -> list[list[Generation]]:
+        """`sampling.n` completions of each prompt, in the order of the prompts.
+
+        On a CPU in float32, sample i of a prompt depends on the prompt, the seed and i only.
+        """
+        encoded = [self.encoder.prompt(prompt) for prompt in prompts]
+        self.usage.requests += len(encoded)
+        self.usage.submitted_tokens += sum(map(len, encoded))
+        out = [[Generation("", "too_long", 0) for _ in range(sampling.n)] for _ in encoded]
+        fitting = [i for i, ids in enumerate(encoded) if 0 < len(ids) < self.max_length]
+        fitting.sort(key=lambda i: -len(encoded[i]))
+
+        def run(batch: Sequence[int]) -> None:
+            with self._inference():
+                rows = decode_batch(
+                    self.model,
+                    [encoded[i] for i in batch],
+                    sampling,
+                    room=self.max_length,
+                    pad=self._pad(),
+                    eos=self._eos,
+                    ends=self._stopper(sampling),
+                )
+            for row in rows:
+                out[batch[row.prompt]][row.sample] = self._finish(row, sampling)
+            self.usage.computed_tokens += sum(len(encoded[i]) for i in batch)
+
+        tokens = sampling.max_new_tokens
+        self._in_batches(fitting, lambda i: sampling.n * (len(encoded[i]) + tokens), run)
+        return out
+
+    def _stopper(self, sampling: Sampling) -> Callable[[list[int]], bool]:
+        """Whether the newest tokens complete a stop string."""
+        stops = (*sampling.stop, *self.encoder.stop)
+        if not stops:
+            return lambda _: False
+        tail = max(len(s.encode()) for s in stops) + 4  # a token is at least one byte of text
+
+        def ends(ids: list[int]) -> bool:
+            text = self.encoder.decode(ids[-tail:])
+            return any(s in text for s in stops)
+
+        return ends
+
+    def _finish(self, row: Row, sampling: Sampling) -> Generation:
+        text = self.encoder.decode(row.ids)
+        cuts = [text.find(s) for s in (*sampling.stop, *self.encoder.stop) if s in text]
+        if cuts:
+            text = text[: min(cuts)]
+        if self.encoder.transcript:  # the space after 'Assistant:'
+            text = text.removeprefix(" ")
+        self.usage.generated_tokens += len(row.ids)
+        self.usage.computed_tokens += len(row.ids) - 1
+        return Generation(text, row.finish_reason, len(row.ids))
+
+    def _pad(self) -> int:
+        pad = self.tokenizer.pad_token_id  # masked, so any id will do
+        return pad if pad is not None else next(iter(self._eos), 0)
+
+    # ---- batches
+
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Evaluation mode while inside: a policy in training comes back as it was."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train(training)
+
+    def _in_batches(
+        self, items: Sequence[T], size: Callable[[T], int], run: Callable[[Sequence[T]], None]
+    ) -> None:
+        """Runs items, longest first, in batches whose padded size keeps within the budget.
+
+        Out of memory halves the budget for good and tries again.
+        """
+        start = 0
+        while start < len(items):
+            count = max(1, self._budget // max(1, size(items[start])))
+            batch = items[start : start + count]
+            try:
+                run(batch)
+                start += len(batch)
+            except torch.cuda.OutOfMemoryError as error:
+                self._halve(len(batch), error)
+
+    def _halve(self, batch: int, error: Exception) -> None:
+        if batch == 1:
+            raise EngineError(
+                f"{self.name}: one sequence alone does not fit the memory of {self.device}. "
+                "Use a smaller model, a narrower dtype or shorter texts"
+            ) from error
+        gc.collect()
+        torch.cuda.empty_cache()
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.name}: out of memory on {self.device}; going on with smaller batches "
+                f"(batch_tokens was {self._budget})",
+                stacklevel=2,
+            )
+        self._budget = max(1, self._budget // 2)
+
+
+def _request(slot: tuple[int, int], prompt: Ids, option: Ids) -> _Request:
+    ids = prompt if len(option) == 1 else np.concatenate([prompt, option[:-1]])
+    return _Request(slot, ids, len(prompt) - 1, option)
+
+
+@contextlib.contextmanager
+def _logits_at(model: Any, where: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """The logits (N, V) of N flat positions of a forward pass run inside, and of no others.
+
+    The head's input is cut down before the head, so scaling and soft-capping after it still happen.
+    """
+    found: list[torch.Tensor] = []
+
+    def gather(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0]  # (B, T, D)
+        picked = hidden.reshape(-1, hidden.shape[-1])[where.to(hidden.device)]
+        return (picked[None], *args[1:])
+
+    def keep(_: Any, __: Any, ___: Any, output: Any) -> None:
+        found.append(output.logits[0])
+
+    hooks = (
+        model.get_output_embeddings().register_forward_pre_hook(gather),
+        model.register_forward_hook(keep, with_kwargs=True),
+    )
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _target_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> np.ndarray[Any, Any]:
+    """Log-softmax in float32 of logits (N, V) at targets (N,), as (N,) float64 on the host."""
+    out = []
+    for rows, ids in zip(
+        torch.split(logits, 1_024), torch.split(targets.to(logits.device), 1_024), strict=True
+    ):
+        values = torch.log_softmax(rows.float(), dim=-1).gather(-1, ids[:, None])[:, 0]
+        out.append(values.double().cpu().numpy())
+    return np.concatenate(out)
+
+
+# ---- loading
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype(dtype: str, device: str) -> torch.dtype:
+    if dtype == "auto":
+        return torch.float32 if device == "cpu" else torch.bfloat16
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype '{dtype}'. Choices: auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]
+
+
+def _load(
+    model: str, device: str, dtype: torch.dtype, adapter: str | None
+) -> tuple[Any, Any, list[Path]]:
+    """Model, tokenizer and the folders they came from."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(model)
+    if (model.startswith((".", "/", "~")) or path.exists()) and not (
+        path / "config.json"
+    ).is_file():
+        raise EngineError(
+            f"no model at {model}: expected a folder with config.json, weights and a tokenizer"
+        )
+    try:
+        config = AutoConfig.from_pretrained(model)
+        _check_head(config, model)
+        loaded, info = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EngineError(
+            f"cannot load the model '{model}': {reason}. Give a folder that holds a model, "
+            "or a name on the Hugging Face hub (which needs a network or a filled cache)"
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise EngineError(
+            f"{model}: the weights lack {', '.join(missing[:4])}"
+            f"{' and others' * (len(missing) > 4)}: this is not a causal language model's folder"
+        )
+    folders = [_folder(model)]
+    if adapter is not None:
+        loaded = _with_adapter(loaded, adapter)
+        folders.append(Path(adapter))
+    return loaded.to(device).eval(), tokenizer, folders
+
+
+def _check_head(config: Any, model: str) -> None:
+    heads = ("CausalLM", "LMHead", "ConditionalGeneration")
+    names = config.architectures or []
+    if names and not any(head in name for name in names for head in heads):
+        raise EngineError(
+            f"{model} has no language-model head (its config says {', '.join(names)}). "
+            "An engine needs a causal language model, such as Qwen2ForCausalLM"
+        )
+
+
+def _with_adapter(model: Any, adapter: str) -> Any:
+    from peft import PeftModel
+
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise EngineError(f"no LoRA adapter at {adapter}: expected adapter_config.json in it")
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def _folder(model: str) -> Path:
+    if Path(model).is_dir():
+        return Path(model)
+    from transformers.utils import cached_file
+
+    return Path(cached_file(model, "config.json")).parent
+
+
+def _own_templates(folder: Path) -> dict[str, str]:
+    """`templates` of an optional rlaif.json in the model's folder."""
+    file = folder / "rlaif.json"
+    if not file.is_file():
+        return {}
+    try:
+        templates = json.loads(file.read_text("utf-8"))["templates"]
+        return {str(k): str(v) for k, v in templates.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise EngineError(
+            f'{file}: expected {{"templates": {{"pairwise": "pairwise/tiny"}}}}, got {error!r}'
+        ) from error
+
+
+def _context(config: Any, tokenizer: Any) -> int:
+    """Tokens of context: what the config says, else the tokenizer, else no limit."""
+    text = config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(text, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    length = tokenizer.model_max_length
+    return length if length < 10**9 else 2**30

@@ -1,0 +1,272 @@
+"""From rendered messages to token ids, one segment at a time.
+
+Each segment is tokenised by itself. The template's literal text is trusted: its special tokens are
+tokens. Data is not: no added token, special or not, is ever made from it, so that `<|im_end|>` in a
+response under judgement cannot end the judge's turn. Runs of whitespace that a tokenizer adds as
+tokens control nothing and stay.
+
+Where the tokenizer has a chat template, it is applied once per sequence of roles, with markers in
+place of the contents; what stands between the markers is trusted text. Where it has none, messages
+become a plain `Human:` / `Assistant:` transcript.
+
+One space at the end of trusted text goes over to the data after it, because tokenizers of words
+expect the space before the word. The literal text stays as it was in every other respect.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rlaif.errors import EngineError
+from rlaif.templates import Rendered, RenderedMessage, Segment
+
+Ids = npt.NDArray[np.int32]  # (T,)
+_Encode = Callable[[str], list[int]]
+_ANCHORS = ("\n", "\x01", "¶", "|")  # text that tokenizers keep apart from what follows it
+_PROBES = ("x", " x", ".", "The end", "\n\n", "é")
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+
+
+class Encoder:
+    """Token ids of prompts and options. Segments seen before come from a cache.
+
+    `transcript` says that the tokenizer has no chat template, and `stop` which strings then end
+    the assistant's turn.
+    """
+
+    def __init__(self, tokenizer: Any, name: str = "the model") -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        self.transcript = not getattr(tokenizer, "chat_template", None)
+        self.stop: tuple[str, ...] = (HUMAN,) if self.transcript else ()
+        if self.transcript:
+            warnings.warn(
+                f"{name} has no chat template: messages are written as a plain 'Human:' / "
+                "'Assistant:' transcript. Put a chat_template.jinja into its folder to change that",
+                stacklevel=3,
+            )
+        trusted, data, unknown = _encoders(tokenizer)
+        added = {t.content: i for i, t in tokenizer.added_tokens_decoder.items()}
+        control = {text: i for text, i in added.items() if text.strip()}
+        self._forbidden = frozenset(control.values()) - {unknown}
+        self._control = _alternatives(control)
+        self._trusted, self._data = trusted, data
+        self._anchor, self._anchor_ids = _find_anchor(trusted)
+        self._bos = _leading_ids(tokenizer)
+        self._segment = lru_cache(maxsize=16_384)(self._encode_segment)
+        self._skeleton = lru_cache(maxsize=1_024)(self._chat_skeleton)
+
+    def prompt(self, prompt: Rendered) -> Ids:
+        """The ids of a prompt, as int32 (T,), up to where the assistant begins or goes on."""
+        pieces = [np.asarray(self._bos, np.int32)] if self.transcript else []
+        for i, segment in enumerate(_shift_spaces(self._segments(prompt.messages))):
+            pieces.append(self._segment(segment, i == 0 and not segment.text[0].isspace()))
+        return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+    def option(self, text: str) -> Ids:
+        """The ids of an option: trusted text that goes on after the prompt."""
+        ids = self._segment(Segment(text, False), False)
+        if not len(ids):
+            raise EngineError(f"{self.name}: the option {text!r} has no tokens")
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, without special tokens."""
+        text: str = self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    # ---- messages → segments
+
+    def _segments(self, messages: tuple[RenderedMessage, ...]) -> list[Segment]:
+        cue: tuple[Segment, ...] = ()
+        if messages and messages[-1].role == "assistant":
+            messages, cue = messages[:-1], messages[-1].segments
+        if self.transcript:
+            return _transcript(messages, cue)
+        for variant in (messages, _fold_system(messages), _alternating(_fold_system(messages))):
+            skeleton = self._skeleton(tuple(m.role for m in variant))
+            if skeleton is not None:
+                out = [Segment(skeleton[0], False)]
+                for index, after in zip(skeleton[1::2], skeleton[2::2], strict=True):
+                    out += [*variant[int(index)].segments, Segment(after, False)]
+                return [s for s in [*out, *cue] if s.text]
+        roles = ", ".join(m.role for m in messages)
+        raise EngineError(
+            f"{self.name}: its chat template refuses messages of the roles [{roles}], "
+            "also with the system message folded into the first user message"
+        )
+
+    def _chat_skeleton(self, roles: tuple[str, ...]) -> tuple[str, ...] | None:
+        """Text and message index by turns: text, index, text, …; None if the template refuses."""
+        nonce = secrets.token_hex(8)
+        messages = [{"role": r, "content": f"Q{nonce}x{i}Q"} for i, r in enumerate(roles)]
+        try:
+            # Judges answer at once: templates of thinking models then close the thought themselves.
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except Exception:  # templates raise what they like
+            return None
+        parts = tuple(re.split(f"Q{nonce}x(\\d+)Q", text))
+        found = [int(i) for i in parts[1::2]]
+        return parts if found == list(range(len(roles))) else None
+
+    # ---- segments → ids
+
+    def _encode_segment(self, segment: Segment, first: bool) -> Ids:
+        text = segment.text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
+        encode = self._data_ids if segment.data else self._trusted
+        ids = encode(text) if first else self._after_anchor(encode, text)
+        out = np.asarray(ids, np.int32)
+        out.flags.writeable = False
+        return out
+
+    def _after_anchor(self, encode: _Encode, text: str) -> list[int]:
+        """Without the space that sentencepiece puts before the first word of any text."""
+        if not self._anchor:
+            return encode(text)
+        ids = encode(self._anchor + text)
+        k = len(self._anchor_ids)
+        return ids[k:] if ids[:k] == self._anchor_ids else encode(text)
+
+    def _data_ids(self, text: str) -> list[int]:
+        """Ids of untrusted text: none of them is a control token's."""
+        ids = self._data(text)
+        if self._forbidden.isdisjoint(ids):
+            return ids
+        cuts = [0, *(m.start() + 1 for m in self._control.finditer(text)), len(text)]
+        pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
+        for parts in (pieces, list(text)):
+            ids = self._data(parts[0])
+            ids += [i for part in parts[1:] for i in self._after_anchor(self._data, part)]
+            if self._forbidden.isdisjoint(ids):
+                return ids
+        return [i for i in ids if i not in self._forbidden]  # a control token of one character
+
+
+def _encoders(tokenizer: Any) -> tuple[_Encode, _Encode, int | None]:
+    """Encoders of trusted text and of data, and the id of the unknown token."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer in Python
+
+        def trusted(text: str) -> list[int]:
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+            return ids
+
+        def data(text: str) -> list[int]:
+            ids: list[int] = tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=True
+            )
+            return ids
+
+        return trusted, data, unknown
+
+    full, bare = _backends(backend)
+    return (
+        lambda text: full.encode(text, add_special_tokens=False).ids,
+        lambda text: bare.encode(text, add_special_tokens=False).ids,
+        unknown,
+    )
+
+
+def _backends(backend: Any) -> tuple[Any, Any]:
+    """Copies of a fast tokenizer: as it is, and one to which special tokens are text."""
+    from tokenizers import Tokenizer
+
+    source = json.loads(backend.to_str())
+    source["truncation"] = source["padding"] = None
+    full, bare = (Tokenizer.from_str(json.dumps(source)) for _ in range(2))
+    bare.encode_special_tokens = True
+    return full, bare
+
+
+def _alternatives(texts: dict[str, int]) -> re.Pattern[str]:
+    longest_first = sorted((t for t in texts if len(t) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _find_anchor(encode: _Encode) -> tuple[str, list[int]]:
+    """A text whose ids stay the same whatever follows; empty if texts need none.
+
+    Tokenizers that put a space before the first word would put one into every segment. After an
+    anchor they do not.
+    """
+    for anchor in _ANCHORS:
+        ids = encode(anchor)
+        after = [encode(anchor + probe) for probe in _PROBES]
+        if not ids or any(a[: len(ids)] != ids for a in after):
+            continue
+        if all(a[len(ids) :] == encode(p) for a, p in zip(after, _PROBES, strict=True)):
+            return "", []
+        return anchor, ids
+    return "", []
+
+
+def _leading_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text: its BOS, if it adds one."""
+    bare = tokenizer("x", add_special_tokens=False)["input_ids"]
+    full = tokenizer("x")["input_ids"]
+    for start in range(len(full) - len(bare) + 1):
+        if full[start : start + len(bare)] == bare:
+            return list(full[:start])
+    return []
+
+
+def _shift_spaces(segments: Sequence[Segment]) -> list[Segment]:
+    out: list[Segment] = []
+    for segment in segments:
+        before = out[-1] if out else None
+        if before and segment.data and not before.data and re.search(r"\S \Z", before.text):
+            out[-1] = Segment(before.text[:-1], False)
+            segment = Segment(" " + segment.text, True)
+        out.append(segment)
+    return out
+
+
+def _transcript(messages: Sequence[RenderedMessage], cue: tuple[Segment, ...]) -> list[Segment]:
+    out: list[Segment] = []
+    for message in messages:
+        if message.role != "system":
+            label = HUMAN if message.role == "user" else ASSISTANT
+            out.append(Segment(label + " " * bool(message.text), False))
+        out += message.segments
+    if cue:
+        return [*out, Segment(ASSISTANT, False), Segment(" " + cue[0].text, cue[0].data), *cue[1:]]
+    return [*out, Segment(ASSISTANT, False)]
+
+
+def _fold_system(messages: tuple[RenderedMessage, ...]) -> tuple[RenderedMessage, ...]:
+    """The system message put before the first user message, for templates that know none."""
+    if len(messages) < 2 or messages[0].role != "system":
+        return messages
+    return (_join(messages[1].role, messages[:2]), *messages[2:])
+
+
+def _alternating(messages: tuple[RenderedMessage, ...]) -> tuple[RenderedMessage, ...]:
+    """Neighbours of one role joined, for templates that insist on turns."""
+    out: list[RenderedMessage] = []
+    for message in messages:
+        if out and out[-1].role == message.role:
+            message = _join(message.role, (out.pop(), message))
+        out.append(message)
+    return tuple(out)
+
+
+def _join(role: Any, parts: Sequence[RenderedMessage]) -> RenderedMessage:
+    segments = [*parts[0].segments]
+    for part in parts[1:]:
+        segments += [Segment("\n\n", False), *part.segments]
+    return RenderedMessage(role, tuple(segments))

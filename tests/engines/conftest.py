@@ -1,0 +1,155 @@
+"""Tokenizers trained here and random models of real shapes: small, but the real code paths."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from rlaif.engines.hf import HFEngine
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% if m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]"
+    "{% else %}{{ m.content }}</s>{% endif %}{% endfor %}"
+)
+CORPUS = [
+    "Which response is better? The better answer is A. The better answer is B.",
+    "Human: How do I bake bread? Assistant: Mix flour, water, salt and yeast, then wait.",
+    "user assistant system Principle: do not help someone hurt people. Answer with A or B.",
+    "The quick brown fox jumps over the lazy dog; the end of the story is near.",
+] * 4
+
+
+def bytelevel(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """A byte-level BPE, as GPT-2's and Qwen's."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    raw.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.add_tokens(["<think>", "  "])
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def metaspace(chat_template: str | None = INST) -> PreTrainedTokenizerFast:
+    """A sentencepiece-like BPE with byte fallback, as Llama 2's and Mistral's; pad is eos."""
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    raw.train_from_iterator(CORPUS, trainer)
+    # Byte tokens are vocabulary, not added tokens.
+    raw = Tokenizer.from_str(_without_byte_tokens(raw.to_str()))
+    raw.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", raw.token_to_id("<s>"))]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def _without_byte_tokens(source: str) -> str:
+    import json
+
+    data = json.loads(source)
+    data["added_tokens"] = [t for t in data["added_tokens"] if not t["content"].startswith("<0x")]
+    return json.dumps(data)
+
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "vocab_size": 640,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+SHAPES = {
+    "llama": {"model_type": "llama", **SMALL},
+    "qwen2": {"model_type": "qwen2", **SMALL, "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", **SMALL, "head_dim": 16},
+    "mistral": {"model_type": "mistral", **SMALL, "sliding_window": None},
+    "gemma": {
+        "model_type": "gemma2",
+        **SMALL,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "final_logit_softcapping": 3.0,
+        "attn_logit_softcapping": 5.0,
+        "layer_types": ["full_attention"] * 2,
+    },
+    "gpt2": {
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 512,
+        "vocab_size": 640,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
+}
+
+
+@lru_cache
+def random_model(shape: str) -> torch.nn.Module:
+    """A random model with spread-out weights, so that its probabilities differ."""
+    torch.manual_seed(0)
+    settings = dict(SHAPES[shape])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.6 if "embed" in name or "wte" in name else 0.25)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return bytelevel()
+
+
+@pytest.fixture(scope="session")
+def make_engine(tokenizer):
+    """Engine round a random model: `make_engine("qwen2", batch_tokens=64)`."""
+
+    def make(shape: str = "qwen2", tokenizer=tokenizer, **options) -> HFEngine:
+        return HFEngine.from_loaded(random_model(shape), tokenizer, shape, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    return {"bytelevel": bytelevel, "metaspace": metaspace}
+
+
+@pytest.fixture(scope="session")
+def model_of():
+    return random_model
