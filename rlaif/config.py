@@ -36,6 +36,18 @@ class PromptsConfig(Section):
     """Go on over at most this many malformed lines; they are counted and listed."""
 
 
+class PairsConfig(Section):
+    """Pairs to judge that somebody else wrote."""
+
+    path: str
+    """hh-rlhf (`.jsonl`, `.jsonl.gz`), TRL preference rows (JSONL, Parquet, a saved folder, a hub
+    name)."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read at most this many pairs; null reads all."""
+    skip_bad: int = Field(default=0, ge=0)
+    """Go on over at most this many malformed lines; they are counted and listed."""
+
+
 class EngineConfig(Section):
     """A model and how to run it."""
 
@@ -143,6 +155,8 @@ class TrainConfig(Section):
 class RewardConfig(TrainConfig):
     """The reward model: soft Bradley–Terry on the preferences."""
 
+    model: str | None = None
+    """Causal or sequence-classification checkpoint to start from; null takes `policy.model`."""
     held_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of prompts kept for accuracy and calibration."""
 
@@ -187,8 +201,8 @@ class Config(Section):
     """A constitution file, or a shipped name."""
     prompts: PromptsConfig = PromptsConfig()
     """Prompts to sample from."""
-    pairs: str | None = None
-    """Judge these pairs (hh-rlhf or TRL preference rows) instead of sampled completions."""
+    pairs: PairsConfig | None = None
+    """Judge these pairs instead of sampled completions; null samples."""
     policy: EngineConfig = EngineConfig()
     """The model that answers, and that DPO improves."""
     judge: JudgeConfig = JudgeConfig()

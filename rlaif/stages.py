@@ -1,0 +1,418 @@
+"""The stages of a run, each from files to files: what the commands call.
+
+A stage reads what earlier ones left in the run directory, does what is not yet done, and writes its
+section of the manifest last. So any stage can be killed at any moment and run again.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlaif.config import Config, EngineConfig, JudgeConfig, PromptsConfig, to_yaml
+from rlaif.constitution import Constitution, Principle
+from rlaif.engines.base import Engine, Sampling, load_engine
+from rlaif.errors import ConfigError, DataError
+from rlaif.executors import Progress, run_judge, run_sampling
+from rlaif.judges.base import Judge, expand
+from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.preferences import aggregate
+from rlaif.readers import BadRow, read_pairs, read_prompts
+from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict, content_id
+from rlaif.sampling import completion_keys, make_pairs
+from rlaif.store import RunStore, write_json
+
+TINY_PROMPTS = 512  # prompts of the embedded world when no limit is given
+
+
+class Reporter(Protocol):
+    """Where a stage tells people what it does."""
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None: ...
+
+    def progress(self, title: str, total: int | None) -> AbstractContextManager[Progress]: ...
+
+
+@dataclass
+class Run:
+    """One run at work: its config, its directory, and the engines that are loaded."""
+
+    config: Config
+    store: RunStore
+    reporter: Reporter
+    _engines: dict[str, Engine] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        import torch
+
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        self.constitution = Constitution.load(self.config.constitution)
+
+    def engine(self, config: EngineConfig) -> Engine:
+        """The engine of a section, loaded once."""
+        fields = EngineConfig.model_fields
+        options = {k: v for k, v in config.model_dump(exclude_none=True).items() if k in fields}
+        name = content_id(options)
+        if name not in self._engines:
+            model, kind = options.pop("model"), options.pop("engine")
+            self._engines[name] = load_engine(model, kind, **options)
+        return self._engines[name]
+
+    def judge(self) -> PairwiseJudge:
+        config: JudgeConfig = self.config.judge
+        engine = self.engine(config)
+        return PairwiseJudge(engine, template=config.template, min_mass=config.min_mass)
+
+    def principles(self) -> tuple[Principle, ...]:
+        wanted = self.config.judge.principles
+        return self.constitution.principles if wanted == "all" else self.constitution.select(wanted)
+
+    def orders(self) -> tuple[Order, ...]:
+        return ORDERS if self.config.judge.orders == "both" else ("first_second",)
+
+    def close(self) -> None:
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+# ------------------------------------------------------------------------------------------ sample
+
+
+def sample(run: Run) -> None:
+    """prompts → completions → pairs."""
+    clock = time.monotonic()
+    rejected = Rejected("sample")
+    prompts = list(load_prompts(run.config.prompts, "train", rejected.add))
+    if not prompts:
+        raise DataError(f"{run.config.prompts.path}: no usable prompt in it")
+    store = run.store
+    known = store.table("prompts").keys()
+    new = {p.id: p for p in prompts if p.id not in known}
+    store.table("prompts").append(list(new.values()))
+    engine = run.engine(run.config.policy)
+    before = engine.usage.snapshot()
+    sampling = sampling_of(run.config)
+    with run.reporter.progress("sample", len(prompts)) as progress:
+        done = run_sampling(
+            prompts, engine, sampling, store.table("completions"),
+            chunk=run.config.chunk, total=len(prompts), on_progress=progress,
+        )  # fmt: skip
+    wanted = {key for p in prompts for key in completion_keys(engine, sampling, p)}
+    completions = [c for c in store.table("completions").read() if c.key in wanted]
+    skipped: Counter[str] = Counter()
+    pairs = make_pairs(
+        prompts, completions, keep_cut=run.config.sampling.keep_cut,
+        on_skip=lambda why, _: skipped.update([why]),
+    )  # fmt: skip
+    store.table("pairs").replace(pairs)
+    _tell_skipped(run, skipped, len(prompts))
+    run.reporter.say(
+        f"{len(completions):,} completions of {len(prompts):,} prompts "
+        f"({done.new_rows:,} new), {len(pairs):,} pairs"
+    )
+    rejected.write(run)
+    facts = {
+        "rows": len(completions), "new_rows": done.new_rows, "prompts": len(prompts),
+        "pairs": len(pairs), "without_pair": dict(skipped), "rejected_rows": rejected.counts(),
+        **spent(engine, before), "sampling": asdict(sampling),
+        "policy": {"model": run.config.policy.model, "fingerprint": engine.fingerprint},
+    }  # fmt: skip
+    finish(run, "sample", clock, facts)
+
+
+def _tell_skipped(run: Run, skipped: Mapping[str, int], prompts: int) -> None:
+    if not skipped:
+        return
+    reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(skipped.items()))
+    text = f"{sum(skipped.values()):,} of {prompts:,} prompts gave no pair: {reasons}"
+    if skipped.get("cut"):
+        text += f"; raise sampling.max_new_tokens={run.config.sampling.max_new_tokens}, or set "
+        text += "sampling.keep_cut=true"
+    run.reporter.warn(text)
+
+
+def sampling_of(config: Config) -> Sampling:
+    """The sampling section as an engine takes it."""
+    values = config.sampling.model_dump(exclude={"keep_cut"})
+    return Sampling(**{**values, "stop": tuple(values["stop"])})
+
+
+def load_prompts(
+    config: PromptsConfig, split: str, on_bad: Callable[[BadRow], None]
+) -> Iterator[Prompt]:
+    """Prompts from a file, or of the embedded world (`split`: train or test), each text once."""
+    if config.path == "tiny" and not Path("tiny").exists():
+        from rlaif import tiny
+
+        found: Iterable[Prompt] = (
+            Prompt.user(p.text, f"tiny:{split}:{p.id}")
+            for p in tiny.prompts(split, limit=config.limit or TINY_PROMPTS)
+        )
+    else:
+        found = read_prompts(config.path, skip_bad=config.skip_bad, on_bad=on_bad)
+    seen: set[str] = set()
+    fresh = (p for p in found if not (p.id in seen or seen.add(p.id)))  # type: ignore[func-returns-value]
+    return islice(fresh, config.limit)
+
+
+# ------------------------------------------------------------------------------------------- label
+
+
+def read(run: Run) -> None:
+    """pairs from a file into the run, those that cannot be used named and counted."""
+    config = run.config.pairs
+    if config is None:
+        raise ConfigError("no pairs to read: give --pairs FILE, or set `pairs:` in the config")
+    rejected = Rejected("read")
+    pairs: dict[str, Pair] = {}
+    lines = 0
+    with run.reporter.progress("read", None) as progress:
+        for pair in read_pairs(
+            config.path, limit=config.limit, skip_bad=config.skip_bad, on_bad=rejected.add
+        ):
+            lines += 1
+            pairs.setdefault(pair.id, pair)
+            progress(lines, None)
+    if not pairs:
+        raise DataError(f"{config.path}: no usable pair in it")
+    run.store.table("pairs").replace(pairs.values())
+    repeated = lines - len(pairs)
+    again = f", {repeated:,} repeated ones left out" if repeated else ""
+    run.reporter.say(f"{len(pairs):,} pairs read{again}")
+    rejected.tell(run)
+    rejected.write(run)
+    facts = {"rows": len(pairs), "repeated": repeated, "rejected_rows": rejected.counts()}
+    run.store.update_manifest("read", {**facts, "source": config.path})
+
+
+def label(run: Run) -> None:
+    """pairs → verdicts → preferences."""
+    clock = time.monotonic()
+    store = run.store
+    pairs = store.table("pairs").read()
+    if not pairs:
+        raise DataError(f"{store.root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
+    judge, principles, orders = run.judge(), run.principles(), run.orders()
+    before = judge.engine.usage.snapshot()
+    with run.reporter.progress("label", len(pairs)) as progress:
+        done = run_judge(
+            pairs, judge, principles, store.table("verdicts"), orders=orders,
+            chunk=run.config.chunk, max_not_finite=run.config.judge.max_not_finite,
+            total=len(pairs), on_progress=progress,
+        )  # fmt: skip
+    verdicts = current_verdicts(store, pairs, judge, principles, orders)
+    preferences = prefer(run.config, pairs, verdicts, principles, orders)
+    store.table("preferences").replace(preferences)
+    abstained = Counter(v.reason for v in verdicts if v.reason)
+    _tell_labels(run, done.new_rows, verdicts, preferences, abstained)
+    write_json(store.path("evaluation", "labels.json"), quality(run, pairs, preferences, verdicts))
+    run.store.update_manifest("judge", {
+        "model": run.config.judge.model, "fingerprint": judge.engine.fingerprint,
+        "method": run.config.judge.method, "template": judge.template_name,
+        "template_hash": judge.template.hash,
+    })  # fmt: skip
+    finish(run, "label", clock, {
+        "rows": len(verdicts), "new_rows": done.new_rows, "abstained": dict(abstained),
+        "preferences": dict(Counter(p.status for p in preferences)),
+        **spent(judge.engine, before),
+    })  # fmt: skip
+
+
+def current_verdicts(
+    store: RunStore,
+    pairs: Sequence[Pair],
+    judge: Judge,
+    principles: Sequence[Principle],
+    orders: Sequence[Order],
+) -> list[Verdict]:
+    """The stored verdicts that this judge and these principles would give again.
+
+    Older ones (a principle since edited, another judge) stay in the store and are not read.
+    """
+    wanted = {judge.key(ask) for ask in expand(pairs, principles, orders)}
+    return [
+        v for rows in store.table("verdicts").iter_batches() for v in rows if v.key in wanted
+    ]  # fmt: skip
+
+
+def prefer(
+    config: Config,
+    pairs: Sequence[Pair],
+    verdicts: Sequence[Verdict],
+    principles: Sequence[Principle],
+    orders: Sequence[Order],
+) -> list[Preference]:
+    """Preferences by the config's rule."""
+    rule = config.preferences
+    return aggregate(
+        pairs, verdicts, rule=rule.aggregate, weights={p.id: p.weight for p in principles},
+        orders=orders, principle_margin=rule.principle_margin, min_margin=rule.min_margin,
+        soft=rule.soft,
+    )  # fmt: skip
+
+
+def _tell_labels(
+    run: Run,
+    new: int,
+    verdicts: Sequence[Verdict],
+    preferences: Sequence[Preference],
+    abstained: Mapping[str, int],
+) -> None:
+    status = Counter(p.status for p in preferences)
+    run.reporter.say(
+        f"{len(verdicts):,} verdicts ({new:,} new); {len(preferences):,} pairs: "
+        f"{status['preferred']:,} preferred, {status['tie']:,} ties, "
+        f"{status['abstained']:,} abstained"
+    )
+    if abstained:
+        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(abstained.items()))
+        run.reporter.warn(f"{sum(abstained.values()):,} verdicts abstained: {reasons}")
+
+
+def quality(
+    run: Run,
+    pairs: Sequence[Pair],
+    preferences: Sequence[Preference],
+    verdicts: Sequence[Verdict],
+) -> dict[str, Any]:
+    """How good the labels are, against gold or human labels where there are any."""
+    from rlaif.evaluation.metrics import label_quality
+
+    return label_quality(pairs, preferences, verdicts, truth(run))
+
+
+def truth(run: Run) -> Callable[[Pair], float | None]:
+    """P(first is better) as known: by the embedded world's gold checker, else the pair's label."""
+    target = tiny_target(run.principles())
+    if run.config.pairs is not None or target is None:
+        return lambda pair: pair.label
+    from rlaif.tiny import gold_preference
+
+    trait, sign = target
+    return lambda pair: gold_preference(
+        pair.prompt.messages[-1].content, pair.first, pair.second, trait, sign
+    )
+
+
+def tiny_target(principles: Sequence[Principle]) -> tuple[str, int] | None:
+    """The embedded world's trait that these principles ask for, with its sign; None if mixed."""
+    from rlaif.tiny import principle_trait
+
+    traits = {principle_trait(p.tags) for p in principles}
+    return traits.pop() if len(traits) == 1 else None
+
+
+# -------------------------------------------------------------------------------------- the record
+
+
+@dataclass
+class Rejected:
+    """Input rows that could not be used: told, counted, and kept in rejected.jsonl."""
+
+    stage: str
+    rows: list[BadRow] = field(default_factory=list)
+
+    def add(self, row: BadRow) -> None:
+        self.rows.append(row)
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(row.reason for row in self.rows))
+
+    def tell(self, run: Run, most: int = 12) -> None:
+        if not self.rows:
+            return
+        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(self.counts().items()))
+        shown = [f"  {row.source}: {row.reason}" for row in self.rows[:most]]
+        if len(self.rows) > most:
+            shown.append(f"  … and {len(self.rows) - most:,} more in rejected.jsonl")
+        run.reporter.warn(f"{len(self.rows):,} rows not used: {reasons}\n" + "\n".join(shown))
+
+    def write(self, run: Run) -> None:
+        """One JSON line a row, in the run directory; removed when there is none."""
+        path = run.store.path(f"rejected-{self.stage}.jsonl")
+        if self.rows:
+            lines = (json.dumps(asdict(row), ensure_ascii=False) for row in self.rows)
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
+
+
+def spent(engine: Engine, before: Mapping[str, int]) -> dict[str, Any]:
+    """What the engine did since `before`."""
+    now = engine.usage.snapshot()
+    return {**{k: now[k] - before.get(k, 0) for k in now}, "device": engine.device}
+
+
+def finish(run: Run, stage: str, started: float, facts: Mapping[str, Any]) -> None:
+    """Writes the stage's section of the manifest: the last thing a stage does.
+
+    Seconds of a stage that only found its work done already are those of the run that did it.
+    """
+    seconds = round(time.monotonic() - started, 2)
+    stages = dict(run.store.read_manifest().get("stages", {}))
+    old = stages.get(stage, {})
+    if facts.get("new_rows") == 0 and old:
+        seconds = old.get("seconds", seconds)
+        kept = ("requests", "submitted_tokens", "computed_tokens", "generated_tokens")
+        facts = {**facts, **{k: old[k] for k in kept if k in old}}
+    stages[stage] = {"seconds": seconds, **facts}
+    run.store.update_manifest("stages", stages)
+
+
+def describe(run: Run) -> None:
+    """run.yaml and the manifest's head: what is run, with which versions, from which commit."""
+    store, constitution = run.store, run.constitution
+    store.path("run.yaml").write_text(to_yaml(run.config), encoding="utf-8")
+    store.update_manifest("constitution", {
+        "name": constitution.name, "version": constitution.version, "hash": constitution.hash,
+        "principles": [p.model_dump(mode="json") for p in run.principles()],
+    })  # fmt: skip
+    target = tiny_target(run.principles())
+    store.update_manifest("run", {
+        "versions": versions(), "git_commit": git_commit(), "seed": run.config.sampling.seed,
+        "target_trait": None if target is None else ("-" if target[1] < 0 else "") + target[0],
+        "machine": platform.machine(), "device": run.config.policy.device,
+    })  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of what can change a result."""
+    found = {"python": platform.python_version()}
+    for name in ("rlaif", "torch", "transformers", "trl", "datasets"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the folder the command runs in, with `+` when it has changes."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True, text=True, check=True, timeout=5,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
