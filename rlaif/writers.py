@@ -1,0 +1,173 @@
+"""Write preferences in TRL's preference format, for TRL and whatever else reads it.
+
+https://huggingface.co/docs/trl/dataset_formats#preference
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rlaif.errors import DataError
+from rlaif.records import Message, Preference, messages_to_json
+
+Row = dict[str, Any]
+
+_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_CHUNK = 4096
+
+
+def export_preferences(
+    preferences: Iterable[Preference], path: str | Path, *, conversational: bool = True
+) -> dict[str, int]:
+    """Write the preferred rows; returns how many were `preferred`, `tie` and `abstained`.
+
+    The path decides the form: `.jsonl`, `.parquet`, or a folder for `datasets.load_from_disk`. The
+    columns are prompt, chosen, rejected (messages, or else transcripts as in hh-rlhf), p_chosen
+    (the soft label, in (0.5, 1]) and pair_id. Written aside and renamed: what stood there before
+    stays until the new file is whole.
+
+    Raises DataError for another suffix, a folder that holds something else, no preferred row at
+    all, or a disk that refuses.
+    """
+    path = Path(path)
+    write = _writer(path)
+    counts: Counter[str] = Counter(preferred=0, tie=0, abstained=0)
+    aside = path.with_name(f".{path.name}.aside-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(aside, _rows(preferences, counts, conversational), _schema(conversational))
+        if not counts["preferred"]:
+            raise DataError(
+                f"nothing to export to {path}: no preferred pair among {counts['tie']} ties and "
+                f"{counts['abstained']} abstentions. Lower preferences.min_margin or label more"
+            )
+        _put(aside, path)
+    except UnicodeError as error:
+        raise DataError(f"cannot write {path}: a text is not valid Unicode: {error}") from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise DataError(
+            f"cannot write {path}: {why}. Allow or free space there, then try again"
+        ) from error
+    finally:
+        _remove(aside)
+    return dict(counts)
+
+
+def _writer(path: Path) -> Callable[[Path, Iterator[Row], pa.Schema], None]:
+    if path.suffix == ".jsonl":
+        return _write_jsonl
+    if path.suffix == ".parquet":
+        return _write_parquet
+    if path.suffix:
+        raise DataError(
+            f"{path}: expected .jsonl, .parquet or a folder without a suffix, got '{path.suffix}'"
+        )
+    if path.exists() and not (path / "state.json").exists():
+        raise DataError(f"{path} exists and is no saved data set: choose another folder")
+    return _write_folder
+
+
+def _rows(
+    preferences: Iterable[Preference], counts: Counter[str], conversational: bool
+) -> Iterator[Row]:
+    form = _messages if conversational else _transcripts
+    for preference in preferences:
+        counts[preference.status] += 1
+        if preference.status == "preferred":
+            yield {
+                **form(preference),
+                "p_chosen": preference.p_chosen,
+                "pair_id": preference.pair.id,
+            }
+
+
+def _messages(preference: Preference) -> Row:
+    return {
+        "prompt": messages_to_json(preference.pair.prompt.messages),
+        "chosen": messages_to_json([Message("assistant", preference.chosen)]),
+        "rejected": messages_to_json([Message("assistant", preference.rejected)]),
+    }
+
+
+def _transcripts(preference: Preference) -> Row:
+    names = {"system": "System", "user": "Human", "assistant": "Assistant"}
+    turns = [f"\n\n{names[m.role]}: {m.content}" for m in preference.pair.prompt.messages]
+    return {
+        "prompt": "".join(turns) + "\n\nAssistant:",
+        "chosen": " " + preference.chosen,
+        "rejected": " " + preference.rejected,
+    }
+
+
+def _schema(conversational: bool) -> pa.Schema:
+    side = _TURNS if conversational else pa.string()
+    sides = [(name, side) for name in ("prompt", "chosen", "rejected")]
+    return pa.schema([*sides, ("p_chosen", pa.float64()), ("pair_id", pa.string())])
+
+
+def _write_jsonl(path: Path, rows: Iterator[Row], _schema: pa.Schema) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _tables(rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
+    while chunk := list(islice(rows, _CHUNK)):
+        yield pa.Table.from_pylist(chunk, schema=schema)
+
+
+def _write_parquet(path: Path, rows: Iterator[Row], schema: pa.Schema) -> None:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in _tables(rows, schema):
+            writer.write_table(table)
+
+
+def _write_folder(path: Path, rows: Iterator[Row], schema: pa.Schema) -> None:
+    """Through an Arrow file, so that a large data set is mapped and not held in memory."""
+    import datasets
+
+    path.mkdir()
+    arrow = path / "rows.arrow"
+    with pa.ipc.new_stream(str(arrow), schema) as writer:
+        for table in _tables(rows, schema):
+            writer.write_table(table)
+    bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        datasets.Dataset.from_file(str(arrow)).save_to_disk(str(path / "saved"))
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def _put(aside: Path, path: Path) -> None:
+    if not aside.is_dir():
+        os.replace(aside, path)
+        return
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    if path.exists():  # a folder cannot be renamed over another
+        os.rename(path, old)
+    try:
+        os.rename(aside / "saved", path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
