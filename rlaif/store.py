@@ -260,9 +260,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 # ---------------------------------------------------------------------------- tables
 
-# `base` in place of the hash: this shard supersedes all of a lower number (see Table.replace).
+# The second part is the start of the seal; `base` in its place means that this shard supersedes
+# all of a lower number (see Table.replace).
 _SHARD = re.compile(r"(\d{6,})-([0-9a-f]{8}|base)\.parquet")
 _ROW_GROUP = 65_536  # rows decoded at a time, so that reading needs bounded memory
+_BLOCK = 1 << 20  # bytes
 
 
 def _number(shard: Path) -> int:
@@ -273,21 +275,48 @@ def _is_base(shard: Path) -> bool:
     return shard.name.endswith("-base.parquet")
 
 
-def _hash8(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+# Page checksums leave the footer open, where a flipped bit can exchange two columns. So a shard
+# carries a SHA-256 of all its bytes in its footer's metadata, computed with zeros in its own place.
+_SEAL_KEY = "rlaif.sha256"
+_NO_SEAL = "0" * 64
+_SEAL = re.compile(re.escape(_SEAL_KEY).encode() + rb".{1,8}?([0-9a-f]{64})", re.DOTALL)
+
+
+def _read_seal(shard: Path) -> tuple[int, str, str]:
+    """Where the seal stands, what it says and what it has to say; ValueError if there is none."""
+    digest = hashlib.sha256()
+    with shard.open("rb") as file:
+        end = file.seek(0, os.SEEK_END) - 8  # then come the footer's length and PAR1
+        file.seek(max(end, 0))
+        start = end - int.from_bytes(file.read(4), "little")
+        if start < 0:
+            raise ValueError("cut off")
+        file.seek(start)
+        footer = file.read()
+        seal = _SEAL.search(footer)
+        if seal is None:
+            raise ValueError("no seal")
+        file.seek(0)
+        for offset in range(0, start, _BLOCK):
+            digest.update(file.read(min(_BLOCK, start - offset)))
+    digest.update(footer[: seal.start(1)] + _NO_SEAL.encode() + footer[seal.end(1) :])
+    return start + seal.start(1), seal[1].decode(), digest.hexdigest()
+
+
+def _put_seal(shard: Path) -> str:
+    offset, _, digest = _read_seal(shard)
+    with shard.open("r+b") as file:
+        file.seek(offset)
+        file.write(digest.encode())
+    return digest
 
 
 def _is_damaged(shard: Path) -> bool:
-    """A named hash covers every byte; a base shard has none and is read instead."""
-    if not _is_base(shard):
-        return _hash8(shard) != shard.name.partition("-")[2][:8]
     try:
-        with pq.ParquetFile(shard, page_checksum_verification=True) as file:
-            rows = sum(batch.num_rows for batch in file.iter_batches(_ROW_GROUP))
-            return bool(rows != file.metadata.num_rows)
-    except (pa.ArrowException, OSError):
+        _, said, found = _read_seal(shard)
+    except ValueError:
         return True
+    return said != found
 
 
 def _rows_in_footer(shard: Path) -> str:
@@ -312,6 +341,7 @@ class Table(Generic[R]):
         self._codec: _Codec[R] = _CODECS[self.name]
         self._key = self.schema.names[0]
         self._check_writable = check_writable
+        self._last: int | None = None  # the highest number given to a shard
 
     # reading
 
@@ -363,9 +393,9 @@ class Table(Generic[R]):
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with _aside(self.folder) as aside:
-            self._write(aside, [rows])
+            digest = self._write(aside, [rows])
             with _explained(self.folder):
-                _commit(aside, self.folder / f"{self._next():06d}-{_hash8(aside)}.parquet")
+                _commit(aside, self.folder / f"{self._next():06d}-{digest[:8]}.parquet")
 
     def replace(self, records: Iterable[R]) -> None:
         """Put records in the place of all rows. A kill at any moment leaves the old or the new.
@@ -387,12 +417,14 @@ class Table(Generic[R]):
                 _commit(aside, self.folder / f"{number:06d}-base.parquet")
         self._remove_superseded()
 
-    def _write(self, path: Path, chunks: Iterable[Sequence[R]]) -> None:
+    def _write(self, path: Path, chunks: Iterable[Sequence[R]]) -> str:
+        """Write and seal a shard; returns its digest."""
         with _explained(self.folder):
             writer = pq.ParquetWriter(
                 path, self.schema, compression="zstd", write_page_checksum=True,
                 use_dictionary=[n for n in self.schema.names if n != self._key],
             )  # fmt: skip
+            writer.add_key_value_metadata({_SEAL_KEY: _NO_SEAL})
         try:
             for rows in chunks:
                 try:
@@ -407,6 +439,8 @@ class Table(Generic[R]):
         finally:
             with _explained(self.folder):  # closing writes the footer: a full disk refuses it too
                 writer.close()
+        with _explained(self.folder):
+            return _put_seal(path)
 
     # shards
 
@@ -422,7 +456,11 @@ class Table(Generic[R]):
         return [shard for shard in shards if _number(shard) >= base]
 
     def _next(self) -> int:
-        return max(map(_number, self._shards()), default=0) + 1
+        """The next free number; there is one writer, so that the folder is listed only once."""
+        if self._last is None:
+            self._last = max(map(_number, self._shards()), default=0)
+        self._last += 1
+        return self._last
 
     def _remove_superseded(self) -> None:
         live = set(self._live())
@@ -471,7 +509,8 @@ class Table(Generic[R]):
                 fresh = set(keys)
                 if len(fresh) < len(keys) or not seen.isdisjoint(fresh):
                     first = {key: i for i, key in reversed(list(enumerate(keys)))}
-                    batch = batch.take(sorted(i for key, i in first.items() if key not in seen))
+                    new = sorted(i for key, i in first.items() if key not in seen)
+                    batch = batch.take(pa.array(new, pa.int64()))
                 seen |= fresh
                 if batch.num_rows:
                     yield batch
