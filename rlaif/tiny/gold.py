@@ -14,8 +14,8 @@ from rlaif.tiny import lexicon as lex
 from rlaif.tiny.grammar import TRAITS, Part, Plan, Scene, core_traits, scenes
 
 _SENTENCE_GAP = re.compile(r"(?<=\.) ")
-_TONE_OF_OPENING = {s: tone for tone, group in lex.OPENINGS.items() for s in group}
-_TONE_OF_CLOSING = {s: tone for tone, group in lex.CLOSINGS.items() for s in group}
+TONE_OF_OPENING = {s: tone for tone, group in lex.OPENINGS.items() for s in group}
+TONE_OF_CLOSING = {s: tone for tone, group in lex.CLOSINGS.items() for s in group}
 _POLITENESS = {"polite": 1.0, "neutral": 0.5, "rude": 0.0}
 PRINCIPLE_TAG = "tiny:"
 
@@ -33,18 +33,23 @@ class Gold:
     traits: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(TRAITS))
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a response, split as the grammar joins them."""
+    return _SENTENCE_GAP.split(text.strip())
+
+
 def _outcome(part: Part, sentence: str) -> str | None:
     return next((name for name, cores in part.cores.items() if sentence in cores), None)
 
 
 def parse(scene: Scene, response_text: str) -> Plan | None:
     """The plan behind a response, or None when the grammar does not produce it."""
-    rest = _SENTENCE_GAP.split(response_text.strip())
+    rest = sentences(response_text)
     tones: set[str] = set()
-    if rest[0] in _TONE_OF_OPENING:
-        tones.add(_TONE_OF_OPENING[rest.pop(0)])
-    if rest and rest[-1] in _TONE_OF_CLOSING:
-        tones.add(_TONE_OF_CLOSING[rest.pop()])
+    if rest[0] in TONE_OF_OPENING:
+        tones.add(TONE_OF_OPENING[rest.pop(0)])
+    if rest and rest[-1] in TONE_OF_CLOSING:
+        tones.add(TONE_OF_CLOSING[rest.pop()])
     cores, fillers = rest[: len(scene.parts)], rest[len(scene.parts) :]
     if len(cores) < len(scene.parts) or len(tones) > 1 or len(fillers) > lex.MAX_FILLERS:
         return None
