@@ -1,0 +1,143 @@
+"""What training did to a policy: how far it moved, and, in the embedded world, whether for good."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlaif.errors import DataError
+from rlaif.evaluation.metrics import bootstrap, wilson
+from rlaif.records import Prompt
+from rlaif.training.data import Cut, RowEncoder, end_of_turn
+from rlaif.training.models import end_ids
+
+if TYPE_CHECKING:
+    from rlaif.engines.hf import HFEngine
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """KL(policy ‖ base), in nats a completion, estimated on N completions of the policy.
+
+    `value` is the mean of Σ_t (log π − log π_base), unbiased and of any sign on a small sample;
+    `k3` the mean of Σ_t (ρ_t − 1 − log ρ_t) with ρ_t = π_base/π, never negative (Schulman 2020).
+    `stderr` is the standard error of `value`; `per_token` the value over all tokens. `too_long`
+    completions fit neither context and are not counted in n.
+    """
+
+    value: float
+    stderr: float
+    low: float
+    high: float
+    k3: float
+    k3_stderr: float
+    per_token: float
+    n: int
+    too_long: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def kl_to_base(
+    policy: HFEngine,
+    base: HFEngine,
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    *,
+    cut: Cut = (),
+    seed: int = 0,
+) -> Divergence:
+    """How far the policy has moved from its base, on completions the *policy* sampled at T = 1.
+
+    Both read the same tokens, the end of turn included unless `cut` names the completion as (prompt
+    id, text). The interval resamples prompts.
+    """
+    from rlaif.training.forward import sequence_logprobs
+
+    _same_vocabulary(policy, base)
+    encoder = RowEncoder(
+        policy.encoder, end_of_turn(policy.tokenizer, end_ids(policy.model, policy.tokenizer))
+    )
+    unended, limit = frozenset(cut), min(policy.max_length, base.max_length)
+    kept = []
+    for prompt, text in zip(prompts, completions, strict=True):
+        before, after = encoder.sequence(prompt, text, (prompt.id, text) not in unended)
+        if len(after) and len(before) + len(after) <= limit:
+            kept.append((prompt.id, before, after))
+    if not kept:
+        raise DataError(f"none of the {len(prompts)} completions fits {limit} tokens of context")
+    ids, befores, afters = (list(column) for column in zip(*kept, strict=True))
+    filler = int(afters[0][-1])  # behind the mask: any id will do
+    ours = sequence_logprobs(policy.model, befores, afters, filler)
+    theirs = sequence_logprobs(base.model, befores, afters, filler)
+    return divergence(ours, theirs, ids, too_long=len(prompts) - len(kept), seed=seed)
+
+
+def divergence(
+    policy: Sequence[np.ndarray[Any, Any]],
+    base: Sequence[np.ndarray[Any, Any]],
+    clusters: Sequence[str],
+    *,
+    too_long: int = 0,
+    seed: int = 0,
+) -> Divergence:
+    """The estimates from token log-probabilities, (T_i,) a completion, under both models."""
+    ratios = [p - b for p, b in zip(policy, base, strict=True)]  # log π − log π_base
+    k1 = np.array([ratio.sum() for ratio in ratios])
+    k3 = np.array([np.sum(np.expm1(-ratio) + ratio) for ratio in ratios])
+    interval = bootstrap(k1, clusters, seed=seed)
+    return Divergence(
+        value=interval.value,
+        stderr=_stderr(k1),
+        low=interval.low,
+        high=interval.high,
+        k3=float(k3.mean()),
+        k3_stderr=_stderr(k3),
+        per_token=float(k1.sum() / sum(map(len, ratios))),
+        n=len(k1),
+        too_long=too_long,
+    )
+
+
+def _stderr(values: np.ndarray[Any, Any]) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def _same_vocabulary(policy: HFEngine, base: HFEngine) -> None:
+    if policy.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise DataError(
+            f"{policy.name} and {base.name} have unlike vocabularies: their divergence has no "
+            "meaning token by token"
+        )
+
+
+def gold_traits(
+    prompts: Sequence[Prompt], completions: Sequence[str], *, seed: int = 0
+) -> dict[str, Any]:
+    """True traits of completions in the embedded world: {"traits": {name: interval}, "legal": …}.
+
+    A trait counts where it is at stake and the completion legal; its interval resamples prompts.
+    `legal` has Wilson's interval. Traits that were never at stake are absent.
+    """
+    from rlaif.tiny import gold
+
+    values: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    legal = 0
+    for prompt, text in zip(prompts, completions, strict=True):
+        found = gold(prompt.messages[-1].content, text)
+        legal += found.legal
+        for trait, value in found.traits.items():
+            if value is not None:
+                values[trait].append((prompt.id, value))
+    if not prompts:
+        raise DataError("gold traits need at least one completion")
+    traits = {
+        trait: bootstrap([v for _, v in rows], [c for c, _ in rows], seed=seed).as_dict()
+        for trait, rows in sorted(values.items())
+    }
+    return {"traits": traits, "legal": wilson(legal, len(prompts)).as_dict()}

@@ -1,0 +1,220 @@
+"""Direct preference optimisation on soft labels (Rafailov et al. 2023).
+
+No second model is kept: the reference's log-probabilities of every chosen and rejected completion
+are computed once before the first step (with LoRA: with the adapter off), and saved with the run.
+TRL's trainer takes hard labels only and folds its losses into one 330-line method, so this is a
+loss and a collator for our loop instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlaif.engines.tokens import Ids
+from rlaif.records import Preference, content_id
+from rlaif.training.data import Cut, Row, encode_rows, preferred
+from rlaif.training.models import LoraSettings, add_lora, load_policy, save_model, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlaif.training.loop import OnLog, PairLoss
+    from rlaif.training.losses import DPOLoss
+    from rlaif.training.models import Loaded
+
+Reference = Mapping[str, float]  # log π_ref of a completion, by `_content`
+
+
+@dataclass(frozen=True, slots=True)
+class DPOResult:
+    """Where the policy lies, and how training went. `metrics` is what metrics.json holds."""
+
+    path: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, Any]
+
+
+def train_dpo(
+    preferences: Sequence[Preference],
+    model: str,
+    out: str | Path,
+    *,
+    beta: float = 0.1,
+    loss: DPOLoss = "sigmoid",
+    label_noise: float = 0.0,
+    epochs: int = 1,
+    learning_rate: float = 5e-7,
+    batch_size: int = 8,
+    gradient_accumulation: int = 1,
+    max_length: int | None = None,
+    warmup: float = 0.1,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    seed: int = 0,
+    lora: LoraSettings | None = None,
+    merge: bool = True,
+    cut: Cut = (),
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    device: str = "auto",
+    checkpoint_every: int = 200,
+    resume: bool = True,
+    on_log: OnLog | None = None,
+) -> DPOResult:
+    """Trains a policy on preferences and writes it to `out` as a complete model folder.
+
+    `batch_size` pairs a device and forward pass; `gradient_accumulation` of them make a step.
+    `warmup` is a share of all steps, then the learning rate falls linearly to 0. `label_noise` is
+    the ε of `cdpo` and `robust`. `max_length` (tokens, default: the model's context) refuses rows,
+    and never cuts one. `cut` names completions, as (prompt id, text), that a length limit cut off:
+    they get no end of turn. With `resume` a killed run goes on from its last checkpoint,
+    `checkpoint_every` steps apart, and a finished one returns at once.
+    """
+    from rlaif.training.loop import (
+        LoopSettings,
+        finish,
+        prepare,
+        run_key,
+        run_loop,
+        training_arguments,
+    )
+    from rlaif.training.losses import check_dpo_loss
+
+    check_dpo_loss(loss, beta, label_noise)
+    kept, folder = preferred(preferences), Path(out)
+    settings = LoopSettings(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        seed=seed,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        device=device,
+        checkpoint_every=checkpoint_every,
+    )
+    arguments = training_arguments(settings, folder)
+    chosen = [beta, loss, label_noise, max_length, lora and asdict(lora), merge, sorted(cut)]
+    done = prepare(folder, run_key("dpo", model, kept, settings, chosen), resume)
+    if done is not None:
+        return DPOResult(folder, done["steps"], done["seconds"], done)
+
+    loaded = load_policy(model)
+    loaded.model.to(arguments.device)
+    rows, refused = encode_rows(kept, loaded.encoder, loaded.limit(max_length), cut)
+    if lora is not None:
+        add_lora(loaded, lora, "policy")
+    reference = reference_logprobs(loaded, rows, folder)
+    summary = run_loop(
+        loaded,
+        rows,
+        [[i] for i in range(len(rows))],
+        collator(loaded.filler, reference),
+        pair_loss(loss, beta, label_noise),
+        settings,
+        arguments,
+        on_log,
+    )
+    metrics = {
+        **summary,
+        "pairs": len(rows),
+        "refused": refused.as_dict(),
+        "notes": loaded.notes,
+        "settings": {**settings.key(), "beta": beta, "loss": loss, "label_noise": label_noise},
+    }
+    if arguments.process_index == 0:
+        save_model(loaded, folder, lora=lora is not None, merge=merge)
+        finish(folder, metrics)
+    return DPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
+
+
+def pair_loss(name: DPOLoss, beta: float, noise: float) -> PairLoss:
+    """The loss of a batch of B pairs, whose tensors hold the B chosen, then the B rejected."""
+    from rlaif.training.forward import completion_logprobs
+    from rlaif.training.losses import dpo_logits, dpo_loss
+
+    def compute(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        logprobs, mask = completion_logprobs(model, batch)  # (2B, T−1)
+        policy, reference, tokens = logprobs.sum(1), batch["reference"], mask.sum(1)  # (2B,)
+        chosen, rejected = policy.chunk(2)
+        h = dpo_logits(chosen, rejected, *reference.chunk(2))
+        h_token = dpo_logits(*(policy / tokens).chunk(2), *(reference / tokens).chunk(2))
+        losses = dpo_loss(name, h, h_token, beta=beta, p=batch["p"], noise=noise)
+        gain, loss = (policy - reference).chunk(2)
+        statistics = {
+            "accuracy": (h > 0).float(),
+            "margin": beta * h,
+            "reward_chosen": beta * gain,
+            "reward_rejected": beta * loss,
+            "logp_chosen": chosen,
+            "logp_rejected": rejected,
+        }
+        return losses, statistics
+
+    return compute
+
+
+def collator(filler: int, reference: Reference) -> Callable[[Sequence[Row], float], dict[str, Any]]:
+    """Makes the tensors of a micro-batch: (2B, T) sequences, (2B,) reference, (B,) labels."""
+    import torch
+
+    from rlaif.training.forward import completion_batch
+
+    def collate(rows: Sequence[Row], total: float) -> dict[str, Any]:
+        prompts = [row.prompt for row in rows] * 2
+        completions = [row.chosen for row in rows] + [row.rejected for row in rows]
+        known = [reference[_content(p, c)] for p, c in zip(prompts, completions, strict=True)]
+        return {
+            **completion_batch(prompts, completions, filler),
+            "reference": torch.tensor(known),
+            "p": torch.tensor([row.p for row in rows]),
+            "weight": torch.tensor([row.weight for row in rows]),
+            "total": torch.tensor(total),
+        }
+
+    return collate
+
+
+def reference_logprobs(loaded: Loaded, rows: Sequence[Row], out: Path) -> Reference:
+    """log π_ref of every different completion, read from `out` if an earlier start left it there.
+
+    Processes share the work. They are computed before the first step, when the policy still is the
+    reference; a fresh adapter is switched off all the same.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from rlaif.training.forward import sequence_logprobs
+    from rlaif.training.loop import REFERENCE
+
+    if (out / REFERENCE).is_file():
+        return dict(json.loads((out / REFERENCE).read_text("utf-8")))
+    unique: dict[str, tuple[Ids, Ids]] = {}
+    for row in rows:
+        for completion in (row.chosen, row.rejected):
+            unique.setdefault(_content(row.prompt, completion), (row.prompt, completion))
+    state = PartialState()
+    mine = list(unique.items())[state.process_index :: state.num_processes]
+    prompts, completions = [pair[0] for _, pair in mine], [pair[1] for _, pair in mine]
+    adapter = getattr(loaded.model, "disable_adapter", nullcontext)
+    with adapter():
+        values = sequence_logprobs(loaded.model, prompts, completions, loaded.filler)
+    found = [(key, float(v.sum())) for (key, _), v in zip(mine, values, strict=True)]
+    reference = dict(gather_object(found))
+    if state.is_main_process:
+        write_json(out / REFERENCE, reference)
+    state.wait_for_everyone()
+    return reference
+
+
+def _content(prompt: Ids, completion: Ids) -> str:
+    return content_id(prompt.tolist(), completion.tolist())

@@ -1,0 +1,309 @@
+"""The run around a loss: Transformers' Trainer, made to resume exactly and to write plain files.
+
+Trainer brings optimiser, schedule, mixed precision, checkpoints, DDP, FSDP and DeepSpeed. Ours are
+the batches (`data.Plan`), the loss, the journal (`training.jsonl`) and the alarm. All epochs are
+one sequence of micro-batches to it, so that resuming is skipping.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from rlaif.errors import TrainingError
+from rlaif.records import Preference, content_id
+from rlaif.resources import model_path
+from rlaif.training.data import Plan, Row, plan_steps
+from rlaif.training.models import Loaded, quiet, write_json
+
+OnLog = Callable[[dict[str, Any]], None]
+# (model, micro-batch) -> losses (B,) and statistics (B,) of its pairs
+PairLoss = Callable[[Any, Mapping[str, Any]], tuple[Tensor, dict[str, Tensor]]]
+JOURNAL, METRICS, CHECKPOINTS = "training.jsonl", "metrics.json", "checkpoints"
+REFERENCE = "reference.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """What every trainer takes. `batch_size` counts elements a device and forward pass."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    gradient_accumulation: int
+    warmup: float  # share of all steps
+    weight_decay: float
+    max_grad_norm: float
+    seed: int
+    bf16: bool
+    gradient_checkpointing: bool
+    device: str
+    checkpoint_every: int  # steps
+
+    def key(self) -> dict[str, Any]:
+        """The settings that decide the weights: all but where, and how often they are saved."""
+        return {k: v for k, v in asdict(self).items() if k not in ("device", "checkpoint_every")}
+
+
+def run_loop(
+    loaded: Loaded,
+    rows: Sequence[Row],
+    elements: Sequence[Sequence[int]],
+    collate: Callable[[Sequence[Row], float], dict[str, Any]],
+    pair_loss: PairLoss,
+    settings: LoopSettings,
+    arguments: TrainingArguments,
+    on_log: OnLog | None = None,
+) -> dict[str, Any]:
+    """Trains `loaded.model` in place; returns steps, seconds and the last epoch's mean statistics.
+
+    `elements` are the rows that must share a step, such as all pairs of a prompt. The call goes on
+    from the newest checkpoint, which `prepare` has made sure is of this very run.
+    """
+    out = Path(arguments.output_dir).parent
+    parts, world = settings.gradient_accumulation, arguments.world_size
+    steps = plan_steps(
+        elements,
+        [row.length for row in rows],
+        size=settings.batch_size * parts * world,
+        epochs=settings.epochs,
+        seed=settings.seed,
+    )
+    plan = Plan(rows, steps, collate, parts, world, arguments.process_index)
+    checkpoint = last_checkpoint(out)
+    journal = Journal(out / JOURNAL, checkpoint, len(steps), settings.epochs, on_log)
+    trainer = PairTrainer(loaded.model, arguments, plan, pair_loss, journal)
+    with quiet():
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    loaded.model = trainer.accelerator.unwrap_model(trainer.model)
+    return journal.summary()
+
+
+def training_arguments(settings: LoopSettings, out: Path) -> TrainingArguments:
+    """Transformers' arguments for these settings; it also learns which process this is."""
+    arguments = TrainingArguments(
+        output_dir=str(out / CHECKPOINTS),
+        num_train_epochs=1,  # the plan holds all epochs
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup if settings.warmup < 1 else int(settings.warmup),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        bf16=settings.bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        use_cpu=settings.device == "cpu" or not torch.cuda.is_available(),
+        optim="adamw_torch",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_every,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
+    )
+    if arguments.world_size == 1 and arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # several GPUs are `accelerate launch`'s, never DataParallel's
+    return arguments
+
+
+class PairTrainer(Trainer):  # type: ignore[misc]
+    """Trainer over a `Plan`: the loss is a weighted mean over the pairs of the whole step."""
+
+    def __init__(
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        plan: Plan,
+        pair_loss: PairLoss,
+        journal: Journal,
+    ) -> None:
+        # A given compute_loss_func tells every supported Trainer that the loss is already divided
+        # by the whole step; ours is used by the overridden compute_loss below.
+        super().__init__(
+            model=model, args=arguments, train_dataset=plan, compute_loss_func=pair_loss
+        )
+        self.remove_callback(PrinterCallback)
+        self._pair_loss = pair_loss
+        self._journal = journal
+        self._sums: dict[str, Tensor] = {}
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        # Not prepared by Accelerate: the plan already holds this process's share only.
+        return DataLoader(self.train_dataset, batch_size=1, shuffle=False, collate_fn=_only)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Tensor:
+        del return_outputs, num_items_in_batch
+        weight = inputs["weight"] / inputs["total"]
+        losses, statistics = self._pair_loss(model, inputs)
+        loss: Tensor = (weight * losses).sum()
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} of "
+                f"{self.state.max_steps}: lower the learning rate, or train in float32"
+            )
+        for name, values in statistics.items():
+            held = self._sums.get(name, torch.zeros((), device=loss.device))
+            self._sums[name] = held + (weight * values.detach().float()).sum()
+        scaled: Tensor = loss * self.args.world_size  # processes average their gradients
+        return scaled
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" not in logs:  # Trainer's closing summary
+            return
+        names = sorted(self._sums)
+        sums = torch.stack([self._sums[name] for name in names])
+        if self.args.world_size > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+        self._sums = {}
+        entry = {**logs, **dict(zip(names, sums.tolist(), strict=True))}
+        entry["grad_norm"] = float(entry.get("grad_norm", 0.0))
+        if self.is_world_process_zero():
+            self._journal.write(self.state.global_step, entry)
+        super().log(entry, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        del inputs
+        return 0  # its estimate walks over all parameters at every micro-batch
+
+
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return items[0]
+
+
+class Journal:
+    """`training.jsonl`: one line a step. A resumed run goes on after the checkpoint's line."""
+
+    def __init__(
+        self, path: Path, checkpoint: Path | None, total: int, epochs: int, on_log: OnLog | None
+    ) -> None:
+        self._path, self._total, self._epochs, self._on_log = path, total, epochs, on_log
+        done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+        self.lines = [line for line in read_journal(path) if line["step"] <= done]
+        self._before = float(self.lines[-1]["seconds"]) if self.lines else 0.0
+        self._start = time.perf_counter()
+        path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), "utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        line = {
+            "step": step,
+            "total_steps": self._total,
+            "epoch": round(step / self._total * self._epochs, 4),
+            **{k: v for k, v in values.items() if k != "epoch"},
+            "seconds": round(self._before + time.perf_counter() - self._start, 3),
+        }
+        self.lines.append(line)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._on_log is not None:
+            self._on_log(dict(line))
+
+    def summary(self) -> dict[str, Any]:
+        """Steps, seconds, and the means over the last epoch."""
+        if not self.lines:
+            return {"steps": 0, "seconds": 0.0}
+        last = self.lines[-max(1, self._total // self._epochs) :]
+        skip = {"step", "total_steps", "epoch", "seconds", "learning_rate"}
+        means = {k: math.fsum(x[k] for x in last) / len(last) for k in last[0] if k not in skip}
+        return {"steps": self.lines[-1]["step"], "seconds": self.lines[-1]["seconds"], **means}
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal; a last line cut off by a kill is left out."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    found = []
+    for folder in (out / CHECKPOINTS).glob("checkpoint-*"):
+        try:  # Trainer writes this file last
+            state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        found.append((int(state["global_step"]), folder))
+    return max(found)[1] if found else None
+
+
+def prepare(out: Path, key: str, resume: bool) -> dict[str, Any] | None:
+    """Makes `out` ready for the run `key`; returns its metrics if it is already done.
+
+    The key hashes all that decides the weights. What an earlier run with another key left behind,
+    its checkpoints too, belongs to other weights and is cleared.
+    """
+    named = out / "run.key"
+    if not PartialState().is_main_process:
+        resume = True  # the main process, which goes first, has cleared what was to be cleared
+    with PartialState().main_process_first():
+        out.mkdir(parents=True, exist_ok=True)
+        if resume and named.is_file() and named.read_text("utf-8").strip() == key:
+            done = out / METRICS
+            return dict(json.loads(done.read_text("utf-8"))) if done.is_file() else None
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        for name in (METRICS, JOURNAL, REFERENCE, "run.key"):
+            (out / name).unlink(missing_ok=True)
+        named.write_text(key + "\n", "utf-8")
+    return None
+
+
+def finish(out: Path, metrics: Mapping[str, Any]) -> None:
+    """Writes the metrics, which marks the run as done, then drops the checkpoints."""
+    write_json(out / METRICS, metrics)
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+
+
+def run_key(
+    kind: str, model: str, rows: Sequence[Preference], settings: LoopSettings, more: Sequence[Any]
+) -> str:
+    """Hash of all that decides the weights: the model's content, the labels, the settings."""
+    from rlaif.engines.fingerprint import folder_fingerprint
+
+    labels = [(p.pair.id, p.pair.first, p.pair.second, p.p_first) for p in rows]
+    fingerprint = folder_fingerprint(_folder(model_path(model)))
+    return content_id(kind, fingerprint, labels, settings.key(), list(more))
+
+
+def _folder(model: str) -> Path:
+    from transformers.utils import cached_file
+
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(cached_file(model, "config.json")).parent
+    except OSError as error:
+        raise TrainingError(
+            f"no model at {model}: give a folder that holds one, or a name on the Hugging Face hub "
+            f"(which needs a network or a filled cache). {str(error).splitlines()[0]}"
+        ) from error

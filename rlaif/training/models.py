@@ -1,0 +1,253 @@
+"""Models to train: policies, reward models, LoRA, and how they are saved.
+
+What a model lacks is said in `Loaded.notes`, with what is done instead.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rlaif.engines.tokens import Encoder
+from rlaif.errors import TrainingError
+from rlaif.resources import model_path
+from rlaif.training.data import RowEncoder, end_of_turn
+
+Kind = Literal["policy", "reward"]
+SIDE_FILES = ("rlaif.json",)  # what our own model folders carry beside Transformers' files
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adapters (Hu et al. 2021). `targets`: module names, or "all-linear"."""
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+@dataclass
+class Loaded:
+    """A model with what is needed to feed it."""
+
+    model: Any
+    tokenizer: Any
+    encoder: RowEncoder
+    filler: int  # id to pad with; the attention mask says what is padding, this id never does
+    max_length: int
+    source: str
+    notes: list[str] = field(default_factory=list)
+
+    def limit(self, max_length: int | None) -> int:
+        """Tokens a sequence may have: what was asked for, within the model's context."""
+        return self.max_length if max_length is None else min(max_length, self.max_length)
+
+
+def load_policy(name: str) -> Loaded:
+    """A causal language model in float32, dropout off."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(name, AutoModelForCausalLM, "a policy needs a causal language-model head")
+
+
+def load_reward(name: str, seed: int = 0) -> Loaded:
+    """A model with one scalar head, from a causal or a sequence-classification checkpoint.
+
+    A causal checkpoint has no reward head: one is made, std 1/√(d + 1), bias 0 (Ziegler et al.
+    2019; Stiennon et al. 2020), and noted. A head of several labels is refused.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    path = model_path(name)
+    _check_labels(path, name)
+    what = "a reward model needs an architecture with a sequence-classification head"
+    loaded = _load(name, AutoModelForSequenceClassification, what, num_labels=1)
+    made = [key for key in loaded.notes if key.startswith("missing:")]
+    loaded.notes[:] = [note for note in loaded.notes if note not in made]
+    if made:
+        _init_head(loaded.model, [key.removeprefix("missing:") for key in made], seed)
+        loaded.notes.append("the checkpoint has no reward head: a new one is trained from scratch")
+    _score_last_real_token(loaded.model)
+    return loaded
+
+
+def _load(name: str, auto: Any, needed: str, **options: Any) -> Loaded:
+    import torch
+    from transformers import AutoTokenizer
+
+    path = model_path(name)
+    notes: list[str] = []
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(path)
+            model, info = auto.from_pretrained(
+                path, dtype=torch.float32, output_loading_info=True, **options
+            )
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot train {name}: {needed}. Transformers says: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing and "num_labels" not in options:
+        raise TrainingError(f"cannot train {name}: {needed}; its weights lack {missing[0]}")
+    notes += [f"missing:{key}" for key in missing]
+    disable_dropout(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said in the notes, which reach metrics.json
+        encoder = Encoder(tokenizer, name)
+    if encoder.transcript:
+        notes.append("no chat template: prompts are a plain 'Human:' / 'Assistant:' transcript")
+    end = end_of_turn(tokenizer, end_ids(model, tokenizer))
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        encoder=RowEncoder(encoder, end),
+        filler=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
+        max_length=int(getattr(model.config, "max_position_embeddings", None) or 1_000_000),
+        source=path,
+        notes=notes,
+    )
+
+
+def end_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The ids at which generation stops: the model's, and the tokenizer's end of sequence."""
+    generation = getattr(model, "generation_config", None) or model.config
+    ends = generation.eos_token_id
+    found = set(ends) if isinstance(ends, list) else {ends}
+    return {int(i) for i in (*found, tokenizer.eos_token_id) if i is not None}
+
+
+def _check_labels(path: str, name: str) -> None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot load {name}: {error}") from error
+    classifier = any("SequenceClassification" in a for a in config.architectures or ())
+    if classifier and config.num_labels != 1:
+        raise TrainingError(
+            f"{name} classifies into {config.num_labels} labels; a reward model has one. "
+            "Start from its causal checkpoint, or from a model with num_labels = 1"
+        )
+
+
+def _init_head(model: Any, missing: list[str], seed: int) -> None:
+    import torch
+
+    random = torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters())
+    for key in missing:
+        weight = parameters[key]
+        with torch.no_grad():
+            if weight.dim() < 2:
+                weight.zero_()
+            else:
+                std = (weight.shape[-1] + 1) ** -0.5
+                weight.copy_(torch.normal(0.0, std, weight.shape, generator=random))
+
+
+def _score_last_real_token(model: Any) -> None:
+    """Makes a decoder's classification head read the last token that the attention mask shows.
+
+    Transformers looks for the last id that is not the padding id. Where padding and end of turn
+    are one id, it would read the token before the end, or any earlier one.
+    """
+    import torch
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    if "score" not in model._modules:  # an encoder reads its first token: nothing to look for
+        return
+
+    def forward(input_ids: Any, attention_mask: Any, **_: Any) -> Any:  # PEFT adds Nones
+        trunk = getattr(model, model.base_model_prefix)
+        hidden = trunk(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+        ).last_hidden_state  # (B, T, d)
+        place = torch.arange(hidden.shape[1], device=hidden.device)
+        last = (attention_mask * place).argmax(1)
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return SequenceClassifierOutput(logits=model.score(pooled))  # (B, 1)
+
+    model.forward = forward
+
+
+def disable_dropout(model: Any) -> None:
+    """Sets every dropout to 0: a ratio of policy to reference must compare like with like."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if name.endswith("dropout") and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def add_lora(loaded: Loaded, settings: LoraSettings, kind: Kind) -> None:
+    """Puts trainable adapters on the model and freezes the rest, but for a reward head."""
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    targets = settings.targets
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type=TaskType.CAUSAL_LM if kind == "policy" else TaskType.SEQ_CLS,
+    )
+    try:
+        loaded.model = get_peft_model(loaded.model, config)
+    except ValueError as error:
+        raise TrainingError(f"LoRA does not fit {loaded.source}: {error}") from error
+
+
+def save_model(loaded: Loaded, out: Path, *, lora: bool, merge: bool) -> None:
+    """Writes a folder that Transformers, our engines and vLLM load.
+
+    With LoRA the adapter goes to `out/adapter`, and with `merge` the merged model to `out`.
+    """
+    model = loaded.model
+    with quiet():
+        if lora:
+            model.save_pretrained(out / "adapter")
+            loaded.tokenizer.save_pretrained(out / "adapter")
+            if not merge:
+                return
+            model = model.merge_and_unload()
+            loaded.model = model
+        if model.config.pad_token_id is None:  # Transformers' own classifier needs one for batches
+            model.config.pad_token_id = loaded.filler
+        model.save_pretrained(out)
+        loaded.tokenizer.save_pretrained(out)
+    for name in SIDE_FILES:
+        if (Path(loaded.source) / name).is_file():
+            shutil.copyfile(Path(loaded.source) / name, out / name)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON aside and renames it: a reader sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Transformers' loading report and progress bars; restores them after."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,329 @@
+"""Reward models on soft labels: Bradley–Terry over the score of the last token.
+
+All pairs of a prompt share a step and weigh together as one (Ouyang et al. 2022), and a completion
+that stands in several pairs is computed once. Held-out prompts give accuracy and calibration. The
+rewards are normalised to mean 0 and standard deviation 1 over the training completions (Ziegler et
+al. 2019): gain and bias lie in `reward.json` beside the weights, which stay as they were trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlaif.engines.tokens import Ids
+from rlaif.errors import DataError, TrainingError
+from rlaif.records import Preference, Prompt
+from rlaif.resources import model_path
+from rlaif.training.calibration import brier, expected_calibration_error
+from rlaif.training.data import (
+    Cut,
+    Row,
+    by_prompt,
+    encode_rows,
+    pad,
+    preferred,
+    split_by_prompt,
+    weigh_by_prompt,
+)
+from rlaif.training.models import LoraSettings, add_lora, load_reward, save_model, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rlaif.training.loop import OnLog, PairLoss
+    from rlaif.training.models import Loaded
+
+NORMALISATION = "reward.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RewardResult:
+    """Where the reward model lies, and how good it is. `metrics` is what metrics.json holds.
+
+    `accuracy` is None when nothing was held out.
+    """
+
+    path: Path
+    steps: int
+    seconds: float
+    accuracy: float | None
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """reward = gain · score + bias."""
+
+    gain: float = 1.0
+    bias: float = 0.0
+
+    @classmethod
+    def of(cls, scores: Sequence[float], mean: float = 0.0, std: float = 1.0) -> Normalisation:
+        """Gain σ_target/σ and bias μ_target − gain·μ of the scores (Ziegler et al. 2019)."""
+        spread = float(np.std(scores))
+        gain = std / spread if spread > 0 else 1.0  # one score alone has no spread to correct
+        return cls(gain, mean - gain * float(np.mean(scores)))
+
+
+def train_reward(
+    preferences: Sequence[Preference],
+    model: str,
+    out: str | Path,
+    *,
+    held_out: float = 0.1,
+    margin: float = 0.0,
+    centring: float = 0.0,
+    epochs: int = 1,
+    learning_rate: float = 1e-5,
+    batch_size: int = 8,
+    gradient_accumulation: int = 1,
+    max_length: int | None = None,
+    warmup: float = 0.1,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    seed: int = 0,
+    lora: LoraSettings | None = None,
+    merge: bool = True,
+    cut: Cut = (),
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    device: str = "auto",
+    checkpoint_every: int = 200,
+    resume: bool = True,
+    on_log: OnLog | None = None,
+) -> RewardResult:
+    """Trains a reward model and writes it to `out` as a sequence-classification folder.
+
+    `held_out` is the share of *prompts* kept for accuracy and calibration. `batch_size` prompts,
+    with all their pairs, a device and forward pass. `margin` is what the better completion must
+    lead by, `centring` the coefficient of (r₁ + r₂)². The rest as in `train_dpo`.
+    """
+    from rlaif.training.loop import (
+        LoopSettings,
+        finish,
+        prepare,
+        run_key,
+        run_loop,
+        training_arguments,
+    )
+
+    kept, folder = preferred(preferences), Path(out)
+    settings = LoopSettings(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        gradient_accumulation=gradient_accumulation,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        seed=seed,
+        bf16=bf16,
+        gradient_checkpointing=gradient_checkpointing,
+        device=device,
+        checkpoint_every=checkpoint_every,
+    )
+    arguments = training_arguments(settings, folder)
+    chosen = [held_out, margin, centring, max_length, lora and asdict(lora), merge, sorted(cut)]
+    done = prepare(folder, run_key("reward", model, kept, settings, chosen), resume)
+    if done is not None:
+        return _result(folder, done)
+
+    loaded = load_reward(model, seed)
+    loaded.model.to(arguments.device)
+    train, test = split_by_prompt(kept, held_out, seed)
+    rows, refused = encode_rows(train, loaded.encoder, loaded.limit(max_length), cut)
+    rows = weigh_by_prompt(rows)
+    if lora is not None:
+        add_lora(loaded, lora, "reward")
+    summary = run_loop(
+        loaded,
+        rows,
+        by_prompt(rows),
+        collator(loaded.filler),
+        pair_loss(margin, centring),
+        settings,
+        arguments,
+        on_log,
+    )
+    metrics = {
+        **summary,
+        "pairs": len(rows),
+        "refused": refused.as_dict(),
+        "notes": loaded.notes,
+        "settings": {**settings.key(), "margin": margin, "centring": centring},
+    }
+    if arguments.process_index == 0:
+        scores = _scores(loaded, _sequences(rows))
+        normalisation = Normalisation.of(list(scores.values()))
+        metrics["normalisation"] = asdict(normalisation)
+        metrics["held_out"] = _held_out(loaded, test, cut, loaded.limit(max_length))
+        save_model(loaded, folder, lora=lora is not None, merge=merge)
+        write_json(folder / NORMALISATION, asdict(normalisation))
+        finish(folder, metrics)
+    return _result(folder, metrics)
+
+
+def pair_loss(margin: float, centre: float) -> PairLoss:
+    """Soft Bradley–Terry of a batch: N different sequences, B pairs of indices into them."""
+    from rlaif.training.losses import centring, soft_bradley_terry
+
+    def compute(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        rewards = output.logits[:, 0].float()  # (N,)
+        chosen, rejected = rewards[batch["chosen"]], rewards[batch["rejected"]]  # (B,)
+        losses = soft_bradley_terry(chosen - rejected, batch["p"], margin)
+        if centre:
+            losses = losses + centre * centring(chosen, rejected)
+        statistics = {
+            "accuracy": (chosen > rejected).float(),
+            "margin": chosen - rejected,
+            "reward_chosen": chosen,
+            "reward_rejected": rejected,
+        }
+        return losses, statistics
+
+    return compute
+
+
+def collator(filler: int) -> Callable[[Sequence[Row], float], dict[str, Any]]:
+    """Makes the tensors of a micro-batch: each different sequence once, (N, T)."""
+    import torch
+
+    def collate(rows: Sequence[Row], total: float) -> dict[str, Any]:
+        place: dict[bytes, int] = {}
+        sequences: list[Ids] = []
+
+        def index(row: Row, completion: Ids) -> int:
+            sequence = np.concatenate([row.prompt, completion])
+            if sequence.tobytes() not in place:
+                place[sequence.tobytes()] = len(sequences)
+                sequences.append(sequence)
+            return place[sequence.tobytes()]
+
+        chosen = [index(row, row.chosen) for row in rows]
+        rejected = [index(row, row.rejected) for row in rows]
+        ids, mask = pad(sequences, filler)
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "chosen": torch.tensor(chosen),
+            "rejected": torch.tensor(rejected),
+            "p": torch.tensor([row.p for row in rows]),
+            "weight": torch.tensor([row.weight for row in rows]),
+            "total": torch.tensor(total),
+        }
+
+    return collate
+
+
+def reward_quality(margins: Sequence[float], p: Sequence[float]) -> dict[str, Any]:
+    """How well a reward model tells chosen from rejected, from its margins r_chosen − r_rejected.
+
+    `p` are the soft labels P(chosen is better). Calibration asks whether σ(margin), in *raw*
+    rewards as trained, is right as often as it says; `log_loss` is the mean soft Bradley–Terry
+    loss. An exact tie counts as half right.
+    """
+    delta, label = np.asarray(margins, float), np.asarray(p, float)
+    says = 1 / (1 + np.exp(-delta))
+    loss = label * np.logaddexp(0, -delta) + (1 - label) * np.logaddexp(0, delta)
+    return {
+        "n": len(delta),
+        "accuracy": float(np.where(delta == 0, 0.5, delta > 0).mean()),
+        "log_loss": float(loss.mean()),
+        "ece": expected_calibration_error(says, np.ones_like(says)),
+        "brier": brier(says, np.ones_like(says)),
+        "mean_p": float(label.mean()),
+        "margin": float(delta.mean()),
+    }
+
+
+def _held_out(
+    loaded: Loaded, test: Sequence[Preference], cut: Cut, limit: int
+) -> dict[str, Any] | None:
+    if not test:
+        return None
+    try:
+        rows, refused = encode_rows(test, loaded.encoder, limit, cut)
+    except TrainingError as error:  # every held-out pair was refused: nothing to measure
+        return {"n": 0, "note": str(error)}
+    scores = _scores(loaded, _sequences(rows))
+    margins = [scores[key(r.prompt, r.chosen)] - scores[key(r.prompt, r.rejected)] for r in rows]
+    return {**reward_quality(margins, [r.p for r in rows]), "refused": refused.as_dict()}
+
+
+def key(prompt: Ids, completion: Ids) -> bytes:
+    """A sequence as a dictionary's key."""
+    return np.concatenate([prompt, completion]).tobytes()
+
+
+def _sequences(rows: Sequence[Row]) -> dict[bytes, Ids]:
+    """The different sequences of the rows."""
+    both = ((row.prompt, c) for row in rows for c in (row.chosen, row.rejected))
+    return {key(prompt, c): np.concatenate([prompt, c]) for prompt, c in both}
+
+
+def _scores(loaded: Loaded, sequences: Mapping[bytes, Ids]) -> dict[bytes, float]:
+    from rlaif.training.forward import sequence_rewards
+
+    values = sequence_rewards(loaded.model, list(sequences.values()), loaded.filler)
+    return dict(zip(sequences, values.tolist(), strict=True))
+
+
+def _result(folder: Path, metrics: dict[str, Any]) -> RewardResult:
+    accuracy = (metrics.get("held_out") or {}).get("accuracy")
+    return RewardResult(folder, metrics["steps"], metrics["seconds"], accuracy, metrics)
+
+
+class RewardModel:
+    """A trained reward model, ready to score. `rewards` are normalised by its `reward.json`."""
+
+    def __init__(self, path: str | Path, *, device: str = "auto", batch_tokens: int = 8_192):
+        import torch
+
+        folder = Path(model_path(str(path)))
+        self._loaded = load_reward(str(path))
+        self._check_head(str(path))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._loaded.model.to(device).eval()
+        self._batch_tokens = batch_tokens
+        file = folder / NORMALISATION
+        stored = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        self.normalisation = Normalisation(**stored)
+
+    def _check_head(self, path: str) -> None:
+        if any("no reward head" in note for note in self._loaded.notes):
+            raise TrainingError(
+                f"{path} has no reward head: it would score at random. Train one first with "
+                "`rlaif train reward`, or give a sequence-classification model with one label"
+            )
+
+    def rewards(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        ended: Sequence[bool] | None = None,
+    ) -> list[float]:
+        """One reward a completion, in the order given. `ended`: False where a limit cut it off."""
+        from rlaif.training.forward import sequence_rewards
+
+        ends = [True] * len(prompts) if ended is None else ended
+        sequences = []
+        for i, row in enumerate(zip(prompts, completions, ends, strict=True)):
+            sequence = np.concatenate(self._loaded.encoder.sequence(*row))
+            if len(sequence) > self._loaded.max_length:
+                raise DataError(
+                    f"completion {i} has {len(sequence)} tokens with its prompt; the reward model "
+                    f"reads {self._loaded.max_length}. Leave it out, or use a longer context"
+                )
+            sequences.append(sequence)
+        raw = sequence_rewards(
+            self._loaded.model, sequences, self._loaded.filler, batch_tokens=self._batch_tokens
+        )
+        return [float(x) for x in self.normalisation.gain * raw + self.normalisation.bias]

@@ -1,0 +1,77 @@
+"""A small random Llama and a vocabulary trained on the spot: real models, no downloads."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from rlaif.records import Pair, Preference, Prompt
+
+SENTENCE = "the a cat dog sat ran on under mat tree red blue big small happily slowly"
+WORDS = SENTENCE.split()
+CHAT = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_tokenizer(*, chat: bool = True, pad: str | None = "<|pad|>"):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([SENTENCE] * 3, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", pad_token=pad, model_max_length=128
+    )
+    if chat:
+        tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def save_causal(folder: Path, tokenizer, *, tied: bool = True, seed: int = 0) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=tied,
+        attention_dropout=0.1,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_preferences(n: int, *, per_prompt: int = 1, p: float = 0.9) -> list[Preference]:
+    """Pairs in which the completion with `happily` is the better one."""
+    draw = random.Random(5)
+    out = []
+    for i in range(n):
+        prompt = Prompt.user(f"{' '.join(draw.choices(WORDS[:8], k=3))} {i // per_prompt}")
+        words = draw.choices(WORDS[:14], k=draw.randint(2, 9))
+        good = " ".join([*words, "happily"])
+        bad = " ".join([*draw.choices(WORDS[:14], k=draw.randint(2, 9)), f"slowly {i}"])
+        flip = draw.random() < 0.5
+        pair = Pair(prompt, *((bad, good) if flip else (good, bad)))
+        out.append(Preference(pair, "preferred", 1 - p if flip else p))
+    return out

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_models import make_preferences, make_tokenizer, save_causal
+
+from rlaif.engines.base import Sampling
+from rlaif.engines.hf import HFEngine
+from rlaif.errors import TrainingError
+from rlaif.records import Prompt
+from rlaif.templates import Rendered
+from rlaif.training.data import encode_rows
+from rlaif.training.dpo import collator, pair_loss, reference_logprobs, train_dpo
+from rlaif.training.forward import sequence_logprobs
+from rlaif.training.models import LoraSettings, disable_dropout, load_policy
+
+QUICK = {"epochs": 2, "learning_rate": 3e-3, "batch_size": 8, "device": "cpu"}
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def trained(causal, tmp_path_factory):
+    out = tmp_path_factory.mktemp("dpo")
+    (Path(causal) / "rlaif.json").write_text('{"templates": {"pairwise": "pairwise/x"}}')
+    logs: list[dict] = []
+    result = train_dpo(make_preferences(64), causal, out, on_log=logs.append, **QUICK)
+    return result, logs
+
+
+def test_sequence_logprobs_against_plain_log_softmax(causal):
+    loaded = load_policy(causal)
+    rows = encode_rows(make_preferences(6), loaded.encoder, 128)[0]
+    prompts, completions = [r.prompt for r in rows], [r.chosen for r in rows]
+    found = sequence_logprobs(loaded.model, prompts, completions, loaded.filler)
+    for prompt, completion, values in zip(prompts, completions, found, strict=True):
+        ids = torch.tensor(np.concatenate([prompt, completion]).astype(np.int64))
+        table = torch.log_softmax(loaded.model(ids[None]).logits[0].double(), -1)
+        by_hand = [
+            table[t - 1, ids[t]].item() for t in range(len(prompt), len(prompt) + len(completion))
+        ]
+        assert values.tolist() == pytest.approx(by_hand, abs=1e-5)
+    alone = sequence_logprobs(loaded.model, prompts, completions, loaded.filler, batch_tokens=1)
+    for a, b in zip(found, alone, strict=True):
+        assert a.tolist() == pytest.approx(b.tolist(), abs=1e-5)
+
+
+def test_the_first_loss_is_ln_2_and_margins_are_zero(causal, tmp_path):
+    loaded = load_policy(causal)
+    rows = encode_rows(make_preferences(6), loaded.encoder, 128)[0]
+    batch = collator(loaded.filler, reference_logprobs(loaded, rows, tmp_path))(rows, 1.0)
+    for name in ("sigmoid", "sigmoid_norm"):
+        losses, statistics = pair_loss(name, 0.1, 0.0)(loaded.model, batch)
+        assert losses.tolist() == pytest.approx([math.log(2)] * 6, abs=1e-5)
+        assert statistics["margin"].abs().max().item() < 1e-4
+
+
+def test_learns_logs_and_saves(trained):
+    result, logs = trained
+    assert result.metrics["accuracy"] >= 0.9
+    assert [log["step"] for log in logs] == list(range(1, result.steps + 1))
+    assert logs[0]["total_steps"] == result.steps
+    assert logs[-1]["loss"] < logs[0]["loss"]
+    written = (result.path / "training.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in written] == logs
+    assert json.loads((result.path / "metrics.json").read_text()) == result.metrics
+
+
+def test_the_saved_folder_is_a_whole_model(trained):
+    path = trained[0].path
+    assert (path / "rlaif.json").is_file()
+    engine = HFEngine(str(path), device="cpu")
+    assert engine.tokenizer.chat_template == make_tokenizer().chat_template
+    prompt = Rendered.chat(Prompt.user("the cat").messages)
+    out = engine.generate([prompt], Sampling(max_new_tokens=4))
+    assert out[0][0].tokens >= 1
+
+
+def test_a_finished_run_returns_at_once(trained, causal):
+    result, _ = trained
+    before = (result.path / "model.safetensors").stat().st_mtime_ns
+    again = train_dpo(make_preferences(64), causal, result.path, **QUICK)
+    assert again.metrics == result.metrics
+    assert (result.path / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_same_seed_same_weights_other_labels_other_weights(causal, tmp_path):
+    settings = {**QUICK, "epochs": 1}
+    rows = make_preferences(24)
+    for name in ("a", "b"):
+        train_dpo(rows, causal, tmp_path / name, **settings)
+    assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    train_dpo(make_preferences(24, p=0.6), causal, tmp_path / "b", **settings)
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    train_dpo(rows, causal, tmp_path / "b", **{**settings, "seed": 3})
+    assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
+def test_accumulation_changes_nothing_but_rounding(causal, tmp_path):
+    rows = make_preferences(32)
+    one = train_dpo(rows, causal, tmp_path / "a", **{**QUICK, "epochs": 1})
+    other = {**QUICK, "epochs": 1, "batch_size": 2, "gradient_accumulation": 4}
+    two = train_dpo(rows, causal, tmp_path / "b", **other)
+    assert one.steps == two.steps
+    losses = [
+        [json.loads(x)["loss"] for x in (r.path / "training.jsonl").read_text().splitlines()]
+        for r in (one, two)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {here!r})
+from small_models import make_preferences
+from rlaif.training.dpo import train_dpo
+train_dpo(make_preferences(64), {model!r}, {out!r}, checkpoint_every=3, **{quick!r})
+"""
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(trained, causal, tmp_path):
+    result, _ = trained  # uninterrupted
+    here = str(Path(__file__).parent)
+    code = CHILD.format(here=here, model=causal, out=str(tmp_path), quick=QUICK)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    journal = tmp_path / "training.jsonl"
+    deadline = time.monotonic() + 60
+    while child.poll() is None and time.monotonic() < deadline:
+        if journal.is_file() and journal.read_text().count("\n") >= 7:
+            child.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "metrics.json").exists()
+    logs: list[dict] = []
+    settings = {**QUICK, "checkpoint_every": 3, "on_log": logs.append}
+    again = train_dpo(make_preferences(64), causal, tmp_path, **settings)
+    assert logs[0]["step"] > 1, "it went on from a checkpoint"
+    assert same(weights(tmp_path), weights(result.path))
+    lines = [json.loads(x) for x in journal.read_text().splitlines()]
+    assert [x["step"] for x in lines] == list(range(1, again.steps + 1))
+
+
+def test_a_checkpoint_cut_off_by_a_kill_is_not_used(tmp_path):
+    from rlaif.training.loop import last_checkpoint
+
+    for step, text in ((3, '{"global_step": 3}'), (6, '{"global_st'), (9, None)):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if text:
+            (folder / "trainer_state.json").write_text(text)
+    found = last_checkpoint(tmp_path)
+    assert found is not None
+    assert found.name == "checkpoint-3"
+
+
+def test_a_loss_that_is_no_number_stops_at_once(causal, tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+"):
+        train_dpo(make_preferences(48), causal, tmp_path, **{**QUICK, "learning_rate": 1e30})
+
+
+def test_lora_reference_is_the_adapter_off(causal, tmp_path):
+    base = weights(causal)
+    settings = {**QUICK, "learning_rate": 1e-2}
+    result = train_dpo(
+        make_preferences(48), causal, tmp_path, lora=LoraSettings(rank=4), **settings
+    )
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert result.metrics["accuracy"] >= 0.8
+    merged = weights(tmp_path)
+    assert torch.equal(merged["model.norm.weight"], base["model.norm.weight"])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(merged[name], base[name])
+    logs = [json.loads(x) for x in (tmp_path / "training.jsonl").read_text().splitlines()]
+    assert logs[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    with_adapter = HFEngine(causal, adapter=str(tmp_path / "adapter"), device="cpu")
+    scored = [
+        e.score([Rendered.chat(Prompt.user("the cat").messages)], [["happily"]])[0].logprobs[0]
+        for e in (with_adapter, HFEngine(str(tmp_path), device="cpu"))
+    ]
+    assert scored[0] == pytest.approx(scored[1], abs=1e-4)
+
+
+def test_gradient_checkpointing_changes_memory_only(causal, tmp_path):
+    settings = {**QUICK, "epochs": 1}
+    rows = make_preferences(16)
+    train_dpo(rows, causal, tmp_path / "a", **settings)
+    train_dpo(rows, causal, tmp_path / "b", gradient_checkpointing=True, **settings)
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
+
+
+def test_dropout_is_off(causal):
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(causal).train()
+    ids = torch.arange(5, 15)[None]
+    assert not torch.equal(model(ids).logits, model(ids).logits)
+    disable_dropout(model)
+    assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+def test_what_cannot_be_trained(tmp_path, causal):
+    with pytest.raises(TrainingError, match="label some pairs"):
+        train_dpo([], causal, tmp_path)
+    with pytest.raises(TrainingError, match="no model at"):
+        train_dpo(make_preferences(4), str(tmp_path / "nowhere"), tmp_path / "out")
+    with pytest.raises(TrainingError, match="too_long"):
+        train_dpo(make_preferences(4), causal, tmp_path, max_length=3, device="cpu")
+
+
+def test_a_model_without_a_chat_template_is_noted(tmp_path):
+    save_causal(tmp_path / "plain", make_tokenizer(chat=False))
+    notes = load_policy(str(tmp_path / "plain")).notes
+    assert notes == ["no chat template: prompts are a plain 'Human:' / 'Assistant:' transcript"]
