@@ -1,0 +1,100 @@
+"""`report.html`: one file that shows a run, needs no network and runs no script.
+
+The page is a Jinja template with escaping on; what models and people wrote reaches it as text only,
+and its own policy (a `Content-Security-Policy` of `default-src 'none'`) lets it load nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from rlaif.evaluation.metrics import Interval
+from rlaif.report import formats, sections
+from rlaif.report.data import Json, Run
+from rlaif.report.labels import DECIDED
+from rlaif.report.summary import STAGES, summarise
+
+MAX_LETTERS = 1_200  # of a text that is shown; a report stays a page, not a data set
+
+
+def build_report(run_dir: Path) -> Path:
+    """Writes `report.html` into a run directory and returns its path."""
+    target = run_dir / "report.html"
+    page = render(Run(run_dir))
+    aside = run_dir / f".aside-report-{os.getpid()}"
+    try:
+        aside.write_text(page, encoding="utf-8")
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def render(run: Run) -> str:
+    """The page of a run."""
+    context: Json = {
+        "run": run,
+        "name": run.path.resolve().name,
+        "summary": summarise(run),
+        "not_run": [s for s in STAGES if s not in run.stages],
+        "headline": sections.headline(run),
+        "policies": sections.policies(run),
+        "labels": sections.labels(run),
+        "principles": sections.principles(run),
+        "training": sections.training(run),
+        "examples": sections.examples(run),
+        "samples": sections.samples(run),
+        "stages": sections.stages(run),
+        "provenance": sections.provenance(run),
+        "decided": DECIDED,
+    }
+    return _environment().get_template("report.html.j2").render(context)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+    environment.filters.update(
+        count=formats.count,
+        percent=formats.percent,
+        points=formats.points,
+        fixed=formats.fixed,
+        plain=formats.plain,
+        duration=formats.duration,
+        interval=_interval,
+        words=formats.words,
+        clip=_clip,
+    )
+    return environment
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return formats.printable(value)
+    return formats.MISSING if value is None else value
+
+
+def _interval(found: Interval | None, digits: int = 0) -> str:
+    """`45–57 %`, or nothing where no interval is known."""
+    if found is None or found.low == found.high:
+        return ""
+    low, high = (formats.percent(v, digits) for v in (found.low, found.high))
+    return f"{low.removesuffix(formats.THIN + '%')}\u2060–\u2060{high}"  # not broken at the dash
+
+
+def _clip(text: str, letters: int = MAX_LETTERS) -> Markup:
+    """A text's beginning, and how much was left out."""
+    start, left = formats.cut(formats.printable(text), letters)
+    more = Markup('<span class="more"> … {} more characters</span>').format(formats.count(left))
+    return Markup.escape(start) + (more if left else Markup(""))

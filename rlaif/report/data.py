@@ -1,0 +1,262 @@
+"""What a report is made of, read from a run directory. A stage not run has simply no files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from numpy.typing import NDArray
+
+from rlaif.errors import DataError
+from rlaif.records import ORDERS, Pair, content_id
+from rlaif.report.labels import Cube, Floats
+from rlaif.store import RunStore
+from rlaif.tiny.gold import gold, principle_trait
+from rlaif.tiny.grammar import TRAITS
+
+Json = dict[str, Any]
+
+
+def read_json(path: Path) -> Any:
+    """The file's content, or None when there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: not JSON ({error}). Delete it and run its stage again."
+        ) from error
+
+
+def read_training(path: Path) -> list[Json]:
+    """The steps of a training log; a last line cut by a kill is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}:{number}: not JSON ({error})") from error
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    return rows
+
+
+def number(value: Any) -> float | None:
+    """A finite number, out of a plain one or of {"value": …}; None for everything else."""
+    if isinstance(value, dict):
+        value = value.get("value")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+class Run:
+    """A run directory, read lazily: columns first, texts only of the pairs that are shown."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = RunStore.open_readonly(path)
+        self.manifest: Json = self.store.read_manifest()
+        config = path / "run.yaml"
+        self.config = config.read_text(encoding="utf-8") if config.is_file() else ""
+        folder = path / "evaluation"
+        self.label_audit: Json = read_json(folder / "labels.json") or {}
+        self.policies: Json = read_json(folder / "policies.json") or {}
+        self.win_rate: Json = read_json(folder / "winrate.json") or {}
+        self.samples: list[Json] = read_json(folder / "samples.json") or []
+
+    def training(self, stage: str) -> tuple[list[Json], Json]:
+        """(steps, final metrics) of a training stage; both empty when it was not run."""
+        folder = self.path / "models" / stage
+        return read_training(folder / "training.jsonl"), read_json(folder / "metrics.json") or {}
+
+    @property
+    def stages(self) -> dict[str, Json]:
+        """What each stage that was run said about itself; `read` is that of pairs from a file."""
+        read = {"read": self.manifest["read"]} if self.manifest.get("read") else {}
+        return {**read, **(self.manifest.get("stages") or {})}
+
+    @property
+    def about(self) -> Json:
+        """Versions, commit, seed, device, target trait."""
+        return self.manifest.get("run") or self.manifest
+
+    @property
+    def target(self) -> tuple[str, int] | None:
+        """The trait the constitution is about, and -1 where it asks for the opposite."""
+        trait = self.about.get("target_trait")
+        return (trait.removeprefix("-"), -1 if trait.startswith("-") else 1) if trait else None
+
+    @property
+    def options(self) -> Json:
+        """The resolved config."""
+        return yaml.safe_load(self.config) or {}
+
+    @cached_property
+    def principles(self) -> tuple[str, ...]:
+        """Ids in the constitution's order; without a manifest, those that were judged."""
+        known = tuple(p["id"] for p in self._principles)
+        if known:
+            return known
+        return tuple(pc.unique(self._verdicts["principle"]).to_pylist())
+
+    @property
+    def constitution(self) -> Json:
+        """Its name, version, hash and principles."""
+        return self.manifest.get("constitution") or {}
+
+    @property
+    def _principles(self) -> list[Json]:
+        return self.constitution.get("principles") or []
+
+    @cached_property
+    def _pairs(self) -> pa.Table:
+        return self.store.table("pairs").to_arrow(["id", "label", "prompt_source"])
+
+    @cached_property
+    def _verdicts(self) -> pa.Table:
+        columns = ["key", "pair_id", "principle", "order", "p_first", "mass", "reason"]
+        return self.store.table("verdicts").to_arrow(columns)
+
+    @cached_property
+    def labelled(self) -> Floats:
+        """P(first) that the pairs came with, such as people's; NaN where there is none."""
+        return _floats(self._pairs["label"])
+
+    @cached_property
+    def known(self) -> Floats:
+        """P(first) as known beforehand: by the pairs' own labels, else by the world's truth."""
+        if np.isfinite(self.labelled).any() or self.target is None:
+            return self.labelled
+        return self._truth(*self.target)
+
+    def truth_of(self, principle: str) -> Floats | None:
+        """P(first) by the embedded world's truth of one principle; None where it has none."""
+        tags = next((p.get("tags") or () for p in self._principles if p["id"] == principle), ())
+        try:
+            found = principle_trait(tags)
+        except ValueError:  # a tag of a world that this version does not know
+            return None
+        return self._truth(*found) if found else None
+
+    def _truth(self, trait: str, sign: int) -> Floats:
+        gaps = self._gold_gaps.get(trait, np.zeros(len(self._pairs)))
+        return np.where(gaps == 0, np.nan, (gaps * sign > 0).astype(float))
+
+    @cached_property
+    def _gold_gaps(self) -> dict[str, Floats]:
+        """By trait: the gold value of each pair's first completion less that of its second.
+
+        0 where a trait is not at stake, a completion is illegal, or the prompt is from outside.
+        """
+        gaps = {trait: np.zeros(len(self._pairs)) for trait in TRAITS}
+        sources = pc.starts_with(self._pairs["prompt_source"], "tiny:").fill_null(False)
+        if not pc.any(sources).as_py():
+            return gaps
+        for i, pair in self.read_pairs(np.flatnonzero(sources.to_numpy()).tolist()).items():
+            prompt = pair.prompt.messages[-1].content
+            try:
+                first, second = gold(prompt, pair.first).traits, gold(prompt, pair.second).traits
+            except KeyError:
+                continue
+            for trait in TRAITS:
+                a, b = first[trait], second[trait]
+                gaps[trait][i] = 0.0 if a is None or b is None else a - b
+        return gaps
+
+    @cached_property
+    def preference(self) -> Floats:
+        """Aggregated P(first), one a pair; NaN where there is none."""
+        return _floats(self._preferences["p_first"])
+
+    @cached_property
+    def preferred(self) -> Floats:
+        """As `preference`, but NaN for ties: what training is given."""
+        chosen = pc.equal(self._preferences["status"], "preferred").fill_null(False).to_numpy()
+        return np.where(chosen, self.preference, np.nan)
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many pairs are preferred, tie or abstained."""
+        found = pc.value_counts(self._preferences["status"].drop_null())
+        return {c["values"]: c["counts"] for c in found.to_pylist()}
+
+    @cached_property
+    def _preferences(self) -> pa.Table:
+        """One row a pair, null where it has no preference."""
+        found = self.store.table("preferences").to_arrow(["pair_id", "status", "p_first"])
+        ids = found["pair_id"].combine_chunks()
+        return found.take(pc.index_in(self._pairs["id"], value_set=ids))
+
+    @cached_property
+    def cube(self) -> Cube:
+        """The verdicts of this run's pairs, principles and judge as arrays."""
+        table = self._verdicts
+        axes = [
+            pc.index_in(table[column], value_set=pa.array(values, pa.string()))
+            for column, values in (
+                ("pair_id", self._pairs["id"].to_pylist()),
+                ("principle", self.principles),
+                ("order", ORDERS),
+            )
+        ]
+        codes = np.stack([a.fill_null(-1).to_numpy() for a in axes])
+        rows = np.flatnonzero((codes >= 0).all(axis=0))
+        shape = (len(self._pairs), len(self.principles), len(ORDERS))
+        flat = np.ravel_multi_index(tuple(codes[:, rows]), shape)
+        if np.unique(flat).size < flat.size:
+            order = np.argsort(self._current(table.take(rows)), kind="stable")
+            rows, flat = rows[order], flat[order]  # where two rows meet, the last one stays
+        p, mass = np.full(shape, np.nan), np.full(shape, np.nan)
+        p.flat[flat] = _floats(table["p_first"])[rows]
+        mass.flat[flat] = _floats(table["mass"])[rows]
+        reason = np.full(shape, "", dtype=object)
+        reason.flat[flat] = table["reason"].fill_null("judged").to_numpy()[rows]
+        return Cube(self.principles, p, mass, reason)
+
+    def _current(self, verdicts: pa.Table) -> NDArray[np.bool_]:
+        """Which rows the judge and the principles of the manifest would give.
+
+        A run keeps the verdicts of a principle's former wording and of a former judge.
+        """
+        judge = self.manifest.get("judge") or {}
+        given, method, template = (judge.get(k) for k in ("fingerprint", "method", "template_hash"))
+        min_mass = (self.options.get("judge") or {}).get("min_mass")
+        # The manifest may name the judge or its engine, of which the judge is made.
+        judges = {given, content_id(method, given, template, min_mass)}
+        wording = {p["id"]: p.get("compare") for p in self._principles}
+        columns = (verdicts[n].to_pylist() for n in ("key", "pair_id", "principle", "order"))
+        return np.array(
+            [
+                any(key == content_id(j, pair, order, wording.get(principle)) for j in judges)
+                for key, pair, principle, order in zip(*columns, strict=True)
+            ],
+            dtype=bool,
+        )
+
+    def read_pairs(self, rows: Sequence[int]) -> dict[int, Pair]:
+        """The pairs of these row numbers, their texts included; the others pass by in batches."""
+        wanted = set(rows)
+        everything = enumerate(chain.from_iterable(self.store.table("pairs").iter_batches()))
+        return {i: pair for i, pair in everything if i in wanted}
+
+
+def _floats(column: pa.ChunkedArray) -> Floats:
+    """A column as floats, null as NaN."""
+    values: Floats = column.cast(pa.float64()).to_numpy()
+    return values

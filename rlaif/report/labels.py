@@ -1,0 +1,169 @@
+"""Statistics over verdicts and preferences, as arrays: a pair × a principle × an order.
+
+Everything counts abstentions apart: they are never a value.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlaif.evaluation.metrics import Interval, position_bias, wilson
+
+Floats = NDArray[np.float64]
+DECIDED = 0.1  # a principle has something to say about a pair when |p − ½| is at least this
+
+
+@dataclass(frozen=True, slots=True)
+class Cube:
+    """All current verdicts. Axes: pairs (P), principles (C), orders (2: first shown first, second).
+
+    `p` is P(first ≻ second), NaN where the judge abstained or was not asked; `mass` the probability
+    of the offered labels together; `reason` "" where nothing was asked, "judged", or why not.
+    """
+
+    principles: tuple[str, ...]
+    p: Floats
+    mass: Floats
+    reason: NDArray[np.object_]
+
+    @property
+    def asked(self) -> NDArray[np.bool_]:
+        """Where a verdict is stored."""
+        return np.asarray(self.reason != "", dtype=bool)
+
+    @property
+    def abstained(self) -> NDArray[np.bool_]:
+        """Where the stored verdict is an abstention."""
+        return np.asarray((self.reason != "") & (self.reason != "judged"), dtype=bool)
+
+    def reasons(self, principle: int) -> Counter[str]:
+        """Why the judge abstained under a principle, and how often."""
+        return Counter(self.reason[:, principle][self.abstained[:, principle]].tolist())
+
+    @property
+    def debiased(self) -> Floats:
+        """P(first) of a pair under a principle, (P, C): the mean over the run's orders.
+
+        NaN where one of them is an abstention or still to be asked, as in the aggregation.
+        """
+        orders = self.asked.any(axis=(0, 1))
+        p: Floats = self.p[:, :, orders].mean(axis=2) if orders.any() else self.p[:, :, 0]
+        return p
+
+    def positions(self, principle: int | None = None) -> tuple[dict[str, float] | None, int]:
+        """Position bias of one principle or of all, and over how many questions.
+
+        A question is a pair under a principle, judged in both orders. None where there is none.
+        """
+        p = self.p.reshape(-1, 2) if principle is None else self.p[:, principle]
+        both = p[np.isfinite(p).all(axis=1)]
+        return (position_bias(both[:, 0], both[:, 1]) if len(both) else None), len(both)
+
+
+def mean(values: Floats) -> float | None:
+    """The mean of the known values, or None when there is none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else None
+
+
+def agreement(p: Floats, truth: Floats) -> Interval | None:
+    """Share of pairs on which both sides prefer the same completion, of those where both do."""
+    usable = np.isfinite(p) & np.isfinite(truth) & (p != 0.5) & (truth != 0.5)
+    same = (p[usable] > 0.5) == (truth[usable] > 0.5)
+    return wilson(int(same.sum()), same.size) if same.size else None
+
+
+@dataclass(frozen=True, slots=True)
+class PrincipleRow:
+    """One principle's column of verdicts, summed up; None where there is nothing to count."""
+
+    id: str
+    verdicts: int
+    abstained: int
+    strength: float | None  # mean |p − ½| over pairs, orders averaged
+    decided: float | None  # share of pairs with |p − ½| ≥ DECIDED
+    aggregate: Interval | None  # agreement with the aggregated label
+    known: Interval | None  # agreement with what is known
+    says_first: Interval | None  # share of verdicts for the completion shown first
+    swap: float | None  # share of pairs on which both orders prefer one completion
+    mass: float | None
+
+
+def principle_rows(cube: Cube, preferred: Floats, known: Sequence[Floats]) -> list[PrincipleRow]:
+    """One row a principle. `preferred` is P(first) by pair, `known` the same of each principle."""
+    debiased = cube.debiased
+    rows = []
+    for c, name in enumerate(cube.principles):
+        p = debiased[:, c]
+        distance = np.abs(p - 0.5)
+        slots, n = cube.positions(c)
+        rows.append(
+            PrincipleRow(
+                id=name,
+                verdicts=int(cube.asked[:, c].sum()),
+                abstained=int(cube.abstained[:, c].sum()),
+                strength=mean(distance),
+                decided=mean(np.where(np.isfinite(p), distance >= DECIDED, np.nan)),
+                aggregate=agreement(p, preferred),
+                known=agreement(p, known[c]),
+                says_first=wilson(round(slots["says_first"] * 2 * n), 2 * n) if slots else None,
+                swap=slots["swap_consistency"] if slots else None,
+                mass=mean(cube.mass[:, c]),
+            )
+        )
+    return rows
+
+
+def bins(values: Floats, n: int = 20) -> list[int]:
+    """Counts of the known values in n equal bins over [0, 1]."""
+    return [int(c) for c in np.histogram(values[np.isfinite(values)], bins=n, range=(0, 1))[0]]
+
+
+def order_grid(cube: Cube, n: int = 20) -> list[list[int]]:
+    """Counts of (pair, principle) by p(first) when shown first (column) and second (row)."""
+    both = cube.p[np.isfinite(cube.p).all(axis=2)]
+    grid = np.histogram2d(both[:, 1], both[:, 0], bins=n, range=((0, 1), (0, 1)))[0]
+    return [[int(c) for c in row] for row in grid]
+
+
+def reliability_points(p: Floats, truth: Floats, n: int = 10) -> list[tuple[float, Interval]]:
+    """(mean p, share where the first is truly better) of each filled bin over [0, 1]."""
+    usable = np.isfinite(p) & np.isfinite(truth) & (truth != 0.5)
+    p, better = p[usable], truth[usable] > 0.5
+    index = np.minimum((p * n).astype(int), n - 1)
+    return [
+        (float(p[index == b].mean()), wilson(int(better[index == b].sum()), int(size)))
+        for b, size in enumerate(np.bincount(index, minlength=n))
+        if size
+    ]
+
+
+def telling_pairs(
+    cube: Cube, preference: Floats, known: Floats, each: int = 3
+) -> list[tuple[str, list[int]]]:
+    """Pairs worth reading, by kind: indices into the cube, no pair twice."""
+    distance = np.abs(preference - 0.5)
+    gap = np.abs(cube.p[:, :, 0] - cube.p[:, :, 1])
+    gaps = np.nansum(gap, axis=1) / np.maximum(np.isfinite(gap).sum(axis=1), 1)
+    opposed = np.isfinite(known) & ((preference - 0.5) * (known - 0.5) < 0)
+    kinds: list[tuple[str, Floats]] = [
+        ("Most decided", distance),
+        ("Least decided", -distance),
+        ("The orders disagree", np.where(gaps > DECIDED, gaps, np.nan)),
+        ("Against the known label", np.where(opposed, distance, np.nan)),
+    ]
+    taken: set[int] = set()
+    out = []
+    for name, score in kinds:
+        best = np.argsort(-np.where(np.isfinite(score), score, -np.inf), kind="stable")
+        chosen = [int(i) for i in best[: each + len(taken)] if np.isfinite(score[i])]
+        chosen = [i for i in chosen if i not in taken][:each]
+        taken.update(chosen)
+        if chosen:
+            out.append((name, chosen))
+    return out

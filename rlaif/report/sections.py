@@ -1,0 +1,329 @@
+"""The sections of a report: what a run stores, turned into what its page shows.
+
+A section whose stage was not run is None (or empty), and the page leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlaif.evaluation.metrics import Interval
+from rlaif.records import Pair
+from rlaif.report import formats, svg
+from rlaif.report.data import Json, Run, number
+from rlaif.report.labels import (
+    agreement,
+    bins,
+    order_grid,
+    principle_rows,
+    reliability_points,
+    telling_pairs,
+)
+from rlaif.report.summary import STAGES
+
+MAX_TURNS = 6  # of a conversation that is shown
+MAX_POINTS = 200  # of a training curve
+
+
+def _as_interval(value: Any) -> Interval | None:
+    """{"value", "low", "high", "n"} as stored; the ends are the value where none are known."""
+    middle = number(value)
+    if middle is None:
+        return None
+    given = value if isinstance(value, Mapping) else {}
+    low, high = number(given.get("low")), number(given.get("high"))
+    return Interval(
+        middle,
+        middle if low is None else low,
+        middle if high is None else high,
+        int(number(given.get("n")) or 0),
+    )
+
+
+def _names(run: Run) -> list[str]:
+    """The evaluated policies, the one they are compared with first."""
+    return sorted(run.policies, key=lambda name: name != "base")
+
+
+def headline(run: Run) -> Json:
+    """Before and after of the trait that the constitution is about."""
+    trait, sign = run.target or (None, 1)
+
+    def of(policy: str, *keys: str) -> Interval | None:
+        found = run.policies.get(policy) or {}
+        for key in keys:
+            found = (found or {}).get(key) or {}
+        return _as_interval(found)
+
+    kl = (run.policies.get("dpo") or {}).get("kl")
+    before = of("base", "traits", trait) if trait else None
+    after = of("dpo", "traits", trait) if trait else None
+    return {
+        "trait": trait,
+        "opposite": sign < 0,
+        "before": before,
+        "after": after,
+        "change": _change([before, after]),
+        "legal": [of("base", "legal"), of("dpo", "legal")],
+        "kl": number(kl),
+        "kl_error": number(kl.get("stderr")) if isinstance(kl, Mapping) else None,
+        "win_rate": _as_interval(run.win_rate),
+        "win_rate_detail": run.win_rate,
+    }
+
+
+def policies(run: Run) -> Json | None:
+    names = _names(run)
+    found = {n: (run.policies[n] or {}).get("traits") or {} for n in names}
+    traits = list(dict.fromkeys(t for traits in found.values() for t in traits))
+    rows = [(t, [_as_interval(found[n].get(t)) for n in names]) for t in traits]
+    legal = [_as_interval((run.policies[n] or {}).get("legal")) for n in names]
+    if any(legal):
+        rows.append(("legal", legal))
+    if not rows:
+        return None
+    chart = svg.whiskers(
+        [(formats.words(name), estimates) for name, estimates in rows],
+        names,
+        label="Traits of each policy with 95 % intervals",
+        x_label="share of responses, 95 % interval",
+    )
+    changes = [_change(estimates) for _, estimates in rows]
+    return {"names": names, "rows": rows, "changes": changes, "chart": chart}
+
+
+def _change(estimates: Sequence[Interval | None]) -> float | None:
+    first, last = estimates[0], estimates[-1]
+    return last.value - first.value if first and last and len(estimates) > 1 else None
+
+
+def labels(run: Run) -> Json | None:
+    if not len(run.known):
+        return None
+    truth = agreement(run.preferred, run.known)
+    points = reliability_points(run.preferred, run.known)
+    return {
+        "statuses": run.statuses,
+        "verdict_bins": svg.histogram(
+            bins(run.cube.p),
+            0,
+            1,
+            label="Histogram of p(first) of single verdicts",
+            x_label="p(first) of one verdict",
+            y_label="verdicts",
+            marker=0.5,
+        ),
+        "preference_bins": svg.histogram(
+            bins(run.preference),
+            0,
+            1,
+            label="Histogram of aggregated p(first)",
+            x_label="p(first) of a pair, principles and orders averaged",
+            y_label="pairs",
+            marker=0.5,
+        ),
+        "known": truth,
+        "known_pairs": int(np.isfinite(run.known).sum()),
+        "from_people": bool(np.isfinite(run.labelled).any()),
+        "reliability": svg.reliability(points, label="Reliability of the labels")
+        if points
+        else None,
+    }
+
+
+def principles(run: Run) -> Json | None:
+    cube = run.cube
+    if not cube.asked.any():
+        return None
+    own = [run.truth_of(p) for p in cube.principles]
+    known = [run.known if truth is None else truth for truth in own]
+    rows = principle_rows(cube, run.preferred, known)
+    slots, questions = cube.positions()
+    reasons = [cube.reasons(c) for c in range(len(cube.principles))]
+    return {
+        "rows": rows,
+        "texts": {p["id"]: p for p in run.constitution.get("principles") or []},
+        "known": any(row.known for row in rows),
+        "reasons": sorted({r for counts in reasons for r in counts}),
+        "slots": slots,
+        "questions": questions,
+        "position": svg.whiskers(
+            [(row.id, [row.says_first]) for row in rows],
+            ["says first"],
+            label="Share of verdicts for the completion shown first, by principle",
+            x_label="share for the first slot, 95 % interval",
+            reference=0.5,
+        ),
+        "orders": svg.heatmap(
+            order_grid(cube),
+            label="p(first) in both orders",
+            x_label="p(first) when it is shown first",
+            y_label="p(first) when it is shown second",
+        ),
+        "abstentions": [
+            (name, counts) for name, counts in zip(cube.principles, reasons, strict=True) if counts
+        ],
+    }
+
+
+# Charts of a training log: title, label of the y axis, its range, (name, column) of each line.
+# The first chart of a title whose columns were logged is drawn.
+_CHARTS: tuple[tuple[str, str, tuple[float, float] | None, tuple[tuple[str, str], ...]], ...] = (
+    ("Loss", "nats a pair", None, (("training", "loss"), ("held out", "eval_loss"))),
+    (
+        "Accuracy",
+        "pairs ranked as labelled",
+        (0.0, 1.0),
+        (("training", "accuracy"), ("held out", "eval_accuracy")),
+    ),
+    (
+        "Reward",
+        "mean reward",
+        None,
+        (("chosen", "reward_chosen"), ("rejected", "reward_rejected")),
+    ),
+    ("Reward", "margin, chosen over rejected", None, (("margin", "margin"),)),
+)
+
+
+def training(run: Run) -> list[Json]:
+    """Curves and final metrics of the training stages that were run."""
+    return [t for t in (_training(run, stage) for stage in ("reward", "dpo")) if t]
+
+
+def _training(run: Run, stage: str) -> Json | None:
+    steps, metrics = run.training(stage)
+    if not steps and not metrics:
+        return None
+    charts: dict[str, Any] = {}
+    for title, y_label, y_range, columns in _CHARTS:
+        curves = [found for name, key in columns if (found := _curve(name, steps, key)).xs]
+        if curves and title not in charts:
+            charts[title] = svg.lines(
+                curves,
+                label=f"{stage}: {title.lower()} over steps",
+                x_label="optimiser step",
+                y_label=y_label,
+                y_range=y_range,
+                y_tick=svg.percent_tick if title == "Accuracy" else svg.plain,
+            )
+    return {"stage": stage, "charts": charts, "metrics": _flat(metrics), "steps": len(steps)}
+
+
+def _flat(metrics: Json) -> dict[str, float | str]:
+    """The numbers and texts of a training stage, those one level down included."""
+    out: dict[str, float | str] = {}
+    for key, value in metrics.items():
+        inner = {f"{key}: {k}": v for k, v in value.items()} if isinstance(value, dict) else {}
+        out |= {k: v for k, v in {key: value, **inner}.items() if isinstance(v, int | float | str)}
+    return out
+
+
+def _curve(name: str, steps: Sequence[Json], key: str) -> svg.Series:
+    """A column of the log; long ones as means of consecutive stretches."""
+    found = [(number(row["step"]), number(row.get(key))) for row in steps]
+    points = [(x, y) for x, y in found if x is not None and y is not None]
+    stretch = -(-len(points) // MAX_POINTS) or 1
+    groups = [points[i : i + stretch] for i in range(0, len(points), stretch)]
+    return svg.Series(
+        name,
+        [sum(x for x, _ in g) / len(g) for g in groups],
+        [sum(y for _, y in g) / len(g) for g in groups],
+    )
+
+
+def samples(run: Run, most: int = 8) -> list[Json]:
+    """Responses before and after training, where the evaluation kept some."""
+    texts = ("prompt", "base", "dpo")
+    return [s for s in run.samples if all(isinstance(s.get(k), str) for k in texts)][:most]
+
+
+def examples(run: Run) -> list[Json]:
+    kinds = telling_pairs(run.cube, run.preference, run.known)
+    texts = run.read_pairs([i for _, rows in kinds for i in rows])
+    return [
+        {"kind": kind, "pairs": [_example(run, i, texts[i]) for i in rows]} for kind, rows in kinds
+    ]
+
+
+def _example(run: Run, i: int, pair: Pair) -> Json:
+    verdicts = []
+    for c, name in enumerate(run.principles):
+        first, second = (number(v) for v in run.cube.p[i, c].tolist())
+        reasons = [r for r in run.cube.reason[i, c] if r not in ("", "judged")]
+        if first is not None or second is not None or reasons:
+            verdicts.append(
+                {
+                    "principle": name,
+                    "orders": (first, second),
+                    "mean": number(float(run.cube.debiased[i, c])),
+                    "reason": ", ".join(dict.fromkeys(reasons)),
+                    "strip": svg.strip(first, second),
+                }
+            )
+    return {
+        "turns": pair.prompt.messages[-MAX_TURNS:],
+        "earlier": max(len(pair.prompt.messages) - MAX_TURNS, 0),
+        "first": pair.first,
+        "second": pair.second,
+        "p": number(float(run.preference[i])),
+        "known": number(float(run.known[i])),
+        "verdicts": verdicts,
+    }
+
+
+def stages(run: Run) -> Json | None:
+    """Time and work of each stage, and the rows it could not use."""
+    found = [
+        (name, run.stages[name])
+        for name in dict.fromkeys([*STAGES, *run.stages])
+        if name in run.stages
+    ]
+    if not found:
+        return None
+    seconds = [(n, s) for n, stage in found if (s := number(stage.get("seconds"))) is not None]
+    chart = svg.bars(
+        [(name, s, formats.duration(s)) for name, s in seconds],
+        label="Seconds of each stage",
+        x_label="wall-clock time, s",
+    )
+    rejected = [
+        (name, what, reason, n)
+        for name, stage in found
+        for what, key in (("row", "rejected_rows"), ("prompt without a pair", "without_pair"))
+        for reason, n in sorted((stage.get(key) or {}).items())
+    ]
+    rejected += [
+        (stage, "pair", reason, found["n"])
+        for stage in ("reward", "dpo")
+        for reason, found in sorted((run.training(stage)[1].get("refused") or {}).items())
+    ]
+    return {"rows": found, "chart": chart if seconds else None, "rejected": rejected}
+
+
+def provenance(run: Run) -> list[tuple[str, Any]]:
+    """What somebody needs to run this again, as rows of a table."""
+    about, options = run.about, run.options
+    judge = run.manifest.get("judge") or {}
+    constitution = run.constitution
+    rows = [
+        ("Constitution", constitution.get("name")),
+        ("Constitution version, hash", _joined(constitution, "version", "hash")),
+        ("Policy", (options.get("policy") or {}).get("model")),
+        ("Judge", judge.get("model")),
+        ("Judge's method, fingerprint", _joined(judge, "method", "fingerprint")),
+        ("Prompt template, hash", _joined(judge, "template", "template_hash")),
+        ("Pairs read from", (run.manifest.get("read") or {}).get("source")),
+        ("Seed", about.get("seed")),
+        ("Device", about.get("device")),
+        ("Code", about.get("git_commit")),
+        *sorted((about.get("versions") or {}).items()),
+    ]
+    return [(name, value) for name, value in rows if value not in (None, "")]
+
+
+def _joined(section: Mapping[str, Any], *keys: str) -> str:
+    return " · ".join(str(section[k]) for k in keys if section.get(k) is not None)

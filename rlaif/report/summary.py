@@ -1,0 +1,104 @@
+"""`summary.json`: the numbers of a run, in one shape whatever stages were run.
+
+    {"target_trait",
+     "labels": {"pairs", "verdicts", "abstained", "gold_agreement", "swap_consistency",
+                "label_mass", "ece"},
+     "reward_model": {"accuracy"},
+     "policies": {"base": {"traits": {…}, "legal"},
+                  "dpo": {"traits": {…}, "legal", "kl", "win_rate": {"value", "low", "high"}}},
+     "seconds": {"sample", "label", "reward", "dpo", "evaluate", "total"}}
+
+A number that the run does not have is null; shares are in [0, 1], KL in nats.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlaif.evaluation.metrics import expected_calibration_error
+from rlaif.report.data import Json, Run, number
+from rlaif.report.labels import Floats, agreement, mean
+from rlaif.store import write_json
+
+STAGES = ("sample", "label", "reward", "dpo", "evaluate")
+
+
+def build_summary(run_dir: Path) -> dict[str, Any]:
+    """Computes a run's numbers, writes them to `summary.json` in it, and returns them."""
+    summary = summarise(Run(run_dir))
+    write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def summarise(run: Run) -> Json:
+    """The numbers of a run, in the shape above."""
+    return {
+        "target_trait": run.about.get("target_trait"),
+        "labels": _labels(run),
+        "reward_model": {"accuracy": _reward_accuracy(run)},
+        "policies": {
+            "base": _policy(run, "base"),
+            "dpo": {
+                **_policy(run, "dpo"),
+                "kl": number((run.policies.get("dpo") or {}).get("kl")),
+                "win_rate": {k: number(run.win_rate.get(k)) for k in ("value", "low", "high")},
+            },
+        },
+        "seconds": _seconds(run),
+    }
+
+
+def _labels(run: Run) -> Json:
+    cube = run.cube
+    slots, _ = cube.positions()
+    return {
+        "pairs": len(run.known),
+        "verdicts": int(cube.asked.sum()),
+        "abstained": int(cube.abstained.sum()),
+        "gold_agreement": gold_agreement(run),
+        "swap_consistency": slots["swap_consistency"] if slots else None,
+        "label_mass": mean(cube.mass),
+        "ece": ece(run),
+    }
+
+
+def gold_agreement(run: Run) -> float | None:
+    """Agreement of the preferred pairs with what is known, by labels they had or by the world."""
+    found = agreement(run.preferred, run.known)
+    return found.value if found else number(run.label_audit.get("gold_agreement"))
+
+
+def ece(run: Run) -> float | None:
+    """Expected calibration error against the same."""
+    found = known_ece(run.preferred, run.known)
+    return number(run.label_audit.get("ece")) if found is None else found
+
+
+def known_ece(preferred: Floats, known: Floats) -> float | None:
+    """Calibration of the preferred pairs whose known label favours one side."""
+    usable = np.isfinite(preferred) & np.isfinite(known) & (known != 0.5)
+    if not usable.any():
+        return None
+    return expected_calibration_error(preferred[usable], (known[usable] > 0.5).astype(float))
+
+
+def _reward_accuracy(run: Run) -> float | None:
+    """On held-out pairs."""
+    _, metrics = run.training("reward")
+    held_out = number((metrics.get("held_out") or {}).get("accuracy"))
+    return number(metrics.get("accuracy")) if held_out is None else held_out
+
+
+def _policy(run: Run, name: str) -> Json:
+    found = run.policies.get(name) or {}
+    traits = {trait: number(value) for trait, value in (found.get("traits") or {}).items()}
+    return {"traits": traits, "legal": number(found.get("legal"))}
+
+
+def _seconds(run: Run) -> Json:
+    seconds = {name: number((run.stages.get(name) or {}).get("seconds")) for name in STAGES}
+    known = [s for s in seconds.values() if s is not None]
+    return {**seconds, "total": sum(known) if known else None}
