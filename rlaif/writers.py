@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,28 @@ def export_preferences(
     path = Path(path)
     write = _writer(path)
     counts: Counter[str] = Counter(preferred=0, tie=0, abstained=0)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.aside-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside, _rows(preferences, counts, conversational), _schema(conversational))
-        if not counts["preferred"]:
-            raise DataError(
-                f"nothing to export to {path}: no preferred pair among {counts['tie']} ties and "
-                f"{counts['abstained']} abstentions. Lower preferences.min_margin or label more"
-            )
-        _put(aside, path)
+        with _explained(path):
+            write(aside, _rows(preferences, counts, conversational), _schema(conversational))
+            if counts["preferred"]:
+                _put(aside, path)
+    finally:
+        _remove(aside)
+    if not counts["preferred"]:
+        raise DataError(
+            f"nothing to export to {path}: no preferred pair among {counts['tie']} ties and "
+            f"{counts['abstained']} abstentions. Lower preferences.min_margin or label more"
+        )
+    return dict(counts)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except UnicodeError as error:
         raise DataError(f"cannot write {path}: a text is not valid Unicode: {error}") from error
     except OSError as error:
@@ -59,9 +72,6 @@ def export_preferences(
         raise DataError(
             f"cannot write {path}: {why}. Allow or free space there, then try again"
         ) from error
-    finally:
-        _remove(aside)
-    return dict(counts)
 
 
 def _writer(path: Path) -> Callable[[Path, Iterator[Row], pa.Schema], None]:
