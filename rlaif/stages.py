@@ -13,13 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from rlaif.config import Config, EngineConfig, JudgeConfig, PromptsConfig, to_yaml
+from rlaif.config import Config, EngineConfig, JudgeConfig, PromptsConfig, TrainConfig, to_yaml
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Engine, Sampling, load_engine
 from rlaif.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ from rlaif.judges.base import Judge, expand
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.preferences import aggregate
 from rlaif.readers import BadRow, read_pairs, read_prompts
-from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict, content_id
+from rlaif.records import ORDERS, Completion, Order, Pair, Preference, Prompt, Verdict, content_id
 from rlaif.sampling import completion_keys, make_pairs
 from rlaif.store import RunStore, write_json
 
@@ -56,19 +56,19 @@ class Run:
 
     def __post_init__(self) -> None:
         import torch
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # ours tells the rate and the time left
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.constitution = Constitution.load(self.config.constitution)
 
     def engine(self, config: EngineConfig) -> Engine:
         """The engine of a section, loaded once."""
-        fields = EngineConfig.model_fields
-        options = {k: v for k, v in config.model_dump(exclude_none=True).items() if k in fields}
-        name = content_id(options)
+        options = config.options()
+        name = content_id(config.model, config.engine, options)
         if name not in self._engines:
-            model, kind = options.pop("model"), options.pop("engine")
-            self._engines[name] = load_engine(model, kind, **options)
+            self._engines[name] = load_engine(config.model, config.engine, **options)
         return self._engines[name]
 
     def judge(self) -> PairwiseJudge:
@@ -158,7 +158,7 @@ def sampling_of(config: Config) -> Sampling:
 
 
 def load_prompts(
-    config: PromptsConfig, split: str, on_bad: Callable[[BadRow], None]
+    config: PromptsConfig, split: Literal["train", "test"], on_bad: Callable[[BadRow], None]
 ) -> Iterator[Prompt]:
     """Prompts from a file, or of the embedded world (`split`: train or test), each text once."""
     if config.path == "tiny" and not Path("tiny").exists():
@@ -223,7 +223,7 @@ def label(run: Run) -> None:
     verdicts = current_verdicts(store, pairs, judge, principles, orders)
     preferences = prefer(run.config, pairs, verdicts, principles, orders)
     store.table("preferences").replace(preferences)
-    abstained = Counter(v.reason for v in verdicts if v.reason)
+    abstained: Counter[str] = Counter(v.reason for v in verdicts if v.reason)
     _tell_labels(run, done.new_rows, verdicts, preferences, abstained)
     write_json(store.path("evaluation", "labels.json"), quality(run, pairs, preferences, verdicts))
     run.store.update_manifest("judge", {
@@ -322,6 +322,207 @@ def tiny_target(principles: Sequence[Principle]) -> tuple[str, int] | None:
     return traits.pop() if len(traits) == 1 else None
 
 
+# ------------------------------------------------------------------------------------------- train
+
+
+def train_reward(run: Run) -> None:
+    """preferences → models/reward."""
+    from rlaif.training.reward import train_reward as fit
+
+    settings = run.config.train.reward
+    if settings is None:
+        raise ConfigError("train.reward is null in this config: give it settings, or {}")
+    _train(run, "reward", fit, settings, settings.model or run.config.policy.model)
+
+
+def train_dpo(run: Run) -> None:
+    """preferences → models/dpo."""
+    from rlaif.training.dpo import train_dpo as fit
+
+    settings = run.config.train.dpo
+    if settings is None:
+        raise ConfigError("train.dpo is null in this config: give it settings, or {}")
+    _train(run, "dpo", fit, settings, run.config.policy.model)
+
+
+def _train(run: Run, name: str, fit: Callable[..., Any], settings: TrainConfig, model: str) -> None:
+    from rlaif.training.models import LoraSettings
+
+    clock = time.monotonic()
+    preferences = run.store.table("preferences").read()
+    if not preferences:
+        raise DataError(f"{run.store.root}: no preferences to train on: run `rlaif label` first")
+    options = settings.model_dump(exclude={"model", "lora"})
+    if settings.lora is not None:
+        options["lora"] = LoraSettings(**settings.lora.model_dump())
+    steps_now = 0
+    with run.reporter.progress(name, None) as progress:
+
+        def on_log(row: Mapping[str, Any]) -> None:
+            nonlocal steps_now
+            steps_now += 1
+            progress(row["step"], row["total_steps"])
+
+        result = fit(
+            preferences, model, run.store.path("models", name), cut=cut_completions(run.store),
+            device=run.config.policy.device, on_log=on_log, **options,
+        )  # fmt: skip
+    metrics = result.metrics
+    _tell_training(run, name, metrics)
+    refused = {reason: found["n"] for reason, found in metrics["refused"].items()}
+    finish(run, name, clock, {
+        "rows": metrics["pairs"], "new_rows": metrics["pairs"] if steps_now else 0,
+        "steps": metrics["steps"], "model": model, "rejected_rows": refused,
+    })  # fmt: skip
+
+
+def _tell_training(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
+    held_out = metrics.get("held_out") or {}
+    text = f"{name}: {metrics['pairs']:,} pairs, {metrics['steps']:,} steps"
+    if held_out.get("n"):
+        text += f", held-out accuracy {held_out['accuracy']:.3f} on {held_out['n']:,} pairs"
+    elif "accuracy" in metrics:
+        text += f", accuracy {metrics['accuracy']:.3f} in the last epoch"
+    run.reporter.say(text)
+    for note in metrics["notes"]:
+        run.reporter.warn(note)
+    for reason, found in metrics["refused"].items():
+        run.reporter.warn(f"{found['n']:,} pairs not trained on: {reason} (ids in metrics.json)")
+
+
+def cut_completions(store: RunStore) -> set[tuple[str, str]]:
+    """The completions that a length limit cut off: they are given no end of turn in training."""
+    rows = store.table("completions").iter_batches()
+    return {(c.prompt_id, c.text) for batch in rows for c in batch if c.finish_reason == "length"}
+
+
+# ---------------------------------------------------------------------------------------- evaluate
+
+
+def evaluate(run: Run) -> None:
+    """policies → win rate, KL and gold traits on held-out prompts.
+
+    Samples, pairs and verdicts of the evaluation lie in `evaluation/`, a store like the run's own,
+    so that it resumes and can be opened like it.
+    """
+    clock = time.monotonic()
+    trained = run.store.path("models", "dpo")
+    if not (trained / "config.json").is_file():
+        raise DataError(f"{run.store.root}: no trained policy: run `rlaif train dpo` first")
+    config, rejected = run.config.evaluate, Rejected("evaluate")
+    prompts = list(load_prompts(config.prompts, "test", rejected.add))
+    rejected.write(run)
+    if not prompts:
+        raise DataError(f"{config.prompts.path}: no usable prompt in it")
+    base = run.engine(run.config.policy)
+    policies = {
+        "base": base,
+        "dpo": run.engine(run.config.policy.model_copy(update={"model": str(trained)})),
+    }
+    with RunStore(run.store.path("evaluation"), command="evaluate") as store:
+        samples, new_rows = _evaluation_samples(run, store, policies, prompts)
+        if config.winrate:
+            rate = _winrate(run, store, prompts, samples["dpo"], samples["base"])
+            write_json(run.store.path("evaluation", "winrate.json"), rate)
+    found = {name: _gold(run, prompts, rows) for name, rows in samples.items()}
+    found["dpo"]["kl"] = _kl(policies["dpo"], base, prompts, samples["dpo"])
+    write_json(run.store.path("evaluation", "policies.json"), found)
+    shown = [
+        {"prompt": p.messages[-1].content, "base": b.text, "dpo": d.text}
+        for p, b, d in zip(prompts, samples["base"], samples["dpo"], strict=True)
+    ]
+    write_json(run.store.path("evaluation", "samples.json"), shown[:50])
+    finish(run, "evaluate", clock, {
+        "rows": len(prompts), "new_rows": new_rows, "rejected_rows": rejected.counts(),
+        "policies": {name: engine.fingerprint for name, engine in policies.items()},
+    })  # fmt: skip
+
+
+def _evaluation_samples(
+    run: Run, store: RunStore, policies: Mapping[str, Engine], prompts: Sequence[Prompt]
+) -> tuple[dict[str, list[Completion]], int]:
+    """One completion of each prompt by each policy, in the prompts' order, and how many are new."""
+    sampling = replace(
+        sampling_of(run.config), n=1, temperature=run.config.evaluate.temperature,
+        seed=run.config.evaluate.seed,
+    )  # fmt: skip
+    samples, new = {}, 0
+    for name, engine in policies.items():
+        with run.reporter.progress(f"evaluate {name}", len(prompts)) as progress:
+            new += run_sampling(
+                prompts, engine, sampling, store.table("completions"), policy=name,
+                chunk=run.config.chunk, total=len(prompts), on_progress=progress,
+            ).new_rows  # fmt: skip
+        made = {c.key: c for c in store.table("completions").read()}
+        samples[name] = [made[completion_keys(engine, sampling, p)[0]] for p in prompts]
+    return samples, new
+
+
+def _winrate(
+    run: Run,
+    store: RunStore,
+    prompts: Sequence[Prompt],
+    ours: Sequence[Completion],
+    theirs: Sequence[Completion],
+) -> dict[str, Any]:
+    from rlaif.evaluation.winrate import winrate
+
+    judge, principles, orders = run.judge(), run.principles(), run.orders()
+
+    def label(pairs: Sequence[Pair]) -> list[Preference]:
+        store.table("pairs").replace(pairs)
+        with run.reporter.progress("win rate", len(pairs)) as progress:
+            run_judge(
+                pairs, judge, principles, store.table("verdicts"), orders=orders,
+                chunk=run.config.chunk, max_not_finite=run.config.judge.max_not_finite,
+                total=len(pairs), on_progress=progress,
+            )  # fmt: skip
+        verdicts = current_verdicts(store, pairs, judge, principles, orders)
+        return prefer(run.config, pairs, verdicts, principles, orders)
+
+    a, b = [c.text for c in ours], [c.text for c in theirs]
+    rate = winrate(prompts, a, b, label, seed=run.config.evaluate.seed).as_dict()
+    if rate["value"] is not None:
+        run.reporter.say(
+            f"win rate of dpo over base: {rate['value']:.3f} "
+            f"[{rate['low']:.3f}, {rate['high']:.3f}] on {rate['n']:,} prompts, "
+            f"{rate['ties']:,} ties"
+        )
+    return rate
+
+
+def _gold(run: Run, prompts: Sequence[Prompt], rows: Sequence[Completion]) -> dict[str, Any]:
+    """True traits in the embedded world; elsewhere nobody knows them."""
+    if run.config.evaluate.prompts.path != "tiny":
+        return {}
+    from rlaif.evaluation.policy import gold_traits
+
+    return gold_traits(prompts, [c.text for c in rows], seed=run.config.evaluate.seed)
+
+
+def _kl(
+    policy: Engine, base: Engine, prompts: Sequence[Prompt], rows: Sequence[Completion]
+) -> dict[str, Any]:
+    from rlaif.engines.hf import HFEngine
+    from rlaif.evaluation.policy import kl_to_base
+
+    if not (isinstance(policy, HFEngine) and isinstance(base, HFEngine)):
+        raise ConfigError("KL to the base needs both policies on the `hf` engine")
+    cut = {(c.prompt_id, c.text) for c in rows if c.finish_reason == "length"}
+    return kl_to_base(policy, base, prompts, [c.text for c in rows], cut=cut).as_dict()
+
+
+# ------------------------------------------------------------------------------------------ report
+
+
+def report(run: Run) -> None:
+    """report.html and summary.json from what the run holds."""
+    from rlaif.report.build import build_report
+
+    path = build_report(run.store.root)
+    run.reporter.say(f"report: {path}")
+
+
 # -------------------------------------------------------------------------------------- the record
 
 
@@ -357,7 +558,7 @@ class Rejected:
             path.unlink(missing_ok=True)
 
 
-def spent(engine: Engine, before: Mapping[str, int]) -> dict[str, Any]:
+def spent(engine: Engine, before: Mapping[str, float]) -> dict[str, Any]:
     """What the engine did since `before`."""
     now = engine.usage.snapshot()
     return {**{k: now[k] - before.get(k, 0) for k in now}, "device": engine.device}
