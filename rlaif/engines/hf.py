@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,16 @@ import numpy as np
 import torch
 
 from rlaif.engines.base import Generation, Sampling, Scores, Usage
+from rlaif.engines.checkpoint import (
+    cannot_load,
+    check_adapter,
+    check_folder,
+    check_head,
+    context_length,
+    end_tokens,
+    model_folder,
+    own_templates,
+)
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint
 from rlaif.engines.tokens import Encoder, Ids
@@ -66,7 +75,7 @@ class HFEngine:
         )
         self._setup(loaded, tokenizer, model, batch_tokens)
         self._fingerprint: str | None = folder_fingerprint(*folders)
-        self.templates = _own_templates(folders[0])
+        self.templates = own_templates(folders[0])
 
     @classmethod
     def from_loaded(
@@ -88,12 +97,10 @@ class HFEngine:
         self.model, self.tokenizer = model, tokenizer
         self.encoder = Encoder(tokenizer, name)
         self.device = str(model.device)
-        self.max_length = _context(model.config, tokenizer)
+        self.max_length = context_length(model.config, tokenizer)
         self._warned = False
         self._budget = batch_tokens or _BATCH_TOKENS.get(model.device.type, 8_192)
-        eos = model.generation_config.eos_token_id if model.generation_config else None
-        ends = [eos] if isinstance(eos, int) else list(eos or [])
-        self._eos = frozenset([*ends, *filter(None.__ne__, [tokenizer.eos_token_id])])
+        self._eos = end_tokens(model.generation_config, tokenizer)
 
     @property
     def fingerprint(self) -> str:
@@ -218,12 +225,7 @@ class HFEngine:
         return ends
 
     def _finish(self, row: Row, sampling: Sampling) -> Generation:
-        text = self.encoder.decode(row.ids)
-        cuts = [text.find(s) for s in (*sampling.stop, *self.encoder.stop) if s in text]
-        if cuts:
-            text = text[: min(cuts)]
-        if self.encoder.transcript:  # the space after 'Assistant:'
-            text = text.removeprefix(" ")
+        text = self.encoder.completion(row.ids, sampling.stop)
         self.usage.generated_tokens += len(row.ids)
         self.usage.computed_tokens += len(row.ids) - 1
         return Generation(text, row.finish_reason, len(row.ids))
@@ -346,85 +348,31 @@ def _load(
     """Model, tokenizer and the folders they came from."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    path = Path(model)
-    if (model.startswith((".", "/", "~")) or path.exists()) and not (
-        path / "config.json"
-    ).is_file():
-        raise EngineError(
-            f"no model at {model}: expected a folder with config.json, weights and a tokenizer"
-        )
+    check_folder(model)
     try:
         config = AutoConfig.from_pretrained(model)
-        _check_head(config, model)
+        check_head(config, model)
         loaded, info = AutoModelForCausalLM.from_pretrained(
             model, dtype=dtype, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EngineError(
-            f"cannot load the model '{model}': {reason}. Give a folder that holds a model, "
-            "or a name on the Hugging Face hub (which needs a network or a filled cache)"
-        ) from error
+        raise cannot_load(model, error) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise EngineError(
             f"{model}: the weights lack {', '.join(missing[:4])}"
             f"{' and others' * (len(missing) > 4)}: this is not a causal language model's folder"
         )
-    folders = [_folder(model)]
+    folders = [model_folder(model)]
     if adapter is not None:
         loaded = _with_adapter(loaded, adapter)
         folders.append(Path(adapter))
     return loaded.to(device).eval(), tokenizer, folders
 
 
-def _check_head(config: Any, model: str) -> None:
-    heads = ("CausalLM", "LMHead", "ConditionalGeneration")
-    names = config.architectures or []
-    if names and not any(head in name for name in names for head in heads):
-        raise EngineError(
-            f"{model} has no language-model head (its config says {', '.join(names)}). "
-            "An engine needs a causal language model, such as Qwen2ForCausalLM"
-        )
-
-
 def _with_adapter(model: Any, adapter: str) -> Any:
     from peft import PeftModel
 
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise EngineError(f"no LoRA adapter at {adapter}: expected adapter_config.json in it")
+    check_adapter(adapter)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-
-
-def _folder(model: str) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
-    from transformers.utils import cached_file
-
-    return Path(cached_file(model, "config.json")).parent
-
-
-def _own_templates(folder: Path) -> dict[str, str]:
-    """`templates` of an optional rlaif.json in the model's folder."""
-    file = folder / "rlaif.json"
-    if not file.is_file():
-        return {}
-    try:
-        templates = json.loads(file.read_text("utf-8"))["templates"]
-        return {str(k): str(v) for k, v in templates.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise EngineError(
-            f'{file}: expected {{"templates": {{"pairwise": "pairwise/tiny"}}}}, got {error!r}'
-        ) from error
-
-
-def _context(config: Any, tokenizer: Any) -> int:
-    """Tokens of context: what the config says, else the tokenizer, else no limit."""
-    text = config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(text, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    length = tokenizer.model_max_length
-    return length if length < 10**9 else 2**30

@@ -87,6 +87,14 @@ class Encoder:
         )
         return text
 
+    def completion(self, ids: Sequence[int], stop: Sequence[str]) -> str:
+        """The text of a completion: up to the first stop string, without the transcript's space."""
+        text = self.decode(ids)
+        cuts = [text.find(s) for s in (*stop, *self.stop) if s in text]
+        if cuts:
+            text = text[: min(cuts)]
+        return text.removeprefix(" ") if self.transcript else text
+
     # ---- messages → segments
 
     def _segments(self, messages: tuple[RenderedMessage, ...]) -> list[Segment]:
