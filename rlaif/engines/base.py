@@ -64,11 +64,16 @@ class Scores:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens since the engine was made: as submitted, as computed, and as decoded."""
+    """Tokens since the engine was made: as submitted, as computed, and as decoded.
+
+    `bound_tokens` is the fewest that scoring could have computed: the distinct prefixes of each
+    call's requests, but for what the first shares with the end of the call before.
+    """
 
     requests: int = 0
     submitted_tokens: int = 0
     computed_tokens: int = 0
+    bound_tokens: int = 0
     generated_tokens: int = 0
 
     def snapshot(self) -> dict[str, int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from rlaif.engines.base import Generation, Sampling, Scores, Usage
@@ -31,14 +32,18 @@ from rlaif.engines.checkpoint import (
 )
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint
+from rlaif.engines.packed import PackedModel, logits_at, obstacle
 from rlaif.engines.tokens import Encoder, Ids
+from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
 from rlaif.resources import model_path
 from rlaif.templates import Rendered
 
 T = TypeVar("T")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Floats = npt.NDArray[np.float64]
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # padded tokens a forward pass
+_PACK_TOKENS = {"cpu": 1_024, "cuda": 32_768}  # on a CPU, what its caches hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class HFEngine:
         )
         self._setup(loaded, tokenizer, model, batch_tokens)
         self._fingerprint: str | None = folder_fingerprint(*folders)
+        self._in_memory = False
         self.templates = own_templates(folders[0])
 
     @classmethod
@@ -88,6 +94,7 @@ class HFEngine:
         engine = cls.__new__(cls)
         engine._setup(model, tokenizer, name, batch_tokens)
         engine._fingerprint = None
+        engine._in_memory = True
         engine.templates = {}
         return engine
 
@@ -100,6 +107,10 @@ class HFEngine:
         self.max_length = context_length(model.config, tokenizer)
         self._warned = False
         self._budget = batch_tokens or _BATCH_TOKENS.get(model.device.type, 8_192)
+        self._pack_budget = batch_tokens or _PACK_TOKENS.get(model.device.type, 8_192)
+        self._packed = PackedModel(model)
+        self._packing: int | None = None  # longest path that may be packed; None: not tried yet
+        self._last_path: Ints = np.zeros(0, np.int32)
         self._eos = end_tokens(model.generation_config, tokenizer)
 
     @property
@@ -109,7 +120,8 @@ class HFEngine:
 
     def close(self) -> None:
         """Frees the model. The engine cannot be used afterwards."""
-        self.model = None
+        self.model = self._packed.model = None
+        self._packed.forget()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -147,18 +159,67 @@ class HFEngine:
         by_path: dict[bytes, list[int]] = {}
         for k, request in enumerate(requests):
             by_path.setdefault(request.ids.tobytes(), []).append(k)
-        paths = sorted(by_path.values(), key=lambda group: -len(requests[group[0]].ids))
-        out = [math.nan] * len(requests)
+        groups = list(by_path.values())
+        trie = build([requests[group[0]].ids for group in groups])
+        self.usage.bound_tokens += len(trie) - common_prefix(trie.first_way(), self._last_path)
+        if len(trie):
+            self._last_path = trie.path_to(len(trie) - 1)
+        values = np.zeros(len(requests))
+        if len(trie) and self._can_pack(int(trie.lengths.max())):
+            self._score_packed(requests, groups, trie, values)
+        else:
+            self._score_padded(requests, groups, values)
+        return values.tolist()
+
+    def _score_packed(
+        self,
+        requests: Sequence[_Request],
+        groups: Sequence[list[int]],
+        trie: Trie,
+        values: Floats,
+    ) -> None:
+        """Adds each request's log-probability to `values`, by passes over packs of the trie."""
+        asked = [
+            (trie.node(path, requests[k].start + j), int(target), k)
+            for path, group in enumerate(groups)
+            for k in group
+            for j, target in enumerate(requests[k].targets)
+        ]
+        nodes, targets, owners = np.array(sorted(asked)).T
+        packed = self._packed
+        begin = min(common_prefix(trie.first_way(), packed.kept.tokens), int(nodes[0]))
+        while begin < len(trie):
+            end = next_pack(trie, begin, self._pack_budget)
+            mine = slice(*np.searchsorted(nodes, [begin, end]))
+            unique, row = np.unique(nodes[mine], return_inverse=True)
+            try:
+                with self._inference():
+                    logits = packed.logits(trie, begin, end, unique)
+                found = _target_logprobs(logits, row, targets[mine])
+            except torch.cuda.OutOfMemoryError as error:
+                self._pack_budget = self._halved(self._pack_budget, end - begin, error)
+                continue
+            np.add.at(values, owners[mine], found)
+            self.usage.computed_tokens += end - begin
+            begin = end
+        if self._in_memory:  # its weights may change before the next call
+            packed.forget()
+
+    def _score_padded(
+        self, requests: Sequence[_Request], groups: Sequence[list[int]], values: Floats
+    ) -> None:
+        """The same by right-padded batches, one row for each distinct path."""
 
         def run(batch: Sequence[list[int]]) -> None:
-            values = self._forward([[requests[k] for k in group] for group in batch])
-            for k, value in zip((k for group in batch for k in group), values, strict=True):
-                out[k] = value
+            rows = [[requests[k] for k in group] for group in batch]
+            for k, value in zip((k for g in batch for k in g), self._forward(rows), strict=True):
+                values[k] = value
 
-        self._in_batches(paths, lambda group: len(requests[group[0]].ids), run)
-        return out
+        def size(group: list[int]) -> int:
+            return len(requests[group[0]].ids)
 
-    @torch.no_grad()
+        self._in_batches(sorted(groups, key=size, reverse=True), size, run)
+
     def _forward(self, rows: Sequence[Sequence[_Request]]) -> list[float]:
         """One right-padded batch; the requests of a row share its ids."""
         width = max(len(row[0].ids) for row in rows)
@@ -170,13 +231,34 @@ class HFEngine:
             for r in row:
                 where += range(i * width + r.start, i * width + r.start + len(r.targets))
                 targets += r.targets.tolist()
-        self.usage.computed_tokens += sum(len(row[0].ids) for row in rows)
+        unique, inverse = np.unique(where, return_inverse=True)
         # Padding stands right of every real token, so the causal mask alone keeps it out.
-        with self._inference(), _logits_at(self.model, torch.tensor(where)) as logits:
+        with self._inference(), logits_at(self.model, torch.from_numpy(unique)) as logits:
             self.model(input_ids=tokens.to(self.model.device), use_cache=False)
-        values = _target_logprobs(logits[0], torch.tensor(targets))
+        values = _target_logprobs(logits[0], inverse, np.array(targets))
+        self.usage.computed_tokens += sum(len(row[0].ids) for row in rows)
         ends = np.cumsum([len(r.targets) for row in rows for r in row])[:-1]
         return [math.fsum(part.tolist()) for part in np.split(values, ends)]
+
+    def _can_pack(self, longest: int) -> bool:
+        """Whether paths of this length may be packed; the first time, tries it out."""
+        if self._packing is None:
+            self._packing = self._try_packing()
+        return longest <= self._packing
+
+    def _try_packing(self) -> int:
+        """The longest path that may be packed: 0 if packed and plain passes differ."""
+        why, longest = obstacle(self.model.config)
+        if not why:
+            with self._inference():
+                why = self._packed.check()
+        if why:
+            warnings.warn(
+                f"{self.name}: shared prefixes are not packed, because {why}; "
+                "scoring goes on in padded batches, which compute every prompt in full",
+                stacklevel=2,
+            )
+        return 0 if why else longest
 
     # ---- generate
 
@@ -262,24 +344,26 @@ class HFEngine:
                 run(batch)
                 start += len(batch)
             except torch.cuda.OutOfMemoryError as error:
-                self._halve(len(batch), error)
+                self._budget = self._halved(self._budget, len(batch), error)
 
-    def _halve(self, batch: int, error: Exception) -> None:
-        if batch == 1:
+    def _halved(self, budget: int, size: int, error: Exception) -> int:
+        """Half a budget that was too much for the memory. Says so once."""
+        if size == 1:
             raise EngineError(
                 f"{self.name}: one sequence alone does not fit the memory of {self.device}. "
                 "Use a smaller model, a narrower dtype or shorter texts"
             ) from error
-        gc.collect()
-        torch.cuda.empty_cache()
+        error.__traceback__ = None  # its frames hold the tensors of the pass that failed
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if not self._warned:
             self._warned = True
             warnings.warn(
                 f"{self.name}: out of memory on {self.device}; going on with smaller batches "
-                f"(batch_tokens was {self._budget})",
+                f"(batch_tokens was {budget})",
                 stacklevel=2,
             )
-        self._budget = max(1, self._budget // 2)
+        return max(1, budget // 2)
 
 
 def _request(slot: tuple[int, int], prompt: Ids, option: Ids) -> _Request:
@@ -287,42 +371,13 @@ def _request(slot: tuple[int, int], prompt: Ids, option: Ids) -> _Request:
     return _Request(slot, ids, len(prompt) - 1, option)
 
 
-@contextlib.contextmanager
-def _logits_at(model: Any, where: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """The logits (N, V) of N flat positions of a forward pass run inside, and of no others.
-
-    The head's input is cut down before the head, so scaling and soft-capping after it still happen.
-    """
-    found: list[torch.Tensor] = []
-
-    def gather(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = args[0]  # (B, T, D)
-        picked = hidden.reshape(-1, hidden.shape[-1])[where.to(hidden.device)]
-        return (picked[None], *args[1:])
-
-    def keep(_: Any, __: Any, ___: Any, output: Any) -> None:
-        found.append(output.logits[0])
-
-    hooks = (
-        model.get_output_embeddings().register_forward_pre_hook(gather),
-        model.register_forward_hook(keep, with_kwargs=True),
-    )
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _target_logprobs(logits: torch.Tensor, targets: torch.Tensor) -> np.ndarray[Any, Any]:
-    """Log-softmax in float32 of logits (N, V) at targets (N,), as (N,) float64 on the host."""
-    out = []
-    for rows, ids in zip(
-        torch.split(logits, 1_024), torch.split(targets.to(logits.device), 1_024), strict=True
-    ):
-        values = torch.log_softmax(rows.float(), dim=-1).gather(-1, ids[:, None])[:, 0]
-        out.append(values.double().cpu().numpy())
-    return np.concatenate(out)
+def _target_logprobs(logits: torch.Tensor, row: Ints, targets: Ints) -> Floats:
+    """Log-softmax in float32 of logits (U, V) at targets (N,) in rows (N,), as (N,) float64."""
+    norms = torch.cat([x.float().logsumexp(-1) for x in torch.split(logits, 1_024)])  # (U,)
+    rows = torch.from_numpy(row).to(logits.device)
+    chosen = logits[rows, torch.from_numpy(targets).to(logits.device)].float()
+    values: Floats = (chosen - norms[rows]).double().cpu().numpy()
+    return values
 
 
 # ---- loading
@@ -352,8 +407,13 @@ def _load(
     try:
         config = AutoConfig.from_pretrained(model)
         check_head(config, model)
+        # Transformers' default attention would leave out the soft-capping of scores.
+        capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
         loaded, info = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, output_loading_info=True
+            model,
+            dtype=dtype,
+            attn_implementation="eager" if capped else None,
+            output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:

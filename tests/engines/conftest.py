@@ -101,6 +101,7 @@ SHAPES = {
         "query_pre_attn_scalar": 8,
         "final_logit_softcapping": 3.0,
         "attn_logit_softcapping": 5.0,
+        "attn_implementation": "eager",
         "layer_types": ["full_attention"] * 2,
     },
     "gpt2": {
@@ -126,7 +127,7 @@ def random_model(shape: str) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, 0.6 if "embed" in name or "wte" in name else 0.25)
+                parameter.normal_(0, 0.3 if "embed" in name or "wte" in name else 0.25)
     return model
 
 

@@ -269,9 +269,10 @@ def test_a_model_without_chat_template_warns(model_of, tokenizers):
 
 
 def test_out_of_memory_halves_the_budget_and_says_so_once(make_engine, recwarn):
+    prompts, options = [ask(t) for t in TEXTS], [OPTIONS] * len(TEXTS)
+    expected = make_engine().score(prompts, options)
     engine = make_engine(batch_tokens=4_000)
-    expected = make_engine().score([ask(t) for t in TEXTS], [OPTIONS] * len(TEXTS))
-    plain, sizes = engine._forward, []
+    plain, packed, sizes = engine._forward, engine._packed.logits, []
 
     def forward(rows):
         sizes.append(len(rows))
@@ -279,9 +280,25 @@ def test_out_of_memory_halves_the_budget_and_says_so_once(make_engine, recwarn):
             raise torch.cuda.OutOfMemoryError("pretend")
         return plain(rows)
 
-    engine._forward = forward
-    scores = engine.score([ask(t) for t in TEXTS], [OPTIONS] * len(TEXTS))
-    for a, b in zip(scores, expected, strict=True):
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    def logits(trie, begin, end, nodes):
+        out = packed(trie, begin, end, nodes)
+        sizes.append(end - begin)
+        if end - begin > 40:
+            raise torch.cuda.OutOfMemoryError("pretend")
+        return out
+
+    scores = [engine.score(prompts, options)]
+    engine._forward, engine._packed.logits = forward, logits
+    scores.append(engine.score(prompts, options))
+    assert max(sizes) > 40 > sizes[-1]
+    engine._packing = 0
+    scores.append(engine.score(prompts, options))
     assert sizes[-1] == 1
+    for found in scores:
+        for a, b in zip(found, expected, strict=True):
+            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
     assert sum("out of memory" in str(w.message) for w in recwarn) == 1
+    engine._packing, engine._packed.logits = 2**30, lambda *_: forward([1, 2])
+    engine._pack_budget = 1
+    with pytest.raises(EngineError, match="one sequence alone does not fit"):
+        engine.score(prompts, options)

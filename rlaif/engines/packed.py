@@ -1,0 +1,352 @@
+"""Forward passes over a token trie: every distinct token is computed once, by any decoder whose
+attention goes through the attention interface of Transformers.
+
+One pass computes one pack: a row of tokens in depth-first order, with the depth of each as its
+position. Everything but attention treats tokens alike. Attention is done here, in the dense pieces
+of an `attention_plan`: queries against the keys of the path, which earlier passes left; against
+each long run above them; and against the short rest of their way. The pieces' softmaxes are merged
+by their log-sum-exp, so the sum is the tree's attention and nothing masked is ever computed.
+
+Simplified away: sliding windows, recurrent layers, position biases and attention sinks. Callers
+check for them (`obstacle`), compare with plain passes, and use those where packing cannot work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AttentionInterface
+
+from rlaif.engines.trie import SHORT, Ints, Plan, Trie, attention_plan, build, packs
+
+_NAME = "rlaif_tree"
+_now = threading.local()  # the pass that is running in this thread: models carry no room for it
+
+
+class KeptPath:
+    """Keys and values of the way to one token, layer by layer: row d belongs to depth d.
+
+    It lasts between packs, and between calls where `tokens` says that the next one shares it.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: Ints = np.zeros(0, np.int32)
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def read(self, layer: int, depth: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the first `depth` tokens: (1, Hkv, depth, D) each."""
+        keys, values = self._layers[layer]
+        return keys[:, :, :depth], values[:, :, :depth]
+
+    def write(self, layer: int, depth: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Puts keys and values (1, Hkv, n, D) at `depth`…`depth + n`, making room as needed."""
+        new = (keys, values)
+        end = depth + keys.shape[2]
+        old = self._layers.get(layer)
+        if old is None or old[0].shape[2] < end:
+            room = -(-end // 512) * 512
+            grown = tuple(x.new_empty(*x.shape[:2], room, x.shape[3]) for x in new)
+            for to, source in zip(grown, old or (), strict=False):
+                to[:, :, : source.shape[2]] = source
+            self._layers[layer] = old = (grown[0], grown[1])
+        for to, source in zip(old, new, strict=True):
+            to[:, :, depth:end] = source
+
+
+class PackedModel:
+    """Runs a causal language model over packs of a trie."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.kept = KeptPath()
+
+    @torch.no_grad()
+    def logits(self, trie: Trie, begin: int, end: int, nodes: Ints) -> torch.Tensor:
+        """Logits (U, V) after the given nodes, all of them tokens of the pack begin…end.
+
+        Leaves the path to `end` (after the last pack: to the last token) kept for the next pack.
+        """
+        target = end if end < len(trie) else len(trie) - 1
+        plan = attention_plan(trie, begin, end, target)
+        device = self.model.device
+        run = _Pass(plan, self.kept, device)
+        ids = torch.from_numpy(trie.tokens[begin:end].astype(np.int64))[None].to(device)
+        positions = torch.from_numpy(trie.depths[begin:end].astype(np.int64))[None].to(device)
+        where = torch.from_numpy(nodes - begin)
+        with _tree_attention(self.model, run), logits_at(self.model, where) as found:
+            self.model(input_ids=ids, position_ids=positions, use_cache=False)
+        run.commit()
+        self.kept.tokens = trie.tokens[trie.ancestors(target)]
+        return found[0]
+
+    def forget(self) -> None:
+        """Drops what was kept, because the weights may change or memory is wanted."""
+        self.kept = KeptPath()
+
+    @torch.no_grad()
+    def check(self) -> str:
+        """Compares packed with plain passes on a small tree; "" if equal, else what was found.
+
+        The tree has all that real ones have: a shared prefix, long and short runs, a way that ends
+        inside another, and packs that cut it.
+        """
+        draw = np.random.default_rng(0).integers
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+
+        def run(n: int) -> Ints:
+            return draw(0, vocabulary, n)
+
+        prefix, pair = run(9), run(SHORT + 3)
+        stems = [np.concatenate([prefix, pair, run(n)]) for n in (4, 2)]
+        stems.append(np.concatenate([prefix, run(5)]))
+        paths = [np.concatenate([stem, run(n)]) for stem in stems for n in (0, 3, 1, 6)]
+        trie = build(paths)
+        nodes = np.array([trie.node(r, len(path) - 1) for r, path in enumerate(paths)])
+        plain = torch.stack(
+            [
+                self.model(input_ids=torch.from_numpy(p)[None].to(self.model.device)).logits[0, -1]
+                for p in paths
+            ]
+        ).log_softmax(-1, torch.float32)
+        packed = torch.empty_like(plain)
+        try:
+            for begin, end in packs(trie, 50):
+                mine = np.unique(nodes[(nodes >= begin) & (nodes < end)])
+                logits = self.logits(trie, begin, end, mine).log_softmax(-1, torch.float32)
+                for r, node in enumerate(nodes):
+                    if begin <= node < end:
+                        packed[r] = logits[int(np.searchsorted(mine, node))]
+        except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
+            return f"its code cannot do it ({error})"
+        finally:
+            self.forget()
+        return _difference(plain, packed, exact=self.model.dtype == torch.float32)
+
+
+def _difference(plain: torch.Tensor, packed: torch.Tensor, exact: bool) -> str:
+    """What to say if log-probabilities (R, V) differ by more than rounding.
+
+    The scale is how far the requests lie apart, so that a model that hardly tells them apart
+    cannot hide an error.
+    """
+    if not plain.isfinite().all():
+        return "" if not packed.isfinite().all() else "its plain passes are not finite"
+    error = float((plain - packed).abs().max())
+    apart = float((plain[1:] - plain[:-1]).abs().max())
+    if error <= apart * (1e-3 if exact else 0.15) and (not exact or error <= 1e-4):
+        return ""
+    return f"packed and plain log-probabilities differ by {error:.2g} on a trial"
+
+
+class _Pass:
+    """The attention of one forward pass."""
+
+    def __init__(self, plan: Plan, kept: KeptPath, device: torch.device) -> None:
+        self.plan, self.kept = plan, kept
+        self.rows = [
+            tuple(torch.from_numpy(x).to(device) for x in (r.gather, r.source, r.target))
+            for r in plan.rows
+        ]
+        self.softcaps = True
+        self._pending: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
+
+    def commit(self) -> None:
+        """Keeps what the pass found. Not before its end: a pass out of memory is run again."""
+        for layer, depth, keys, values in self._pending:
+            self.kept.write(layer, depth, keys, values)
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Queries (1, H, N, D), keys and values (1, Hkv, N, D) → (1, N, H, D)."""
+        total = _Merged(q.shape[2])
+        softcap = softcap if self.softcaps else None
+        for a, b, depth in self.plan.path:
+            keys, values = self.kept.read(layer, depth)
+            total.add(a, b, *_dense(q[:, :, a:b], keys, values, False, scale, softcap))
+        for a, b, stop in self.plan.trunks:
+            keys, values = k[:, :, a:b], v[:, :, a:b]
+            total.add(a, b, *_dense(q[:, :, a:b], keys, values, True, scale, softcap))
+            if stop > b:
+                total.add(b, stop, *_dense(q[:, :, b:stop], keys, values, False, scale, softcap))
+        for gather, source, target in self.rows:
+            rq, rk, rv = (x[0].transpose(0, 1)[gather].transpose(1, 2) for x in (q, k, v))
+            out, lse = _dense(rq, rk, rv, True, scale, softcap)  # (B, H, L, D), (B, H, L)
+            out = out.transpose(1, 2).flatten(0, 1)[source]
+            lse = lse.transpose(1, 2).flatten(0, 1)[source]
+            total.add_at(target, out, lse)
+        for a, b, depth in self.plan.keep:
+            self._pending.append((layer, depth, k[:, :, a:b].clone(), v[:, :, a:b].clone()))
+        return total.out.to(q.dtype)[None]
+
+
+class _Merged:
+    """Attention over a union of key sets, from that over each: out (N, H, D), lse (N, H).
+
+    Over disjoint sets, softmax(all)·v is the mean of the parts' outputs weighted by exp(lse).
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._empty = True
+
+    def add(self, a: int, b: int, out: torch.Tensor, lse: torch.Tensor) -> None:
+        """Adds a part for the queries a…b: out (1, H, b−a, D), lse (1, H, b−a), both float32."""
+        out, lse = out[0].transpose(0, 1), lse[0].transpose(0, 1)
+        if self._empty and (a, b) == (0, self._size):
+            self.out, self.lse, self._empty = out, lse, False
+            return
+        self._start(out, lse)
+        self.out[a:b].lerp_(out, torch.sigmoid(lse - self.lse[a:b])[..., None])
+        torch.logaddexp(self.lse[a:b], lse, out=self.lse[a:b])
+
+    def add_at(self, index: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
+        """Adds a part for the queries `index` (n,): out (n, H, D), lse (n, H)."""
+        self._start(out, lse)
+        before = self.lse[index]
+        weight = torch.sigmoid(lse - before)[..., None]
+        self.out[index] = torch.lerp(self.out[index], out, weight)
+        self.lse[index] = torch.logaddexp(before, lse)
+
+    def _start(self, out: torch.Tensor, lse: torch.Tensor) -> None:
+        if self._empty:
+            self.out = out.new_zeros(self._size, *out.shape[1:])
+            self.lse = lse.new_full((self._size, lse.shape[1]), -torch.inf)
+            self._empty = False
+
+
+def _dense(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention without a mask, and the log-sum-exp of its scores, in float32.
+
+    q (B, H, n, D), k and v (B, Hkv, m, D) → (B, H, n, D), (B, H, n). `causal` needs n = m.
+    """
+    aten = torch.ops.aten
+    if softcap is None and q.shape[-1] == v.shape[-1]:
+        if q.device.type == "cpu":
+            out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, causal, scale=scale
+            )
+            return out.float(), lse
+        if q.is_cuda and q.dtype != torch.float32 and q.shape[-1] <= 256:
+            k, v = _per_head(k, q), _per_head(v, q)
+            found = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+            return found[0].float(), found[1]
+    k, v = _per_head(k, q).float(), _per_head(v, q).float()
+    scores = q.float() @ k.transpose(-1, -2) * scale  # (B, H, n, m)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if causal:
+        upper = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(upper, -torch.inf)
+    lse = scores.logsumexp(-1)
+    return torch.exp(scores - lse[..., None]) @ v, lse
+
+
+def _per_head(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Keys or values (B, Hkv, m, D) repeated for the query heads that share them."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], 1) if x.shape[1] != q.shape[1] else x
+
+
+def _interface(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - the plan takes its place
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention function that models call: their layer's share of the pass that is running."""
+    unknown = [k for k in ("s_aux", "position_bias") if kwargs.get(k) is not None]
+    if unknown or not getattr(module, "is_causal", True):
+        raise NotImplementedError(f"tree attention cannot do {unknown or 'two-way attention'}")
+    run: _Pass = _now.run
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return run.attend(module.layer_idx, query, key, value, scale, softcap), None
+
+
+AttentionInterface.register(_NAME, _interface)
+
+
+@contextlib.contextmanager
+def _tree_attention(model: Any, run: _Pass) -> Iterator[None]:
+    """Sends the model's attention to `run` while inside."""
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    before = {k: c._attn_implementation for k, c in configs.items()}
+    run.softcaps = "sdpa" not in before.values()  # Transformers' SDPA leaves soft-capping out
+    _now.run = run
+    try:
+        for config in configs.values():
+            config._attn_implementation = _NAME
+        yield
+    finally:
+        _now.run = None
+        for key, config in configs.items():
+            config._attn_implementation = before[key]
+
+
+@contextlib.contextmanager
+def logits_at(model: Any, where: torch.Tensor) -> Iterator[list[torch.Tensor]]:
+    """The logits (N, V) of N flat positions of a forward pass run inside, and of no others.
+
+    The head's input is cut down before the head, so scaling and soft-capping after it still happen.
+    """
+    found: list[torch.Tensor] = []
+
+    def gather(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0]  # (B, T, D)
+        picked = hidden.reshape(-1, hidden.shape[-1])[where.to(hidden.device)]
+        return (picked[None], *args[1:])
+
+    def keep(_: Any, __: Any, ___: Any, output: Any) -> None:
+        found.append(output.logits[0])
+
+    hooks = (
+        model.get_output_embeddings().register_forward_pre_hook(gather),
+        model.register_forward_hook(keep, with_kwargs=True),
+    )
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def obstacle(config: Any) -> tuple[str, int]:
+    """Why a model cannot be packed ("" if nothing is known), and the longest path that can be."""
+    text = config.get_text_config(decoder=True)
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    other = kinds - {"full_attention", "sliding_attention"}
+    if other:
+        return f"it has {', '.join(sorted(other))} layers", 0
+    longest = 2**30
+    window = getattr(text, "sliding_window", None)
+    # Configs without layer types that name a window use it in every layer.
+    if window and ("sliding_attention" in kinds or not getattr(text, "layer_types", None)):
+        longest = min(longest, int(window))
+    rope = getattr(text, "rope_parameters", None) or {}
+    if "longrope" in str(rope):  # its frequencies change with the length of the input
+        longest = min(longest, int(rope.get("original_max_position_embeddings") or 0))
+    return "", longest
