@@ -390,8 +390,7 @@ class Table(Generic[R]):
         self._check_writable()
         if not rows:
             return
-        with _explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         with _aside(self.folder) as aside:
             digest = self._write(aside, [rows])
             with _explained(self.folder):
@@ -406,8 +405,7 @@ class Table(Generic[R]):
         Raises as `append` does.
         """
         self._check_writable()
-        with _explained(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         live = self._live()
         alone = len(live) == 1 and _is_base(live[0])
         number = _number(live[0]) if alone else self._next()
@@ -443,6 +441,12 @@ class Table(Generic[R]):
             return _put_seal(path)
 
     # shards
+
+    def _make_folder(self) -> None:
+        if not self.folder.is_dir():
+            with _explained(self.folder):
+                self.folder.mkdir(parents=True)
+                _sync(self.folder.parent)
 
     def _shards(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -566,9 +570,13 @@ class RunStore:
             with _explained(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
                 self._lock = self._take_lock()
-                for pattern in (_ASIDE + "*", f"*/{_ASIDE}*"):
-                    for leftover in self.root.glob(pattern):
-                        leftover.unlink(missing_ok=True)
+                for leftover in itertools.chain(
+                    self.root.glob(_ASIDE + "*"), self.root.glob(f"*/{_ASIDE}*")
+                ):
+                    leftover.unlink(missing_ok=True)
+            for table in self._tables.values():
+                table._last = None  # others may have written since
+            self._tables.clear()
         return self
 
     def __exit__(
@@ -647,25 +655,31 @@ class RunStore:
         path = self.path(".lock")
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(handle, self.root)
+            holder = {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "command": self.command,
+                "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+            }
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(holder).encode(), 0)
+        except BaseException:
             os.close(handle)
-            raise DataError(_held_by(self.root, path)) from None
-        except OSError as error:
-            os.close(handle)
-            raise DataError(
-                f"{self.root} is on a file system without locks ({error.strerror}); "
-                "use a run directory on a local disk"
-            ) from error
-        holder = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "command": self.command,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        }
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(holder).encode(), 0)
+            raise
         return handle
+
+
+def _lock(handle: int, root: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DataError(_held_by(root, root / ".lock")) from None
+    except OSError as error:
+        raise DataError(
+            f"{root} is on a file system without locks ({error.strerror}); "
+            "use a run directory on a local disk"
+        ) from error
 
 
 def _held_by(root: Path, lock: Path) -> str:

@@ -198,7 +198,7 @@ def test_unusable_rows_do_not_use_up_what_may_be_skipped(tmp_path: Path) -> None
 def test_a_format_that_is_asked_for_is_not_guessed(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", hh())
     (as_text,) = read_pairs(path, format="trl")
-    assert as_text.prompt.messages[0].content.startswith("\n\nHuman:") or as_text.first
+    assert (as_text.prompt.messages, as_text.first) == (ASKED, " Well.")  # not stripped
     plain = jsonl(tmp_path / "b.jsonl", {"chosen": "q a", "rejected": "q b"})
     with pytest.raises(DataError, match=r"b\.jsonl:1: expected 'chosen' to be a transcript"):
         list(read_pairs(plain, format="hh"))
@@ -257,7 +257,7 @@ def test_a_large_file_is_streamed(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000
-    assert peak < path.stat().st_size / 5
+    assert peak < path.stat().st_size / 2
 
 
 def test_a_saved_folder_with_splits_takes_the_one_named(tmp_path: Path) -> None:
@@ -287,7 +287,8 @@ try:
 except DataError as error:
     print(error)
 """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path.cwd())}
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": root}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
     )

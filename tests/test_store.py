@@ -503,6 +503,34 @@ def test_a_full_disk_is_explained_and_loses_nothing(
         assert run.table("prompts").read() == big[:20]
 
 
+def test_a_disk_too_full_for_the_lock_does_not_leave_it_taken(full_disk: Path) -> None:
+    with RunStore(full_disk / "run"):
+        pass
+    filler = full_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        filler.write_bytes(bytes(1 << 20))
+    for _ in range(2):
+        with pytest.raises(DataError, match="cannot write"), RunStore(full_disk / "run"):
+            pass
+    filler.unlink()
+    with RunStore(full_disk / "run"):
+        pass
+
+
+def test_a_table_kept_from_before_writes_after_what_came_in_between(tmp_path: Path) -> None:
+    run = RunStore(tmp_path)
+    with run:
+        table = run.table("verdicts")
+        table.append(verdicts(1))
+    with RunStore(tmp_path) as other:
+        for i in range(3):
+            other.table("verdicts").append(verdicts(1, start=5 + i))
+        other.table("verdicts").replace(verdicts(2, start=10))
+    with run:
+        table.append(verdicts(1, start=20))
+        assert run.table("verdicts").read() == [*verdicts(2, start=10), *verdicts(1, start=20)]
+
+
 # ---------------------------------------------------------------------------- the rest
 
 
