@@ -41,7 +41,7 @@ def render(run: Run) -> str:
         "run": run,
         "name": run.path.resolve().name,
         "summary": summarise(run),
-        "not_run": [s for s in STAGES if s not in run.stages],
+        "not_run": _not_run(run),
         "headline": sections.headline(run),
         "policies": sections.policies(run),
         "labels": sections.labels(run),
@@ -54,6 +54,12 @@ def render(run: Run) -> str:
         "decided": DECIDED,
     }
     return _environment().get_template("report.html.j2").render(context)
+
+
+def _not_run(run: Run) -> list[str]:
+    """Pairs that were read from a file need no sampling."""
+    instead = {"sample"} if "read" in run.stages else set()
+    return [s for s in STAGES if s not in run.stages and s not in instead]
 
 
 def _environment() -> jinja2.Environment:

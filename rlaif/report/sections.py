@@ -5,6 +5,7 @@ A section whose stage was not run is None (or empty), and the page leaves it out
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from rlaif.report.labels import (
 from rlaif.report.summary import STAGES
 
 MAX_TURNS = 6  # of a conversation that is shown
+MAX_VERDICTS = 24  # principles of a pair that are shown
 MAX_POINTS = 200  # of a training curve
 
 
@@ -78,8 +80,10 @@ def headline(run: Run) -> Json:
 def policies(run: Run) -> Json | None:
     names = _names(run)
     found = {n: (run.policies[n] or {}).get("traits") or {} for n in names}
-    traits = list(dict.fromkeys(t for traits in found.values() for t in traits))
-    rows = [(t, [_as_interval(found[n].get(t)) for n in names]) for t in traits]
+    target = run.target[0] if run.target else None
+    traits = dict.fromkeys(t for traits in found.values() for t in traits)
+    ordered = sorted(traits, key=lambda trait: trait != target)  # the one aimed at comes first
+    rows = [(t, [_as_interval(found[n].get(t)) for n in names]) for t in ordered]
     legal = [_as_interval((run.policies[n] or {}).get("legal")) for n in names]
     if any(legal):
         rows.append(("legal", legal))
@@ -121,7 +125,7 @@ def labels(run: Run) -> Json | None:
             0,
             1,
             label="Histogram of aggregated p(first)",
-            x_label="p(first) of a pair, principles and orders averaged",
+            x_label="p(first) of a pair",
             y_label="pairs",
             marker=0.5,
         ),
@@ -163,6 +167,7 @@ def principles(run: Run) -> Json | None:
             x_label="p(first) when it is shown first",
             y_label="p(first) when it is shown second",
         ),
+        "abstained": sum(reasons, Counter()),
         "abstentions": [
             (name, counts) for name, counts in zip(cube.principles, reasons, strict=True) if counts
         ],
@@ -265,14 +270,21 @@ def _example(run: Run, i: int, pair: Pair) -> Json:
                 }
             )
     return {
-        "turns": pair.prompt.messages[-MAX_TURNS:],
-        "earlier": max(len(pair.prompt.messages) - MAX_TURNS, 0),
+        "turn": pair.prompt.messages[-1],
+        "earlier": pair.prompt.messages[-MAX_TURNS:-1],
+        "left_out": max(len(pair.prompt.messages) - MAX_TURNS, 0),
         "first": pair.first,
         "second": pair.second,
         "p": number(float(run.preference[i])),
         "known": number(float(run.known[i])),
-        "verdicts": verdicts,
+        "verdicts": sorted(verdicts, key=_plainness)[:MAX_VERDICTS],
+        "more_verdicts": max(len(verdicts) - MAX_VERDICTS, 0),
     }
+
+
+def _plainness(verdict: Json) -> float:
+    """Smaller the farther a verdict lies from ½; abstentions last."""
+    return 1.0 if verdict["mean"] is None else -abs(verdict["mean"] - 0.5)
 
 
 def stages(run: Run) -> Json | None:

@@ -19,6 +19,7 @@ from rlaif.report.formats import THIN, percent
 WIDTH = 440  # of a chart, two a row, in px
 NARROW = 310  # three a row
 LETTER = 6.2  # width of an average letter at the charts' 11 px, in px
+ROW_LETTER = 7.0  # and of a row's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,7 @@ def whiskers(
     """A dot with its interval for each row and policy."""
     letters = min(max((len(name) for name, _ in rows), default=0), 22)
     classes = _classes(len(names))
-    left = letters * LETTER + 14
+    left = letters * ROW_LETTER + 14
     pitch = 14.0 * max(len(names), 1) + 12
     top = 26 if len(names) > 1 else 10
     bottom = top + pitch * len(rows)
@@ -307,7 +308,7 @@ def heatmap(grid: Sequence[Sequence[int]], *, label: str, x_label: str, y_label:
 
 def bars(rows: Sequence[tuple[str, float, str]], *, label: str, x_label: str) -> Markup:
     """Horizontal bars: (name, value, the text beside the bar)."""
-    left = min(max((len(name) for name, _, _ in rows), default=0), 22) * LETTER + 14
+    left = min(max((len(name) for name, _, _ in rows), default=0), 22) * ROW_LETTER + 14
     room = max((len(text) for _, _, text in rows), default=0) * LETTER + 8
     x = Scale(0, max((v for _, v, _ in rows), default=0) or 1.0, left, WIDTH - room)
     parts: list[str] = []

@@ -108,7 +108,7 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
 
 def test_a_partial_run_says_what_is_missing(labelled_run: Callable[..., Path]) -> None:
     text = text_of(page(labelled_run(n=40)))
-    assert "Not in this run: sample, reward, dpo, evaluate." in text
+    assert "Not in this run: reward, dpo, evaluate." in text
     assert "Agreement with the pairs’ own labels" in text
     assert "40 pairs came with one" in text
     assert "Against the known label" in text
