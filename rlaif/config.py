@@ -48,13 +48,56 @@ class PairsConfig(Section):
     """Go on over at most this many malformed lines; they are counted and listed."""
 
 
+class HTTPConfig(Section):
+    """A server that speaks OpenAI's chat completions, and what to spend on it."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """Where the server is, up to and with `/v1`."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key, which is sent to `base_url`; null sends
+    none. The key itself never stands in a config."""
+    revision: str = ""
+    """Your own name for the version of the served weights. A server's weights cannot be hashed:
+    change this when they change, or a resumed run takes old answers for new."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Tokens of context; null takes what the server says."""
+    prefill: Literal["auto", "continue", "append"] = "auto"
+    """A prompt's open cue: `continue` has the server go on from it (vLLM, SGLang), `append` puts it
+    at the end of the last user message; `auto` picks by server."""
+    scoring: Literal["logprobs", "decisions"] = "logprobs"
+    """`logprobs`: of the answer's first token. `decisions`: the server's own endpoint for typed
+    questions, which writes its own question round the prompt."""
+    top_logprobs: int = Field(default=20, ge=1)
+    """Likeliest tokens asked for; a label that is not among them makes the judge abstain."""
+    max_concurrency: int = Field(default=64, ge=1)
+    """Most requests in flight. Fewer are, while the server says it is overloaded."""
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    """The server's limit; null knows none."""
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    """The server's limit on prompt and completion tokens; null knows none."""
+    price_per_million_input: float = Field(default=0.0, ge=0)
+    """Price of a million prompt tokens, in any currency."""
+    price_per_million_output: float = Field(default=0.0, ge=0)
+    """Price of a million completion tokens."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """Stop cleanly before one stage spends more than this; the same command goes on from there."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds until a request is given up and tried again."""
+    retries: int = Field(default=10, ge=0)
+    """Times a request is tried again after an overload, an outage or a malformed answer."""
+    backoff: float = Field(default=0.5, gt=0)
+    """Seconds of the first wait before trying again; each next wait is twice as long, to 60."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of each request; a null takes out a field that is sent otherwise."""
+
+
 class EngineConfig(Section):
     """A model and how to run it."""
 
     model: str = "tiny"
-    """A folder, a Hugging Face name, or `tiny` (embedded)."""
-    engine: Literal["hf"] = "hf"
-    """`hf`: Transformers."""
+    """A folder, a Hugging Face name, `tiny` (embedded), or the name a server gives to it."""
+    engine: Literal["hf", "http"] = "hf"
+    """`hf`: Transformers; `http`: any OpenAI-compatible server."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -63,6 +106,15 @@ class EngineConfig(Section):
     """Tokens a forward pass; null picks by device. Cannot change results, only speed."""
     adapter: str | None = None
     """A LoRA adapter folder to load on top."""
+    http: HTTPConfig = HTTPConfig()
+    """With `engine: http`: the server."""
+
+    def options(self) -> dict[str, Any]:
+        """What the engine's loader takes, beside the names of model and engine."""
+        if self.engine == "http":
+            return self.http.model_dump()
+        wanted = {"device", "dtype", "batch_tokens", "adapter"}
+        return self.model_dump(include=wanted, exclude_none=True)
 
 
 class JudgeConfig(EngineConfig):
@@ -117,39 +169,48 @@ class PreferencesConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning."""
 
-    r: int = Field(default=16, ge=1)
-    """Rank."""
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update."""
     alpha: int = Field(default=32, ge=1)
-    """Scale: updates are multiplied by alpha/r."""
+    """Scale: updates are multiplied by alpha/rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
-    target_modules: str | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Module names, or `all-linear`."""
 
 
 class TrainConfig(Section):
     """What both trainers share."""
 
-    epochs: float = Field(default=1.0, gt=0)
+    epochs: int = Field(default=1, ge=1)
     """Passes over the preferences."""
     learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak learning rate of AdamW."""
-    batch_size: int = Field(default=32, ge=1)
-    """Pairs an optimiser step and process, before gradient accumulation."""
+    """Peak learning rate of AdamW; it falls linearly to 0."""
+    batch_size: int = Field(default=8, ge=1)
+    """Pairs (reward model: prompts) a device and forward pass."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Batches summed before an optimiser step."""
-    max_length: int = Field(default=2048, ge=2)
-    """Longest prompt + completion in tokens; longer rows are counted and left out, never cut."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest prompt + completion in tokens; longer rows are counted and left out, never cut. Null
+    takes the model's context."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of steps over which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient's norm is clipped to this."""
     seed: int = 7
     """Order of the examples and initialisation of new heads."""
     bf16: bool = False
     """Train in bfloat16 autocast (GPU)."""
     gradient_checkpointing: bool = False
     """Recompute activations to save memory."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints: what a kill can cost at most."""
     lora: LoraConfig | None = None
     """Train a LoRA adapter; null trains all weights."""
+    merge: bool = True
+    """With LoRA: also write the merged model."""
 
 
 class RewardConfig(TrainConfig):
@@ -157,17 +218,25 @@ class RewardConfig(TrainConfig):
 
     model: str | None = None
     """Causal or sequence-classification checkpoint to start from; null takes `policy.model`."""
-    held_out: float = Field(default=0.1, gt=0, lt=1)
+    held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts kept for accuracy and calibration."""
+    margin: float = Field(default=0.0, ge=0)
+    """What the chosen reward must lead by."""
+    centring: float = Field(default=0.0, ge=0)
+    """Coefficient of (r_chosen + r_rejected)², which keeps rewards near 0."""
 
 
 class DPOConfig(TrainConfig):
     """Direct preference optimisation (Rafailov et al. 2023) with a soft target an example."""
 
     learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; it falls linearly to 0."""
+    loss: Literal["sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm"] = "sigmoid"
+    """`sigmoid` is DPO on soft labels; the others are in `rlaif.training.losses`."""
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference policy."""
+    label_noise: float = Field(default=0.0, ge=0, lt=0.5)
+    """ε of `cdpo` and `robust`: the share of labels taken to be wrong."""
 
 
 class TrainStages(Section):

@@ -17,7 +17,9 @@ Order = Literal["first_second", "second_first"]
 ORDERS: tuple[Order, Order] = ("first_second", "second_first")
 
 # Why a judge could not tell. An abstention is stored and counted, never averaged, never guessed.
-Reason = Literal["too_long", "not_finite", "low_mass", "empty_response", "empty_prompt"]
+Reason = Literal[
+    "too_long", "not_finite", "low_mass", "missing_label", "empty_response", "empty_prompt"
+]
 
 
 def content_id(*parts: Any) -> str:

@@ -16,7 +16,7 @@ from rlaif.errors import ConfigError, nearest
 from rlaif.records import content_id
 from rlaif.templates import Rendered
 
-Failure = Literal["too_long", "not_finite"]
+Failure = Literal["too_long", "not_finite", "missing_label"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class Generation:
 class Scores:
     """Log-probabilities (nats) of the options after one prompt, and their total probability.
 
-    `failure` is set instead when the prompt does not fit the context or a value is not finite.
+    `failure` is set instead when the prompt does not fit the context, a value is not finite, or a
+    server does not tell an option's probability (`missing_label`).
     """
 
     logprobs: tuple[float, ...]
@@ -68,6 +69,8 @@ class Usage:
 
     `bound_tokens` is the fewest that scoring could have computed: the distinct prefixes of each
     call's requests, but for what the first shares with the end of the call before.
+
+    `cost` is money, in the currency of the prices given to an engine that is paid for.
     """
 
     requests: int = 0
@@ -75,8 +78,9 @@ class Usage:
     computed_tokens: int = 0
     bound_tokens: int = 0
     generated_tokens: int = 0
+    cost: float = 0.0
 
-    def snapshot(self) -> dict[str, int]:
+    def snapshot(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -169,7 +173,7 @@ class ScriptedEngine:
         pass
 
 
-ENGINES = ("hf",)
+ENGINES = ("hf", "http")
 
 
 def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
@@ -177,9 +181,16 @@ def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
 
     Options of `hf`: `device` ("auto", "cpu", "cuda"), `dtype` ("auto", "float32", "bfloat16",
     "float16"), `batch_tokens` (padded tokens a forward pass), `adapter` (a LoRA folder).
+
+    `http` takes the name a server gives to the model; its options are those of `HTTPEngine`, such
+    as `base_url`.
     """
     if engine == "hf":
         from rlaif.engines.hf import HFEngine
 
         return HFEngine(model, **options)
+    if engine == "http":
+        from rlaif.engines.http import HTTPEngine
+
+        return HTTPEngine(model, **options)
     raise ConfigError(f"unknown engine '{engine}'.{nearest(engine, ENGINES)}")

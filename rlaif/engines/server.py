@@ -1,0 +1,234 @@
+"""One server: requests that are tried again, held back and paid for, behind a synchronous face.
+
+The event loop runs in a thread of its own, so that it also works where one is running already, as
+in a notebook. No exception of the client leaves this module: they carry requests with keys in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
+
+from rlaif.engines.base import Usage
+from rlaif.engines.pacing import Budget, Gate, Load, Pacer
+from rlaif.engines.replies import Body, Malformed, Trouble, parse, status_trouble, tokens_used
+from rlaif.errors import ConfigError, EngineError, missing_extra
+
+T = TypeVar("T")
+_LONGEST_BACKOFF = 60.0  # seconds
+_LONGEST_WAIT = 300.0  # seconds a server may ask us to wait
+_TOKENS_A_BYTE = 1 / 3  # until answers tell better; English has about 1/4
+_NO_KEY = "none"
+
+
+class Server:
+    """Asks one server. `ask` returns what `read` makes of the answer, or the trouble it met."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key_env: str | None,
+        *,
+        usage: Usage,
+        gate: Gate,
+        requests: Pacer,
+        tokens: Pacer,
+        budget: Budget,
+        timeout: float,
+        retries: int,
+        backoff: float,
+    ) -> None:
+        self.url = base_url.rstrip("/")
+        self._usage, self._gate, self._budget = usage, gate, budget
+        self._requests, self._tokens = requests, tokens
+        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._seen_bytes = self._seen_tokens = 0
+        self._key_hint = f"the key in {api_key_env}" if api_key_env else "api_key_env (now null)"
+        self._client, self._clean = _client(self.url, api_key_env)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="rlaif-http", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine in the loop's thread and waits for it; interrupting cancels it."""
+        if self._loop.is_closed():
+            work.close()
+            raise EngineError("this engine is closed")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        self.run(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def all(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+        """The results in order. The first failure stops the rest and is raised."""
+        tasks = [asyncio.ensure_future(w) for w in work]
+        try:
+            return list(await asyncio.gather(*tasks))
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+
+    def refuse_beyond(self, bodies: Sequence[Body], *, output: int) -> None:
+        """Stops before a batch that the budget cannot pay: half a batch is paid for nothing."""
+        tokens = sum(map(self._estimate, bodies))
+        self._budget.refuse_beyond(self._budget.cost(tokens, output * len(bodies)))
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: Body | None,
+        read: Callable[[Body], T],
+        *,
+        output: int = 0,
+    ) -> T | Trouble:
+        """One request, tried again while that may help. `output`: most tokens it may generate.
+
+        A path with a leading slash is taken from the server's root. EngineError when the server
+        keeps failing.
+        """
+        for tries in range(1, self._retries + 2):
+            outcome = await self._attempt(method, path, body, read, output)
+            if not isinstance(outcome, Trouble) or outcome.kind not in ("retry", "overload"):
+                return outcome
+            trouble = outcome
+            wait = trouble.wait or 0.0
+            if tries > self._retries or wait > _LONGEST_WAIT:
+                break
+            # Full jitter, so that many requests do not come back at once.
+            backoff = min(_LONGEST_BACKOFF, self._backoff * 2 ** (tries - 1)) * random.random()
+            await asyncio.sleep(max(backoff, wait))
+        asked = f" (it asks to wait {wait:.0f} s)" if wait else ""
+        raise EngineError(
+            f"{self.url}: gave up after {tries} tries; the last time, {trouble.message}{asked}. "
+            "What was finished before is kept: run the same command again to go on from there",
+            retryable=True,
+        )
+
+    async def _attempt(
+        self, method: str, path: str, body: Body | None, read: Callable[[Body], T], output: int
+    ) -> T | Trouble:
+        """One try, within the limits."""
+        is_paid = output > 0
+        expected = self._estimate(body) if is_paid else 0.0
+        price = self._budget.cost(expected, output)
+        load: Load = "unknown"
+        closed, spent = 0.0, 0.0
+        self._budget.reserve(price)
+        try:
+            entered = await self._gate.enter()
+            try:
+                await self._requests.wait(1)
+                await self._tokens.wait(expected + output)
+                answer = await self._send(method, path, body)
+                if isinstance(answer, Trouble):
+                    load = "over" if answer.kind == "overload" else "unknown"
+                    closed = min(answer.wait or 0.0, _LONGEST_WAIT)
+                    return answer
+                load = "fine"
+                if is_paid:
+                    spent = self._count(answer, body, expected, output)
+                return _read(read, answer)
+            finally:
+                await self._gate.leave(entered, load, closed)
+        finally:
+            self._budget.settle(price, spent)
+
+    async def _send(self, method: str, path: str, body: Body | None) -> Body | Trouble:
+        """The answer's JSON object. Everything the server says is cleared of the key first."""
+        import openai
+
+        url = self.url.removesuffix("/v1") + path if path.startswith("/") else path
+        try:
+            async with asyncio.timeout(self._timeout):
+                if method == "GET":
+                    text = await self._client.get(url, cast_to=str)
+                else:
+                    text = await self._client.post(url, cast_to=str, body=body)
+            return parse(self._clean(text))
+        except (TimeoutError, openai.APITimeoutError):
+            return Trouble("overload", f"there was no answer within {self._timeout:g} s")
+        except openai.APIStatusError as error:
+            trouble = status_trouble(
+                error.status_code, self._clean(error.response.text), error.response.headers
+            )
+            if error.status_code in (401, 403) and trouble.kind == "fatal":
+                return Trouble("fatal", f"{trouble.message}. Check {self._key_hint}")
+            return trouble
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            return Trouble(
+                "retry",
+                f"the connection failed: {type(cause).__name__} {self._clean(str(cause))}".strip(),
+            )
+        except Malformed as error:
+            return Trouble("retry", str(error))
+
+    def _estimate(self, body: Body | None) -> float:
+        """Prompt tokens of a request, by the tokens a byte seen so far."""
+        size = _size(body)
+        rate = self._seen_tokens / self._seen_bytes if self._seen_bytes else _TOKENS_A_BYTE
+        return size * rate
+
+    def _count(self, answer: Body, body: Body | None, expected: float, output: int) -> float:
+        """Adds an answer to the usage, whatever else is wrong with it: it is paid for."""
+        used = tokens_used(answer)
+        if used is None:  # a server that does not count: its price is estimated, its tokens are not
+            cost = self._budget.cost(expected, output)
+        else:
+            prompt, cached, generated = used
+            self._usage.submitted_tokens += prompt
+            self._usage.computed_tokens += max(0, prompt - cached) + generated
+            self._usage.generated_tokens += generated
+            self._seen_bytes += _size(body)
+            self._seen_tokens += prompt
+            self._tokens.correct(prompt + generated - expected - output)
+            cost = self._budget.cost(prompt, generated)
+        self._usage.cost += cost
+        return cost
+
+
+def _read(read: Callable[[Body], T], answer: Body) -> T | Trouble:
+    try:
+        return read(answer)
+    except Malformed as error:
+        return Trouble("retry", str(error))
+
+
+def _size(body: Body | None) -> int:
+    """Bytes of the text of a request."""
+    parts = {k: body[k] for k in ("messages", "state", "input") if k in body} if body else {}
+    return len(json.dumps(parts, ensure_ascii=False).encode()) if parts else 0
+
+
+def _client(base_url: str, api_key_env: str | None) -> tuple[Any, Callable[[str], str]]:
+    """The client, and a function that clears text of its key. The key stays in these two."""
+    try:
+        from openai import AsyncOpenAI
+    except ImportError as error:
+        raise missing_extra("openai", "http", "engine: http") from error
+    key = (os.environ.get(api_key_env, "") if api_key_env else "").strip()
+    if not key and api_key_env and "api.openai.com" in base_url:
+        raise ConfigError(f"{base_url} needs a key: set the environment variable {api_key_env}")
+    # Retries are ours, so that the gate sees every overload.
+    client = AsyncOpenAI(base_url=base_url, api_key=key or _NO_KEY, max_retries=0, timeout=None)
+    return client, lambda text: text.replace(key, "***") if key else text
