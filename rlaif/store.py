@@ -293,7 +293,8 @@ def _read_seal(shard: Path) -> tuple[int, str, str]:
             raise ValueError("cut off")
         file.seek(start)
         footer = file.read()
-        seal = _SEAL.search(footer)
+        # The last one: the statistics before it quote texts, and a text may look like a seal.
+        seal = _SEAL.search(footer, max(footer.rfind(_SEAL_KEY.encode()), 0))
         if seal is None:
             raise ValueError("no seal")
         file.seek(0)
@@ -614,10 +615,16 @@ class RunStore:
             raise DataError(f"no table named '{name}'.{nearest(name, SCHEMAS)}")
         if name not in self._tables:
             table: Table[Any] = Table(self.root / name, self._check_writable)
-            if self._lock is None:
-                table._refuse_damaged()
-            else:
-                table._set_damaged_aside()
+            try:
+                if self._lock is None:
+                    table._refuse_damaged()
+                else:
+                    table._set_damaged_aside()
+            except OSError as error:
+                raise DataError(
+                    f"cannot read {error.filename or table.folder}: {error.strerror or error}; "
+                    "check its permissions and the disk"
+                ) from error
             self._tables[name] = table
         return self._tables[name]
 
