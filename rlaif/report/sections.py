@@ -93,7 +93,7 @@ def policies(run: Run) -> Json | None:
         [(formats.words(name), estimates) for name, estimates in rows],
         names,
         label="Traits of each policy with 95 % intervals",
-        x_label="share of responses, 95 % interval",
+        x_label="mean of the trait, 95 % interval",
     )
     changes = [_change(estimates) for _, estimates in rows]
     return {"names": names, "rows": rows, "changes": changes, "chart": chart}
@@ -305,13 +305,11 @@ def stages(run: Run) -> Json | None:
     rejected = [
         (name, what, reason, n)
         for name, stage in found
-        for what, key in (("row", "rejected_rows"), ("prompt without a pair", "without_pair"))
+        for what, key in (
+            ("pair" if name in ("reward", "dpo") else "row", "rejected_rows"),
+            ("prompt without a pair", "without_pair"),
+        )
         for reason, n in sorted((stage.get(key) or {}).items())
-    ]
-    rejected += [
-        (stage, "pair", reason, found["n"])
-        for stage in ("reward", "dpo")
-        for reason, found in sorted((run.training(stage)[1].get("refused") or {}).items())
     ]
     return {"rows": found, "chart": chart if seconds else None, "rejected": rejected}
 
