@@ -190,11 +190,11 @@ class Run:
         chosen = pc.equal(self._preferences["status"], "preferred").fill_null(False).to_numpy()
         return np.where(chosen, self.preference, np.nan)
 
-    @property
-    def statuses(self) -> dict[str, int]:
-        """How many pairs are preferred, tie or abstained."""
-        found = pc.value_counts(self._preferences["status"].drop_null())
-        return {c["values"]: c["counts"] for c in found.to_pylist()}
+    @cached_property
+    def statuses(self) -> list[str | None]:
+        """preferred, tie or abstained, one a pair; None where it was not labelled."""
+        found: list[str | None] = self._preferences["status"].to_pylist()
+        return found
 
     @cached_property
     def _preferences(self) -> pa.Table:

@@ -147,15 +147,16 @@ def telling_pairs(
     cube: Cube, preference: Floats, known: Floats, each: int = 3
 ) -> list[tuple[str, list[int]]]:
     """Pairs worth reading, by kind: indices into the cube, no pair twice."""
-    distance = np.abs(preference - 0.5)
-    gap = np.abs(cube.p[:, :, 0] - cube.p[:, :, 1])
-    gaps = np.nansum(gap, axis=1) / np.maximum(np.isfinite(gap).sum(axis=1), 1)
-    opposed = np.isfinite(known) & ((preference - 0.5) * (known - 0.5) < 0)
+    # A pair whose principles were all masked has no label, but it has verdicts.
+    lean = np.where(np.isfinite(preference), preference, _row_means(cube.debiased))
+    distance = np.abs(lean - 0.5)
+    gaps = _row_means(np.abs(cube.p[:, :, 0] - cube.p[:, :, 1]))
+    opposed = (preference - 0.5) * (known - 0.5) < 0
     kinds: list[tuple[str, Floats]] = [
         ("Most decided", distance),
         ("Least decided", -distance),
         ("The orders disagree", np.where(gaps > DECIDED, gaps, np.nan)),
-        ("Against the known label", np.where(opposed, distance, np.nan)),
+        ("Against what is known", np.where(opposed, distance, np.nan)),
     ]
     taken: set[int] = set()
     out = []
@@ -167,3 +168,9 @@ def telling_pairs(
         if chosen:
             out.append((name, chosen))
     return out
+
+
+def _row_means(values: Floats) -> Floats:
+    """The mean of each row's known values, NaN where it has none."""
+    known = np.isfinite(values).sum(axis=1)
+    return np.where(known, np.nansum(values, axis=1) / np.maximum(known, 1), np.nan)

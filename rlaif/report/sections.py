@@ -73,6 +73,7 @@ def headline(run: Run) -> Json:
         "kl": number(kl),
         "kl_error": number(kl.get("stderr")) if isinstance(kl, Mapping) else None,
         "win_rate": _as_interval(run.win_rate),
+        "held_out": number((run.training("reward")[1].get("held_out") or {}).get("n")),
         "win_rate_detail": run.win_rate,
     }
 
@@ -110,7 +111,8 @@ def labels(run: Run) -> Json | None:
     truth = agreement(run.preferred, run.known)
     points = reliability_points(run.preferred, run.known)
     return {
-        "statuses": run.statuses,
+        "statuses": Counter(s for s in run.statuses if s),
+        "unlabelled": len(run.known) - int(np.isfinite(run.preference).sum()),
         "verdict_bins": svg.histogram(
             bins(run.cube.p),
             0,
@@ -240,10 +242,12 @@ def _curve(name: str, steps: Sequence[Json], key: str) -> svg.Series:
     )
 
 
-def samples(run: Run, most: int = 8) -> list[Json]:
-    """Responses before and after training, where the evaluation kept some."""
+def samples(run: Run, most: int = 8) -> Json | None:
+    """Responses before and after training, where the evaluation kept some; first those changed."""
     texts = ("prompt", "base", "dpo")
-    return [s for s in run.samples if all(isinstance(s.get(k), str) for k in texts)][:most]
+    found = [s for s in run.samples if all(isinstance(s.get(k), str) for k in texts)]
+    changed = [s for s in found if s["base"] != s["dpo"]]
+    return {"shown": changed[:most], "changed": len(changed), "all": len(found)} if found else None
 
 
 def examples(run: Run) -> list[Json]:
@@ -276,6 +280,7 @@ def _example(run: Run, i: int, pair: Pair) -> Json:
         "first": pair.first,
         "second": pair.second,
         "p": number(float(run.preference[i])),
+        "status": run.statuses[i],
         "known": number(float(run.known[i])),
         "verdicts": sorted(verdicts, key=_plainness)[:MAX_VERDICTS],
         "more_verdicts": max(len(verdicts) - MAX_VERDICTS, 0),

@@ -111,7 +111,7 @@ def test_a_partial_run_says_what_is_missing(labelled_run: Callable[..., Path]) -
     assert "Not in this run: reward, dpo, evaluate." in text
     assert "Agreement with the pairs’ own labels" in text
     assert "40 pairs came with one" in text
-    assert "Against the known label" in text
+    assert "Against what is known" in text
     assert "unlike prefixes" in text
     assert "harmless-base-test.jsonl.gz" in text
     for absent in ("Policies before and after", "Training", "Responses before and after", "nan"):
