@@ -108,7 +108,7 @@ def train_dpo(
     if done is not None:
         return DPOResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model)
+    loaded = load_policy(model, half=bf16 and lora is not None)
     loaded.model.to(arguments.device)
     rows, refused = encode_rows(kept, loaded.encoder, loaded.limit(max_length), cut)
     if lora is not None:
@@ -124,16 +124,17 @@ def train_dpo(
         arguments,
         on_log,
     )
-    metrics = {
+    made = {
         **summary,
         "pairs": len(rows),
         "refused": refused.as_dict(),
         "notes": loaded.notes,
         "settings": {**settings.key(), "beta": beta, "loss": loss, "label_noise": label_noise},
     }
-    if arguments.process_index == 0:
+    main = arguments.process_index == 0
+    if main:
         save_model(loaded, folder, lora=lora is not None, merge=merge)
-        finish(folder, metrics)
+    metrics = finish(folder, made if main else None)
     return DPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
 
 

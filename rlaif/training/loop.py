@@ -278,10 +278,16 @@ def prepare(out: Path, key: str, resume: bool) -> dict[str, Any] | None:
     return None
 
 
-def finish(out: Path, metrics: Mapping[str, Any]) -> None:
-    """Writes the metrics, which marks the run as done, then drops the checkpoints."""
-    write_json(out / METRICS, metrics)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+def finish(out: Path, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Writes the metrics, which marks the run as done, then drops the checkpoints.
+
+    All processes call it, those that are not the main one with None, and get the same metrics.
+    """
+    if metrics is not None:
+        write_json(out / METRICS, metrics)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    PartialState().wait_for_everyone()
+    return dict(json.loads((out / METRICS).read_text("utf-8")))
 
 
 def run_key(

@@ -50,14 +50,19 @@ class Loaded:
         return self.max_length if max_length is None else min(max_length, self.max_length)
 
 
-def load_policy(name: str) -> Loaded:
-    """A causal language model in float32, dropout off."""
+def load_policy(name: str, *, half: bool = False) -> Loaded:
+    """A causal language model, dropout off.
+
+    In float32, in which small steps are not rounded away; `half` takes bfloat16, for weights that
+    are frozen under an adapter.
+    """
     from transformers import AutoModelForCausalLM
 
-    return _load(name, AutoModelForCausalLM, "a policy needs a causal language-model head")
+    what = "a policy needs a causal language-model head"
+    return _load(name, AutoModelForCausalLM, what, half)
 
 
-def load_reward(name: str, seed: int = 0) -> Loaded:
+def load_reward(name: str, seed: int = 0, *, half: bool = False) -> Loaded:
     """A model with one scalar head, from a causal or a sequence-classification checkpoint.
 
     A causal checkpoint has no reward head: one is made, std 1/√(d + 1), bias 0 (Ziegler et al.
@@ -68,7 +73,7 @@ def load_reward(name: str, seed: int = 0) -> Loaded:
     path = model_path(name)
     _check_labels(path, name)
     what = "a reward model needs an architecture with a sequence-classification head"
-    loaded = _load(name, AutoModelForSequenceClassification, what, num_labels=1)
+    loaded = _load(name, AutoModelForSequenceClassification, what, half, num_labels=1)
     made = [key for key in loaded.notes if key.startswith("missing:")]
     loaded.notes[:] = [note for note in loaded.notes if note not in made]
     if made:
@@ -78,7 +83,7 @@ def load_reward(name: str, seed: int = 0) -> Loaded:
     return loaded
 
 
-def _load(name: str, auto: Any, needed: str, **options: Any) -> Loaded:
+def _load(name: str, auto: Any, needed: str, half: bool, **options: Any) -> Loaded:
     import torch
     from transformers import AutoTokenizer
 
@@ -88,7 +93,10 @@ def _load(name: str, auto: Any, needed: str, **options: Any) -> Loaded:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, info = auto.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True, **options
+                path,
+                dtype=torch.bfloat16 if half else torch.float32,
+                output_loading_info=True,
+                **options,
             )
     except (OSError, ValueError) as error:
         raise TrainingError(f"cannot train {name}: {needed}. Transformers says: {error}") from error
@@ -149,7 +157,7 @@ def _init_head(model: Any, missing: list[str], seed: int) -> None:
                 weight.zero_()
             else:
                 std = (weight.shape[-1] + 1) ** -0.5
-                weight.copy_(torch.normal(0.0, std, weight.shape, generator=random))
+                weight.copy_(torch.normal(0.0, std, weight.shape, generator=random).to(weight))
 
 
 def _score_last_real_token(model: Any) -> None:

@@ -134,7 +134,7 @@ def train_reward(
     if done is not None:
         return _result(folder, done)
 
-    loaded = load_reward(model, seed)
+    loaded = load_reward(model, seed, half=bf16 and lora is not None)
     loaded.model.to(arguments.device)
     train, test = split_by_prompt(kept, held_out, seed)
     rows, refused = encode_rows(train, loaded.encoder, loaded.limit(max_length), cut)
@@ -151,22 +151,22 @@ def train_reward(
         arguments,
         on_log,
     )
-    metrics = {
+    made = {
         **summary,
         "pairs": len(rows),
         "refused": refused.as_dict(),
         "notes": loaded.notes,
         "settings": {**settings.key(), "margin": margin, "centring": centring},
     }
-    if arguments.process_index == 0:
+    main = arguments.process_index == 0
+    if main:
         scores = _scores(loaded, _sequences(rows))
-        normalisation = Normalisation.of(list(scores.values()))
-        metrics["normalisation"] = asdict(normalisation)
-        metrics["held_out"] = _held_out(loaded, test, cut, loaded.limit(max_length))
+        normalisation = asdict(Normalisation.of(list(scores.values())))
+        made["normalisation"] = normalisation
+        made["held_out"] = _held_out(loaded, test, cut, loaded.limit(max_length))
         save_model(loaded, folder, lora=lora is not None, merge=merge)
-        write_json(folder / NORMALISATION, asdict(normalisation))
-        finish(folder, metrics)
-    return _result(folder, metrics)
+        write_json(folder / NORMALISATION, normalisation)
+    return _result(folder, finish(folder, made if main else None))
 
 
 def pair_loss(margin: float, centre: float) -> PairLoss:

@@ -142,7 +142,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(trained, causal, tmp_path
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     child = subprocess.Popen([sys.executable, "-c", code], env=environment)
     journal = tmp_path / "training.jsonl"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while child.poll() is None and time.monotonic() < deadline:
         if journal.is_file() and journal.read_text().count("\n") >= 7:
             child.send_signal(signal.SIGKILL)
