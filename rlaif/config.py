@@ -91,13 +91,32 @@ class HTTPConfig(Section):
     """Further fields of each request; a null takes out a field that is sent otherwise."""
 
 
+class VLLMConfig(Section):
+    """vLLM's own settings. None of them can change results, but for `quantization`."""
+
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs that share the model."""
+    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
+    """Share of a GPU's memory that vLLM takes; null leaves vLLM's default."""
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Tokens of context to make room for; null takes the model's. Longer prompts are refused."""
+    quantization: str | None = None
+    """How to quantise the weights, such as `fp8`; null takes them as they are."""
+    block_size: int | None = Field(default=None, ge=1)
+    """Tokens of a block of the prefix cache; null takes the smallest that the device has."""
+    cache_gib: float | None = Field(default=None, gt=0)
+    """Size of the key-value cache in GiB; null takes what the GPU has left, or 4 on a CPU."""
+    enforce_eager: bool | None = None
+    """Do without CUDA graphs and compilation: starts sooner, decodes slower; null: on a CPU."""
+
+
 class EngineConfig(Section):
     """A model and how to run it."""
 
     model: str = "tiny"
     """A folder, a Hugging Face name, `tiny` (embedded), or the name a server gives to it."""
-    engine: Literal["hf", "http"] = "hf"
-    """`hf`: Transformers; `http`: any OpenAI-compatible server."""
+    engine: Literal["hf", "vllm", "http"] = "hf"
+    """`hf`: Transformers; `vllm`: vLLM in this run; `http`: any OpenAI-compatible server."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -108,13 +127,16 @@ class EngineConfig(Section):
     """A LoRA adapter folder to load on top."""
     http: HTTPConfig = HTTPConfig()
     """With `engine: http`: the server."""
+    vllm: VLLMConfig = VLLMConfig()
+    """With `engine: vllm`: its settings."""
 
     def options(self) -> dict[str, Any]:
         """What the engine's loader takes, beside the names of model and engine."""
         if self.engine == "http":
             return self.http.model_dump()
         wanted = {"device", "dtype", "batch_tokens", "adapter"}
-        return self.model_dump(include=wanted, exclude_none=True)
+        own = self.vllm.model_dump(exclude_none=True) if self.engine == "vllm" else {}
+        return self.model_dump(include=wanted, exclude_none=True) | own
 
 
 class JudgeConfig(EngineConfig):

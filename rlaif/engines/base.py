@@ -173,7 +173,7 @@ class ScriptedEngine:
         pass
 
 
-ENGINES = ("hf", "http")
+ENGINES = ("hf", "http", "vllm")
 
 
 def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
@@ -184,6 +184,8 @@ def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
 
     `http` takes the name a server gives to the model; its options are those of `HTTPEngine`, such
     as `base_url`.
+
+    `vllm` takes the options of `hf` and those of `VLLMEngine`, such as `tensor_parallel_size`.
     """
     if engine == "hf":
         from rlaif.engines.hf import HFEngine
@@ -193,4 +195,8 @@ def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
         from rlaif.engines.http import HTTPEngine
 
         return HTTPEngine(model, **options)
+    if engine == "vllm":
+        from rlaif.engines.vllm import VLLMEngine
+
+        return VLLMEngine(model, **options)
     raise ConfigError(f"unknown engine '{engine}'.{nearest(engine, ENGINES)}")
