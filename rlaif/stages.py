@@ -517,10 +517,16 @@ def _kl(
 
 def report(run: Run) -> None:
     """report.html and summary.json from what the run holds."""
-    from rlaif.report.build import build_report
+    write_report(run.store.root, run.reporter)
 
-    path = build_report(run.store.root)
-    run.reporter.say(f"report: {path}")
+
+def write_report(root: Path, reporter: Reporter) -> None:
+    """The same, for a run directory that is only looked at."""
+    from rlaif.report.build import build_report
+    from rlaif.report.summary import build_summary
+
+    build_summary(root)
+    reporter.say(f"report: {build_report(root)}")
 
 
 # -------------------------------------------------------------------------------------- the record

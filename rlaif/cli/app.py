@@ -238,9 +238,9 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) ->
     Example: rlaif report runs/demo
     """
     from rlaif.cli.console import Terminal
-    from rlaif.report.build import build_report
+    from rlaif.stages import write_report
 
-    Terminal().say(f"report: {build_report(run_dir)}")
+    write_report(run_dir, Terminal())
 
 
 @constitution.command("check")
