@@ -161,7 +161,7 @@ def load_prompts(
     config: PromptsConfig, split: Literal["train", "test"], on_bad: Callable[[BadRow], None]
 ) -> Iterator[Prompt]:
     """Prompts from a file, or of the embedded world (`split`: train or test), each text once."""
-    if config.path == "tiny" and not Path("tiny").exists():
+    if is_tiny(config):
         from rlaif import tiny
 
         found: Iterable[Prompt] = (
@@ -173,6 +173,11 @@ def load_prompts(
     seen: set[str] = set()
     fresh = (p for p in found if not (p.id in seen or seen.add(p.id)))  # type: ignore[func-returns-value]
     return islice(fresh, config.limit)
+
+
+def is_tiny(config: PromptsConfig) -> bool:
+    """Whether these are the embedded world's prompts; a file of that name wins."""
+    return config.path == "tiny" and not Path("tiny").exists()
 
 
 # ------------------------------------------------------------------------------------------- label
@@ -303,8 +308,8 @@ def quality(
 
 def truth(run: Run) -> Callable[[Pair], float | None]:
     """P(first is better) as known: by the embedded world's gold checker, else the pair's label."""
-    target = tiny_target(run.principles())
-    if run.config.pairs is not None or target is None:
+    target = tiny_target(run)
+    if target is None:
         return lambda pair: pair.label
     from rlaif.tiny import gold_preference
 
@@ -314,11 +319,16 @@ def truth(run: Run) -> Callable[[Pair], float | None]:
     )
 
 
-def tiny_target(principles: Sequence[Principle]) -> tuple[str, int] | None:
-    """The embedded world's trait that these principles ask for, with its sign; None if mixed."""
+def tiny_target(run: Run) -> tuple[str, int] | None:
+    """The trait of the embedded world that the principles ask for, with its sign.
+
+    None when they ask for several, or the prompts are not of that world.
+    """
     from rlaif.tiny import principle_trait
 
-    traits = {principle_trait(p.tags) for p in principles}
+    if run.config.pairs is not None or not is_tiny(run.config.prompts):
+        return None
+    traits = {principle_trait(p.tags) for p in run.principles()}
     return traits.pop() if len(traits) == 1 else None
 
 
@@ -493,7 +503,7 @@ def _winrate(
 
 def _gold(run: Run, prompts: Sequence[Prompt], rows: Sequence[Completion]) -> dict[str, Any]:
     """True traits in the embedded world; elsewhere nobody knows them."""
-    if run.config.evaluate.prompts.path != "tiny":
+    if not is_tiny(run.config.evaluate.prompts):
         return {}
     from rlaif.evaluation.policy import gold_traits
 
@@ -594,7 +604,7 @@ def describe(run: Run) -> None:
         "name": constitution.name, "version": constitution.version, "hash": constitution.hash,
         "principles": [p.model_dump(mode="json") for p in run.principles()],
     })  # fmt: skip
-    target = tiny_target(run.principles())
+    target = tiny_target(run)
     store.update_manifest("run", {
         "versions": versions(), "git_commit": git_commit(), "seed": run.config.sampling.seed,
         "target_trait": None if target is None else ("-" if target[1] < 0 else "") + target[0],
