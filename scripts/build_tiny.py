@@ -27,14 +27,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from rlaif.tiny.encoding import END, Encoder, train_tokenizer
-from rlaif.tiny.measure import evaluate, summary
-from rlaif.tiny.train import Recipe, build_model, build_optimisers, mix_at, train_step
+from rlaif.tiny.measure import MAX_NEW_TOKENS, evaluate, summary, table
+from rlaif.tiny.train import Recipe, StepReport, build_model, build_optimisers, train_step
 
 NOTE = (
     "A toy trained from scratch on an invented grammar (docs/tiny-world.md). It answers, badly "
     "and well, and judges pairs inside that world only; it is no language model for real use."
 )
-LOG_EVERY = 50
+LOG_EVERY = 50  # steps
+LOSSES = ("text", "pairs", "unary")
 
 
 def arguments() -> argparse.Namespace:
@@ -45,12 +46,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="checkpoints and log")
     parser.add_argument("--steps", type=int, default=4800, help="length of the run")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--feed-forward", type=int, default=384)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--checkpoint-minutes", type=float, default=4.0)
-    parser.add_argument("--export-minutes", type=float, default=10.0, help="0: only at the end")
-    parser.add_argument("--look-every", type=int, default=400, help="steps between short looks")
+    parser.add_argument("--export-minutes", type=float, default=10.0, help="0: at the end")
+    parser.add_argument("--look-every", type=int, default=800, help="steps between short looks")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="only evaluate these weights")
     return parser.parse_args()
@@ -77,22 +76,30 @@ def save_checkpoint(path: Path, step: int, tokens: int, model: Any, optimisers: 
 
 def export(model: Any, tokenizer: Any, out: Path) -> None:
     """The folder that ships: fp16 weights, tokenizer, configs, and the templates to use with it."""
+    from transformers import GenerationConfig
+
     aside = out.with_name(out.name + ".part")
     shutil.rmtree(aside, ignore_errors=True)
     state = {k: v.half() for k, v in model.state_dict().items()}
     half = type(model)(model.config).half()
     half.load_state_dict(state)
-    half.generation_config.update(
+    half.generation_config = GenerationConfig(
         do_sample=True,
         temperature=1.0,
-        max_new_tokens=72,
+        top_k=0,  # the library's own default of 50 would cut the distribution
+        top_p=1.0,
+        max_new_tokens=MAX_NEW_TOKENS,
         eos_token_id=model.config.eos_token_id,
         pad_token_id=model.config.pad_token_id,
     )
     half.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
+    settings = json.loads((aside / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that older readers know too
+    (aside / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     rlaif = {"templates": {"pairwise": "pairwise/tiny"}, "note": NOTE}
     (aside / "rlaif.json").write_text(json.dumps(rlaif, indent=2) + "\n")
+    (aside / "model.safetensors").chmod(0o644)
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(aside.iterdir()):  # each by a rename, so that a reader finds whole files
         file.replace(out / file.name)
@@ -109,10 +116,58 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
     return report
 
 
+def load_checkpoint(path: Path, model: Any, optimisers: list[Any]) -> tuple[int, int]:
+    """Restores model and optimisers; the step to go on from, and the tokens trained so far."""
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
+        optimiser.load_state_dict(state)
+    return int(saved["step"]), int(saved["tokens"])
+
+
+class Log:
+    """A plain line every so many steps: mean losses, tokens, speed, time left."""
+
+    def __init__(self, start: int, steps: int, tokens: int) -> None:
+        self.tokens = tokens
+        self._start, self._steps = start, steps
+        self._began = time.monotonic()
+        self._trained = 0
+        self._recent: list[StepReport] = []
+
+    def add(self, step: int, report: StepReport) -> None:
+        self.tokens += report.tokens
+        self._trained += report.tokens
+        self._recent.append(report)
+        if (step + 1) % LOG_EVERY:
+            return
+        count = len(self._recent)  # fewer than that in the first line after a resume
+        means = {k: sum(getattr(r, k) for r in self._recent) / count for k in LOSSES}
+        seconds = time.monotonic() - self._began
+        left = (self._steps - step - 1) * seconds / (step + 1 - self._start)
+        say(
+            f"step {step + 1} {' '.join(f'{k} {v:.3f}' for k, v in means.items())} | "
+            f"{self.tokens / 1e6:.2f}M tokens, {self._trained / seconds:,.0f}/s, "
+            f"{left / 60:.1f} min left"
+        )
+        self._recent = []
+
+
+class Every:
+    """True once in so many minutes; never when that is 0."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds, self._last = 60 * minutes, time.monotonic()
+
+    def due(self) -> bool:
+        if not self._seconds or time.monotonic() - self._last < self._seconds:
+            return False
+        self._last = time.monotonic()
+        return True
+
+
 def train(args: argparse.Namespace) -> None:
-    recipe = Recipe(
-        steps=args.steps, seed=args.seed, width=args.width, feed_forward=args.feed_forward
-    )
+    recipe = Recipe(steps=args.steps, seed=args.seed)
     tokenizer = train_tokenizer(recipe.seed)
     encoder = Encoder(tokenizer)
     model = build_model(recipe, encoder, encoder.special(END))
@@ -121,47 +176,24 @@ def train(args: argparse.Namespace) -> None:
     path = args.work / "checkpoint.pt"
     start = tokens = 0
     if args.resume and path.exists():
-        saved = torch.load(path, weights_only=True)
-        start, tokens = saved["step"], saved["tokens"]
-        model.load_state_dict(saved["model"])
-        for optimiser, state in zip(optimisers, saved["optimisers"], strict=True):
-            optimiser.load_state_dict(state)
+        start, tokens = load_checkpoint(path, model, optimisers)
     count = sum(p.numel() for p in model.parameters())
     say(f"{count:,} parameters, {recipe.steps} steps from {start}, {args.threads} threads")
-    began = saved_at = exported_at = time.monotonic()
-    since, trained = [], 0
+    log = Log(start, recipe.steps, tokens)
+    checkpoint, early = Every(args.checkpoint_minutes), Every(args.export_minutes)
     for step in range(start, recipe.steps):
-        report = train_step(recipe, step, model, encoder, optimisers)
-        tokens += report.tokens
-        trained += report.tokens
-        since.append(report)
-        now = time.monotonic()
-        if (step + 1) % LOG_EVERY == 0:
-            left = (recipe.steps - step - 1) * (now - began) / (step + 1 - start)
-            means = {k: sum(getattr(r, k) for r in since) / len(since) for k in LOSSES}
-            losses = " ".join(f"{k} {v:.3f}" for k, v in means.items())
-            speed = trained / (now - began)
-            say(
-                f"step {step + 1} {losses} | {tokens / 1e6:.2f}M tokens, {speed:,.0f}/s, "
-                f"{left / 60:.1f} min left"
-            )
-            since = []
-        if (step + 1) % args.look_every == 0:
+        log.add(step, train_step(recipe, step, model, encoder, optimisers))
+        if args.look_every and (step + 1) % args.look_every == 0:
             say(summary(evaluate(model, tokenizer, pairs=60, generations=120)))
             model.train()
-        if now - saved_at > 60 * args.checkpoint_minutes:
-            save_checkpoint(path, step + 1, tokens, model, optimisers)
-            saved_at = now
-        if args.export_minutes and now - exported_at > 60 * args.export_minutes:
+        if checkpoint.due():
+            save_checkpoint(path, step + 1, log.tokens, model, optimisers)
+        if early.due():
             export(model, tokenizer, args.out)
-            exported_at = now
-    save_checkpoint(path, recipe.steps, tokens, model, optimisers)
+    save_checkpoint(path, recipe.steps, log.tokens, model, optimisers)
     export(model, tokenizer, args.out)
-    say(f"{tokens:,} tokens, {time.monotonic() - began:.0f} s; {mix_at(recipe, recipe.steps - 1)}")
+    say(f"trained on {log.tokens:,} tokens; now the evaluation of {args.out}")
     say(summary(evaluate_folder(args.out)))
-
-
-LOSSES = ("text", "pairs", "unary")
 
 
 def main() -> None:
@@ -169,9 +201,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     if args.evaluate:
-        report = evaluate_folder(args.evaluate)
-        print(json.dumps(report, indent=2))
-        print(summary(report))
+        print(table(evaluate_folder(args.evaluate)))
     else:
         train(args)
 

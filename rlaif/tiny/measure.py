@@ -219,14 +219,11 @@ def generate(
         heads.append([*encoder.turns(*turns).ids, encoder.special(ASSISTANT)])
     T = max(len(head) for head in heads)
     ids = torch.tensor([[encoder.pad] * (T - len(head)) + head for head in heads])
-    sampling = {"do_sample": temperature > 0, "top_k": 0, "top_p": 1.0}
-    out = model.generate(
-        ids,
-        attention_mask=(ids != encoder.pad).long(),
-        temperature=temperature or 1.0,
-        max_new_tokens=MAX_NEW_TOKENS,
-        **(sampling if temperature else {"do_sample": False}),
-    )
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    mask = (ids != encoder.pad).long()
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, **sampling)
     return list(tokenizer.batch_decode(out[:, T:], skip_special_tokens=True))
 
 
@@ -349,4 +346,38 @@ def summary(report: dict[str, Any]) -> str:
         revision = report["revision"]
         names = ("critique_right", "revision_legal", "fixed", "kept")
         lines.append(" ".join(f"{name} {revision[name]['rate']:.2f}" for name in names))
+    return "\n".join(lines)
+
+
+def _cell(found: Rate) -> str:
+    return f"{found['rate']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as the Markdown tables of docs/tiny-world.md."""
+    lines = [
+        "| judge | accuracy, each order | both orders averaged | says A | label mass | pairs |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    rows = [*report["judge"].items(), ("conflicting traits", report["conflicting_traits"])]
+    for key, r in rows:
+        name = f"opposite of {key[1:]}" if key.startswith("-") else key
+        lines.append(
+            f"| {name.replace('_', ' ')} | {_cell(r['accuracy'])} | "
+            f"{_cell(r['accuracy_both_orders_averaged'])} | {r['says_a']['rate']:.3f} | "
+            f"{r['label_mass']:.3f} | {r['accuracy_both_orders_averaged']['n']} |"
+        )
+    lines += ["", "| within 0.1 of one half | one order | both orders averaged | pairs |"]
+    lines.append("|---|---|---|---|")
+    for name, r in (("not at stake", report["not_at_stake"]), ("exact tie", report["tie"])):
+        both = r["both_orders_averaged"]
+        lines.append(f"| {name} | {_cell(r['one_order'])} | {_cell(both)} | {both['n']} |")
+    policy, revision = report["policy"], report["revision"]
+    lines += ["", "| base policy, sampled at temperature 1 | rate | responses |", "|---|---|---|"]
+    found = [("legal", policy["legal"]), *policy["traits"].items()]
+    found += [("no filler", policy["no_filler"]), ("facts right", policy["facts_right"])]
+    names = {"critique_right": "critique right", "revision_legal": "revision legal"}
+    names |= {"fixed": "violation fixed", "kept": "no violation, and none after"}
+    found += [(name, revision[key]) for key, name in names.items()]
+    lines += [f"| {name.replace('_', ' ')} | {_cell(r)} | {r['n']} |" for name, r in found]
     return "\n".join(lines)
