@@ -48,6 +48,7 @@ def train_dpo(
     beta: float = 0.1,
     loss: DPOLoss = "sigmoid",
     label_noise: float = 0.0,
+    nll: float = 0.0,
     epochs: int = 1,
     learning_rate: float = 5e-7,
     batch_size: int = 8,
@@ -71,10 +72,12 @@ def train_dpo(
 
     `batch_size` pairs a device and forward pass; `gradient_accumulation` of them make a step.
     `warmup` is a share of all steps, then the learning rate falls linearly to 0. `label_noise` is
-    the ε of `cdpo` and `robust`. `max_length` (tokens, default: the model's context) refuses rows,
-    and never cuts one. `cut` names completions, as (prompt id, text), that a length limit cut off:
-    they get no end of turn. With `resume` a killed run goes on from its last checkpoint,
-    `checkpoint_every` steps apart, and a finished one returns at once.
+    the ε of `cdpo` and `robust`. `nll` weighs an added −log π(chosen) a token, which holds on to
+    the chosen completions where DPO would sink both (Pang et al. 2024). `max_length` (tokens,
+    default: the model's context) refuses rows, and never cuts one. `cut` names completions, as
+    (prompt id, text), that a length limit cut off: they get no end of turn. With `resume` a killed
+    run goes on from its last checkpoint, `checkpoint_every` steps apart, and a finished one
+    returns at once.
     """
     from rlaif.training.loop import (
         LoopSettings,
@@ -103,7 +106,7 @@ def train_dpo(
         checkpoint_every=checkpoint_every,
     )
     arguments = training_arguments(settings, folder)
-    chosen = [beta, loss, label_noise, max_length, lora and asdict(lora), merge, sorted(cut)]
+    chosen = [beta, loss, label_noise, nll, max_length, lora and asdict(lora), merge, sorted(cut)]
     done = prepare(folder, run_key("dpo", model, kept, settings, chosen), resume)
     if done is not None:
         return DPOResult(folder, done["steps"], done["seconds"], done)
@@ -119,7 +122,7 @@ def train_dpo(
         rows,
         [[i] for i in range(len(rows))],
         collator(loaded.filler, reference),
-        pair_loss(loss, beta, label_noise),
+        pair_loss(loss, beta, label_noise, nll),
         settings,
         arguments,
         on_log,
@@ -129,7 +132,13 @@ def train_dpo(
         "pairs": len(rows),
         "refused": refused.as_dict(),
         "notes": loaded.notes,
-        "settings": {**settings.key(), "beta": beta, "loss": loss, "label_noise": label_noise},
+        "settings": {
+            **settings.key(),
+            "beta": beta,
+            "loss": loss,
+            "label_noise": label_noise,
+            "nll": nll,
+        },
     }
     main = arguments.process_index == 0
     if main:
@@ -138,7 +147,7 @@ def train_dpo(
     return DPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
 
 
-def pair_loss(name: DPOLoss, beta: float, noise: float) -> PairLoss:
+def pair_loss(name: DPOLoss, beta: float, noise: float, nll: float = 0.0) -> PairLoss:
     """The loss of a batch of B pairs, whose tensors hold the B chosen, then the B rejected."""
     from rlaif.training.forward import completion_logprobs
     from rlaif.training.losses import dpo_logits, dpo_loss
@@ -150,6 +159,8 @@ def pair_loss(name: DPOLoss, beta: float, noise: float) -> PairLoss:
         h = dpo_logits(chosen, rejected, *reference.chunk(2))
         h_token = dpo_logits(*(policy / tokens).chunk(2), *(reference / tokens).chunk(2))
         losses = dpo_loss(name, h, h_token, beta=beta, p=batch["p"], noise=noise)
+        if nll:
+            losses = losses - nll * chosen / tokens.chunk(2)[0]
         gain, loss = (policy - reference).chunk(2)
         statistics = {
             "accuracy": (h > 0).float(),

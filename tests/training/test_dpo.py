@@ -72,6 +72,19 @@ def test_the_first_loss_is_ln_2_and_margins_are_zero(causal, tmp_path):
         assert statistics["margin"].abs().max().item() < 1e-4
 
 
+def test_the_added_likelihood_is_the_mean_over_the_chosen_tokens(causal, tmp_path):
+    loaded = load_policy(causal)
+    rows = encode_rows(make_preferences(4), loaded.encoder, 128)[0]
+    batch = collator(loaded.filler, reference_logprobs(loaded, rows, tmp_path))(rows, 1.0)
+    plain, _ = pair_loss("sigmoid", 0.1, 0.0)(loaded.model, batch)
+    added, _ = pair_loss("sigmoid", 0.1, 0.0, nll=0.5)(loaded.model, batch)
+    chosen = sequence_logprobs(
+        loaded.model, [r.prompt for r in rows], [r.chosen for r in rows], loaded.filler
+    )
+    by_hand = [-0.5 * values.mean() for values in chosen]
+    assert (added - plain).tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
 def test_learns_logs_and_saves(trained):
     result, logs = trained
     assert result.metrics["accuracy"] >= 0.9
