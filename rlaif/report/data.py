@@ -145,14 +145,16 @@ class Run:
             return self.labelled
         return self._truth(*self.target)
 
-    def truth_of(self, principle: str) -> Floats | None:
-        """P(first) by the embedded world's truth of one principle; None where it has none."""
+    def known_of(self, principle: str) -> Floats:
+        """As `known`, but by the world's truth of this principle where it has one of its own."""
+        if np.isfinite(self.labelled).any():
+            return self.labelled
         tags = next((p.get("tags") or () for p in self._principles if p["id"] == principle), ())
         try:
             found = principle_trait(tags)
         except ValueError:  # a tag of a world that this version does not know
-            return None
-        return self._truth(*found) if found else None
+            found = None
+        return self._truth(*found) if found else self.known
 
     def _truth(self, trait: str, sign: int) -> Floats:
         gaps = self._gold_gaps.get(trait, np.zeros(len(self._pairs)))

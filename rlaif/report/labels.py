@@ -100,7 +100,7 @@ def principle_rows(cube: Cube, preferred: Floats, known: Sequence[Floats]) -> li
     rows = []
     for c, name in enumerate(cube.principles):
         p = debiased[:, c]
-        distance = np.abs(p - 0.5)
+        distance = np.round(np.abs(p - 0.5), 9)  # |0.4 − ½| is a hair under 0.1
         slots, n = cube.positions(c)
         rows.append(
             PrincipleRow(
@@ -132,12 +132,17 @@ def order_grid(cube: Cube, n: int = 20) -> list[list[int]]:
 
 
 def reliability_points(p: Floats, truth: Floats, n: int = 10) -> list[tuple[float, Interval]]:
-    """(mean p, share where the first is truly better) of each filled bin over [0, 1]."""
+    """(mean confidence, share right) of each filled bin; p of exactly ½ chooses the first.
+
+    Folded, as which completion stands first may say something (in hh-rlhf it is the chosen one).
+    The bins are those of the expected calibration error: n over [0, 1], closed on the right.
+    """
     usable = np.isfinite(p) & np.isfinite(truth) & (truth != 0.5)
-    p, better = p[usable], truth[usable] > 0.5
-    index = np.minimum((p * n).astype(int), n - 1)
+    p, right = p[usable], (p[usable] >= 0.5) == (truth[usable] > 0.5)
+    confidence = np.maximum(p, 1 - p)
+    index = np.ceil(np.round(confidence * n, 9)).astype(int) - 1
     return [
-        (float(p[index == b].mean()), wilson(int(better[index == b].sum()), int(size)))
+        (float(confidence[index == b].mean()), wilson(int(right[index == b].sum()), int(size)))
         for b, size in enumerate(np.bincount(index, minlength=n))
         if size
     ]

@@ -111,7 +111,11 @@ def labels(run: Run) -> Json | None:
     truth = agreement(run.preferred, run.known)
     points = reliability_points(run.preferred, run.known)
     return {
-        "statuses": Counter(s for s in run.statuses if s),
+        "statuses": [
+            (s, run.statuses.count(s))
+            for s in ("preferred", "tie", "abstained")
+            if s in run.statuses
+        ],
         "unlabelled": len(run.known) - int(np.isfinite(run.preference).sum()),
         "verdict_bins": svg.histogram(
             bins(run.cube.p),
@@ -144,9 +148,7 @@ def principles(run: Run) -> Json | None:
     cube = run.cube
     if not cube.asked.any():
         return None
-    own = [run.truth_of(p) for p in cube.principles]
-    known = [run.known if truth is None else truth for truth in own]
-    rows = principle_rows(cube, run.preferred, known)
+    rows = principle_rows(cube, run.preferred, [run.known_of(p) for p in cube.principles])
     slots, questions = cube.positions()
     reasons = [cube.reasons(c) for c in range(len(cube.principles))]
     return {
@@ -296,7 +298,7 @@ def stages(run: Run) -> Json | None:
     """Time and work of each stage, and the rows it could not use."""
     found = [
         (name, run.stages[name])
-        for name in dict.fromkeys([*STAGES, *run.stages])
+        for name in dict.fromkeys(["read", *STAGES, *run.stages])
         if name in run.stages
     ]
     if not found:
@@ -323,6 +325,7 @@ def provenance(run: Run) -> list[tuple[str, Any]]:
     """What somebody needs to run this again, as rows of a table."""
     about, options = run.about, run.options
     judge = run.manifest.get("judge") or {}
+    devices = [str(s["device"]) for s in run.stages.values() if s.get("device")]
     constitution = run.constitution
     rows = [
         ("Constitution", constitution.get("name")),
@@ -333,7 +336,7 @@ def provenance(run: Run) -> list[tuple[str, Any]]:
         ("Prompt template, hash", _joined(judge, "template", "template_hash")),
         ("Pairs read from", (run.manifest.get("read") or {}).get("source")),
         ("Seed", about.get("seed")),
-        ("Device", about.get("device")),
+        ("Device", ", ".join(dict.fromkeys(devices)) or about.get("device")),
         ("Code", about.get("git_commit")),
         *sorted((about.get("versions") or {}).items()),
     ]

@@ -270,14 +270,14 @@ def _whisker(x: Scale, y: float, e: Interval, css: str, name: str) -> list[str]:
 
 
 def reliability(points: Sequence[tuple[float, Interval]], *, label: str) -> Markup:
-    """Stated against true share, one dot a bin; its area grows with the labels in the bin."""
-    p = _plot((0, 1), (0, 1), 240, NARROW)
-    parts = p.frame("p(first) of the label", "first truly better", y_tick=percent_tick)
-    parts.append(_line(p.x(0), p.y(0), p.x(1), p.y(1), "reference"))
+    """Confidence against the share right, a dot a bin; its area grows with the bin's labels."""
+    p = _plot((0.5, 1), (0, 1), 240, NARROW)
+    parts = p.frame("probability of what the label prefers", "share right", y_tick=percent_tick)
+    parts.append(_line(p.x(0.5), p.y(0.5), p.x(1), p.y(1), "reference"))
     most = max((true.n for _, true in points), default=1)
     for stated, true in points:
         cx, cy = p.x(stated), p.y(true.value)
-        tip = f"p {stated:.2f}: {percent(true.value)} of {true.n:,}"
+        tip = f"{stated:.2f}: {percent(true.value)} of {true.n:,} right"
         parts.append(_line(cx, p.y(true.low), cx, p.y(true.high), "whisker s0"))
         parts.append(
             f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{2 + 5 * math.sqrt(true.n / most):.1f}" '

@@ -13,6 +13,8 @@ from report_runs import PRINCIPLES, judge, tiny_pairs, verdict_key, write_labels
 
 from rlaif.errors import DataError
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
+from rlaif.report.data import Run
+from rlaif.report.labels import principle_rows, reliability_points, telling_pairs
 from rlaif.report.summary import build_summary
 from rlaif.store import RunStore
 
@@ -83,6 +85,42 @@ def test_labels_by_hand(tmp_path: Path) -> None:
     assert labels["label_mass"] == pytest.approx(0.95)
     # Confidences 0.8 (right), 0.6 (wrong), 0.9 (right), each in a bin of its own.
     assert labels["ece"] == pytest.approx((0.2 + 0.6 + 0.1) / 3)
+
+
+def test_the_rows_of_principles_by_hand(tmp_path: Path) -> None:
+    run = Run(by_hand(tmp_path / "run"))
+    [row] = principle_rows(run.cube, run.preferred, [run.known])
+    assert (row.verdicts, row.abstained) == (8, 1)
+    assert row.strength == pytest.approx((0.3 + 0.1 + 0.4) / 3)
+    assert row.decided == 1.0  # distances 0.3, 0.1, 0.4
+    assert row.aggregate is not None
+    assert row.aggregate.value == 1.0  # a single principle is the aggregate
+    assert row.known is not None
+    assert (row.known.value, row.known.n) == (pytest.approx(2 / 3), 3)
+    # Both orders of three pairs: the first slot wins in pair 0's and pair 1's first order and in
+    # the second order of pairs 1 and 2.
+    assert row.says_first is not None
+    assert (row.says_first.value, row.says_first.n) == (pytest.approx(4 / 6), 6)
+    assert row.swap == pytest.approx(2 / 3)
+    assert row.mass == pytest.approx(0.95)
+
+
+def test_reliability_is_folded_and_binned_as_the_calibration_error(tmp_path: Path) -> None:
+    run = Run(by_hand(tmp_path / "run"))
+    found = reliability_points(run.preferred, run.known)
+    assert [(round(p, 9), share.value, share.n) for p, share in found] == [
+        (0.6, 0.0, 1), (0.8, 1.0, 1), (0.9, 1.0, 1),
+    ]  # fmt: skip
+
+
+def test_telling_pairs_by_hand(tmp_path: Path) -> None:
+    run = Run(by_hand(tmp_path / "run"))
+    found = dict(telling_pairs(run.cube, run.preference, run.known, each=1))
+    assert found["Most decided"] == [2]
+    assert found["Least decided"] == [1]
+    # Gaps of 0.2, 0.4, 0.2: pair 1 is shown already, pairs 0 and 2 follow; so is the opposed one.
+    assert found["The orders disagree"] == [0]
+    assert "Against what is known" not in found
 
 
 def test_summary_has_its_shape_and_is_written(whole_run: Path) -> None:
