@@ -100,7 +100,7 @@ def principle_rows(cube: Cube, preferred: Floats, known: Sequence[Floats]) -> li
     rows = []
     for c, name in enumerate(cube.principles):
         p = debiased[:, c]
-        distance = np.round(np.abs(p - 0.5), 9)  # |0.4 − ½| is a hair under 0.1
+        distance: Floats = np.round(np.abs(p - 0.5), 9)  # |0.4 − ½| is a hair under 0.1
         slots, n = cube.positions(c)
         rows.append(
             PrincipleRow(

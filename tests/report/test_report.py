@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,8 +83,6 @@ HOSTILE = (
 
 
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    import random
-
     prompts = [Prompt((Message("user", f"{HOSTILE} {i}"),), HOSTILE) for i in range(4)]
     pairs = [Pair(prompt, f"{HOSTILE} a", f"{HOSTILE} b") for prompt in prompts]
     principles = [PRINCIPLES[0] | {"compare": HOSTILE, "tags": [HOSTILE]}]
@@ -131,8 +131,6 @@ def test_before_labelling_only_the_pairs_are_counted(tmp_path: Path) -> None:
 
 
 def test_one_order_only_says_so(tmp_path: Path) -> None:
-    import random
-
     pairs = [Pair(Prompt.user(f"q{i}"), f"a{i}", f"b{i}") for i in range(5)]
     verdicts = [v for v in judge(pairs, PRINCIPLES, random.Random(0)) if v.order == "first_second"]
     write_labels(tmp_path / "run", pairs, PRINCIPLES, verdicts)
@@ -156,6 +154,28 @@ def test_a_training_log_cut_by_a_kill_is_read(whole_run: Path) -> None:
 
 def test_the_report_is_written_again_in_place(whole_run: Path) -> None:
     assert page(whole_run) == page(whole_run)
+
+
+def test_pairs_that_no_principle_spoke_for_are_counted_and_shown(tmp_path: Path) -> None:
+    pairs = [Pair(Prompt.user(f"q{i}"), f"a{i}", f"b{i}") for i in range(5)]
+    verdicts = judge(pairs, PRINCIPLES, random.Random(0))
+    silent = [replace(v, p_first=None, reason="too_long", mass=None) for v in verdicts]
+    write_labels(tmp_path / "run", pairs, PRINCIPLES, silent)
+    text = text_of(page(tmp_path / "run"))
+    assert "labelled “abstained” 5" in text
+    assert "5 pairs without a p(first) are not drawn" in text
+    assert "nan" not in text
+
+
+def test_long_texts_and_many_principles_stay_within_a_megabyte(tmp_path: Path) -> None:
+    turns = tuple(Message("user", '"' * 5000) for _ in range(9))
+    pairs = [Pair(Prompt(turns), f"{i}" + "'" * 9000, "<" * 9000) for i in range(20)]
+    principles = [PRINCIPLES[0] | {"id": f"p{i}", "tags": []} for i in range(60)]
+    write_labels(tmp_path / "run", pairs, principles, judge(pairs, principles, random.Random(0)))
+    write_json(tmp_path / "run/evaluation/samples.json", [
+        {"prompt": '"' * 5000, "base": "'" * 5000, "dpo": "&" * 5000} for _ in range(50)
+    ])  # fmt: skip
+    assert len(page(tmp_path / "run").encode()) < 1_000_000
 
 
 @pytest.mark.slow
