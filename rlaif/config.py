@@ -80,7 +80,7 @@ class HTTPConfig(Section):
     price_per_million_output: float = Field(default=0.0, ge=0)
     """Price of a million completion tokens."""
     max_cost: float | None = Field(default=None, gt=0)
-    """Stop cleanly before one stage spends more than this; the same command goes on from there."""
+    """Stop cleanly before a process spends more than this; the same command goes on from there."""
     timeout: float = Field(default=120.0, gt=0)
     """Seconds until a request is given up and tried again."""
     retries: int = Field(default=10, ge=0)

@@ -16,11 +16,11 @@ def test_every_shipped_config_is_valid(name: str) -> None:
 
 
 def test_a_resolved_config_reads_back_as_itself() -> None:
-    config = load_config(None, ["train.dpo.lora={r: 4}", "judge.principles=[a, b]"])
+    config = load_config(None, ["train.dpo.lora={rank: 4}", "judge.principles=[a, b]"])
     assert Config.model_validate(yaml.safe_load(to_yaml(config))) == config
     assert config.train.dpo is not None
     assert config.train.dpo.lora is not None
-    assert config.train.dpo.lora.r == 4
+    assert config.train.dpo.lora.rank == 4
     assert config.judge.principles == ("a", "b")
 
 

@@ -229,6 +229,8 @@ def _client(base_url: str, api_key_env: str | None) -> tuple[Any, Callable[[str]
     key = (os.environ.get(api_key_env, "") if api_key_env else "").strip()
     if not key and api_key_env and "api.openai.com" in base_url:
         raise ConfigError(f"{base_url} needs a key: set the environment variable {api_key_env}")
+    if not (key.isascii() and key.isprintable()):  # no header could carry it
+        raise ConfigError(f"the key in {api_key_env} has characters that no key has")
     # Retries are ours, so that the gate sees every overload.
     client = AsyncOpenAI(base_url=base_url, api_key=key or _NO_KEY, max_retries=0, timeout=None)
     return client, lambda text: text.replace(key, "***") if key else text

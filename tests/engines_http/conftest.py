@@ -151,7 +151,7 @@ def connect(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
     def make(**options: Any) -> HTTPEngine:
         defaults: dict[str, Any] = {"base_url": server.url, "api_key_env": "PLANTED_KEY"}
-        defaults |= {"backoff": 0.01, "timeout": 5.0, "retries": 4}
+        defaults |= {"backoff": 0.01, "timeout": 30.0, "retries": 4}
         made.append(HTTPEngine("judge", **{**defaults, **options}))
         return made[-1]
 
