@@ -16,6 +16,8 @@ from rlaif.records import Pair
 from rlaif.report import formats, svg
 from rlaif.report.data import Json, Run, number
 from rlaif.report.labels import (
+    Cube,
+    PrincipleRow,
     agreement,
     bins,
     order_grid,
@@ -158,6 +160,16 @@ def principles(run: Run) -> Json | None:
         "reasons": sorted({r for counts in reasons for r in counts}),
         "slots": slots,
         "questions": questions,
+        **_position_charts(cube, rows),
+        "abstained": sum(reasons, Counter()),
+        "abstentions": [
+            (name, counts) for name, counts in zip(cube.principles, reasons, strict=True) if counts
+        ],
+    }
+
+
+def _position_charts(cube: Cube, rows: Sequence[PrincipleRow]) -> Json:
+    return {
         "position": svg.whiskers(
             [(row.id, [row.says_first]) for row in rows],
             ["says first"],
@@ -171,10 +183,6 @@ def principles(run: Run) -> Json | None:
             x_label="p(first) when it is shown first",
             y_label="p(first) when it is shown second",
         ),
-        "abstained": sum(reasons, Counter()),
-        "abstentions": [
-            (name, counts) for name, counts in zip(cube.principles, reasons, strict=True) if counts
-        ],
     }
 
 
