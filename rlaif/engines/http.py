@@ -86,6 +86,8 @@ class HTTPEngine:
         backoff: float = 0.5,
         extra_body: dict[str, Any] | None = None,
     ) -> None:
+        _one_of("prefill", prefill, "auto", "continue", "append")
+        _one_of("scoring", scoring, "logprobs", "decisions")
         self.name = model
         self.usage = Usage()
         self.templates: dict[str, str] = {}
@@ -158,7 +160,9 @@ class HTTPEngine:
             replies.check_options(choices)
         asks = list(zip(prompts, options, strict=True))
         self.usage.requests += len(asks)
-        return self._server.run(self._score_all(asks))
+        scores = self._server.run(self._score_all(asks))
+        self._tell_missing()
+        return scores
 
     async def _score_all(self, asks: Sequence[tuple[Rendered, Sequence[str]]]) -> list[Scores]:
         for option in dict.fromkeys(o for _, choices in asks for o in choices):
@@ -170,9 +174,7 @@ class HTTPEngine:
         if self._scoring == "decisions" and asks:  # one alone, to find the endpoint once
             first = await one(*asks[0])
             return [first, *await self._server.all(one(*ask) for ask in asks[1:])]
-        scores = await self._server.all(one(*ask) for ask in asks)
-        self._tell_missing()
-        return scores
+        return await self._server.all(one(*ask) for ask in asks)
 
     async def _score_one(self, prompt: Rendered, options: Sequence[str]) -> Scores:
         wanted = [self._spellings[o] for o in options]
@@ -243,7 +245,7 @@ class HTTPEngine:
                 f"{self.name}: a label is not among the {self._top_logprobs} likeliest tokens: "
                 f"{self._missing_example}. Such verdicts abstain (missing_label). If there are "
                 "many, the template does not lead this model to its labels",
-                stacklevel=5,
+                stacklevel=3,
             )
 
     # ---- decisions
@@ -374,6 +376,11 @@ def sent_text(message: RenderedMessage) -> str:
     """A message as the server gets it: no data spells a control token."""
     text = "".join(_CONTROL.sub(r"\g<0>\\", s.text) if s.data else s.text for s in message.segments)
     return text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
+
+
+def _one_of(name: str, value: str, *known: str) -> None:
+    if value not in known:
+        raise ConfigError(f"unknown {name} '{value}'.{nearest(value, known)}")
 
 
 def _host(base_url: str) -> str:

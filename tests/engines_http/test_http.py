@@ -279,6 +279,15 @@ def test_a_text_the_provider_filters_is_an_abstention(server, connect, wire):
     assert [s.failure for s in scores] == ["missing_label", "missing_label"]
 
 
+def test_an_account_without_money_is_not_asked_again(server, connect, wire):
+    error = {"error": {"code": "insufficient_quota", "message": "check your plan"}}
+    server.script = lambda path, *_: wire.reply(429, error) if path == CHAT else None
+    with pytest.raises(EngineError, match="no money left") as caught:
+        connect().score([ask("x")], [AB])
+    assert caught.value.retryable
+    assert len(server.bodies()) == 1
+
+
 def test_an_unknown_model_is_named_with_the_nearest(server, connect, wire):
     server.models = [{"id": "judge-7b"}]
     server.script = lambda path, *_: wire.reply(404, {"error": {}}) if path == CHAT else None
@@ -543,6 +552,13 @@ def test_the_config_documents_the_engines_own_options_and_defaults(server):
     engine = load_engine("judge", "http", **config.judge.options())
     assert engine.host == "127.0.0.1"
     engine.close()
+
+
+def test_misspelt_choices_are_refused(connect):
+    with pytest.raises(ConfigError, match="Did you mean 'append'"):
+        connect(prefill="append_")
+    with pytest.raises(ConfigError, match="unknown scoring"):
+        connect(scoring="x")
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "http://user:hunter2@h/v1", "http://h/v1?k=1"])
