@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -22,9 +22,13 @@ Reason = Literal[
 ]
 
 
+# Made once: `json.dumps` with options makes an encoder a call, which costs more than the encoding.
+_to_json = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
 def content_id(*parts: Any) -> str:
     """A 20-digit hexadecimal SHA-256 prefix (80 bits) of the parts as canonical JSON."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _to_json(parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
@@ -36,16 +40,26 @@ class Message:
     content: str
 
 
+def _kept_id() -> Any:
+    """The slot of an id that is computed when first asked for: hot paths ask many times."""
+    return field(default=None, init=False, repr=False, compare=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A conversation that waits for the assistant's next turn. `source` names where it was read."""
 
     messages: tuple[Message, ...]
     source: str = ""
+    _id: str | None = _kept_id()
 
     @property
     def id(self) -> str:
-        return content_id("prompt", [asdict(m) for m in self.messages])
+        if self._id is None:
+            kept = content_id("prompt", messages_to_json(self.messages))
+            object.__setattr__(self, "_id", kept)
+            return kept
+        return self._id
 
     @classmethod
     def user(cls, text: str, source: str = "") -> Prompt:
@@ -87,12 +101,17 @@ class Pair:
     second: str
     label: float | None = None
     source: str = ""
+    _id: str | None = _kept_id()
 
     @property
     def id(self) -> str:
-        low, high = sorted((self.first, self.second))
-        base = content_id("pair", self.prompt.id, low, high)
-        return base if self.first <= self.second else "~" + base
+        if self._id is None:
+            low, high = sorted((self.first, self.second))
+            base = content_id("pair", self.prompt.id, low, high)
+            kept = base if self.first <= self.second else "~" + base
+            object.__setattr__(self, "_id", kept)
+            return kept
+        return self._id
 
     def swap(self) -> Pair:
         """The same pair with the completions, and the label, exchanged. swap∘swap = identity."""

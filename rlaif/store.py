@@ -25,15 +25,18 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import DataError, nearest
+from rlaif.keyindex import KeyIndex, hash_all, hashes_of, repeated
 from rlaif.records import (
     Completion,
     Message,
@@ -169,11 +172,11 @@ class _Codec(Generic[R]):
         ]
         return pa.Table.from_pydict(dict(zip(schema.names, columns, strict=True)), schema=schema)
 
-    def records(self, batch: pa.RecordBatch) -> list[R]:
+    def records(self, batch: pa.RecordBatch | pa.Table) -> list[R]:
         return list(itertools.starmap(self.record, zip(*_python_columns(batch), strict=True)))
 
 
-def _python_columns(batch: pa.RecordBatch) -> list[list[Any]]:
+def _python_columns(batch: pa.RecordBatch | pa.Table) -> list[list[Any]]:
     return [column.to_pylist() for column in batch.columns]
 
 
@@ -264,6 +267,7 @@ def write_json(path: str | Path, value: Any) -> None:
 # all of a lower number (see Table.replace).
 _SHARD = re.compile(r"(\d{6,})-([0-9a-f]{8}|base)\.parquet")
 _ROW_GROUP = 65_536  # rows decoded at a time, so that reading needs bounded memory
+_HELD = 4_096  # records held at a time while a table is replaced
 _BLOCK = 1 << 20  # bytes
 
 
@@ -331,8 +335,8 @@ def _rows_in_footer(shard: Path) -> str:
 class Table(Generic[R]):
     """One kind of record in a run directory: append, ask for the keys, read.
 
-    Reading never yields a key twice (the first row wins) and keeps one batch of rows and the set
-    of keys in memory. Every method raises DataError if a shard turns out to be damaged.
+    Reading never yields a key twice (the first row wins) and keeps one batch of rows and eight
+    bytes a key in memory. Every method raises DataError if a shard turns out to be damaged.
     """
 
     def __init__(self, folder: Path, check_writable: Callable[[], None]) -> None:
@@ -356,7 +360,16 @@ class Table(Generic[R]):
 
     def __len__(self) -> int:
         """The number of rows, each key counted once. Reads the key column."""
-        return len(self.keys())
+        hashes = hash_all(self._key_batches(self._live()))
+        return len(self.keys()) if repeated(hashes) else len(hashes)
+
+    def finder(self) -> Callable[[Sequence[str]], dict[str, R]]:
+        """A function that finds rows by key, among those that are there now.
+
+        It keeps twelve bytes a row and a few row groups in memory. Keys that stand close together
+        in the table are found fastest.
+        """
+        return _Finder(self).find
 
     def iter_batches(self, size: int = 16_384) -> Iterator[list[R]]:
         """The records in the order they were written, at most `size` at a time."""
@@ -411,7 +424,7 @@ class Table(Generic[R]):
         alone = len(live) == 1 and _is_base(live[0])
         number = _number(live[0]) if alone else self._next()
         with _aside(self.folder) as aside:
-            self._write(aside, _chunks(records, _ROW_GROUP))
+            self._write(aside, _chunks(records, _HELD))
             with _explained(self.folder):
                 _commit(aside, self.folder / f"{number:06d}-base.parquet")
         self._remove_superseded()
@@ -496,29 +509,87 @@ class Table(Generic[R]):
             if damaged:
                 raise _damage(shard, "it is cut off or has wrong bytes")
 
-    def _scan(self, shard: Path, columns: list[str], size: int = _ROW_GROUP) -> Iterator[Any]:
+    @contextmanager
+    def _opened(self, shard: Path) -> Iterator[Any]:
         try:
             with pq.ParquetFile(shard, page_checksum_verification=True) as file:
-                yield from file.iter_batches(size, columns=columns)
+                yield file
         except FileNotFoundError as error:
             raise DataError(f"{shard} was replaced while it was read; read again") from error
         except (pa.ArrowException, OSError) as error:
             raise _damage(shard, str(error)) from error
 
+    def _scan(self, shard: Path, columns: list[str], size: int = _ROW_GROUP) -> Iterator[Any]:
+        with self._opened(shard) as file:
+            yield from file.iter_batches(size, columns=columns)
+
+    def _key_batches(self, shards: Sequence[Path]) -> Iterator[list[str]]:
+        for shard in shards:
+            for batch in self._scan(shard, [self._key]):
+                yield batch.column(0).to_pylist()
+
     def _batches(self, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
         """The rows of all shards, those whose key was seen before left out."""
-        seen: set[str] = set()
-        for shard in self._live():
+        shards = self._live()
+        twice = repeated(hash_all(self._key_batches(shards)))
+        seen: set[str] = set()  # of the keys that may stand twice: most tables have none
+        for shard in shards:
             for batch in self._scan(shard, columns, size):
-                keys = batch.column(self._key).to_pylist()
-                fresh = set(keys)
-                if len(fresh) < len(keys) or not seen.isdisjoint(fresh):
-                    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-                    new = sorted(i for key, i in first.items() if key not in seen)
-                    batch = batch.take(pa.array(new, pa.int64()))
-                seen |= fresh
+                if twice:
+                    batch = self._first_ones(batch, twice, seen)
                 if batch.num_rows:
                     yield batch
+
+    def _first_ones(self, batch: pa.RecordBatch, twice: set[int], seen: set[str]) -> pa.RecordBatch:
+        keys = batch.column(self._key).to_pylist()
+        new = []
+        for i, (key, found) in enumerate(zip(keys, hashes_of(keys).tolist(), strict=True)):
+            if found in twice:
+                if key in seen:
+                    continue
+                seen.add(key)
+            new.append(i)
+        return batch.take(pa.array(new, pa.int64()))
+
+
+class _Finder(Generic[R]):
+    """Rows of a table by key, as it was when this was made. It reads one row group at a time."""
+
+    def __init__(self, table: Table[R]) -> None:
+        self._table = table
+        self._groups: list[tuple[Path, int]] = []
+        starts = [0]
+        shards = table._live()
+        for shard in shards:
+            with table._opened(shard) as file:
+                for i in range(file.num_row_groups):
+                    self._groups.append((shard, i))
+                    starts.append(starts[-1] + file.metadata.row_group(i).num_rows)
+        self._starts = np.array(starts)
+        self._index = KeyIndex(hash_all(table._key_batches(shards)))
+        self._read = lru_cache(maxsize=8)(self._read_group)
+
+    def find(self, keys: Sequence[str]) -> dict[str, R]:
+        """The rows of those keys that are there, by key."""
+        if not len(self._index):
+            return {}
+        wanted, found = set(keys), dict[str, R]()
+        numbers = self._index.candidates(keys)
+        groups = np.searchsorted(self._starts, numbers, "right") - 1
+        for group in np.unique(groups).tolist():
+            inside = numbers[groups == group] - self._starts[group]
+            rows = self._read(group).take(pa.array(inside))
+            for key, row in zip(
+                rows.column(0).to_pylist(), self._table._codec.records(rows), strict=True
+            ):
+                if key in wanted:
+                    found.setdefault(key, row)  # the first row wins, as in reading
+        return found
+
+    def _read_group(self, number: int) -> pa.Table:
+        shard, group = self._groups[number]
+        with self._table._opened(shard) as file:
+            return file.read_row_group(group)
 
 
 def _chunks(records: Iterable[R], size: int) -> Iterator[list[R]]:

@@ -20,6 +20,7 @@ FLOORS = {
     "rlaif.yamlfile": 1,
     "rlaif.constitution": 1,
     "rlaif.templates": 1,
+    "rlaif.keyindex": 1,
     "rlaif.store": 1,
     "rlaif.readers": 1,
     "rlaif.writers": 1,
@@ -31,11 +32,13 @@ FLOORS = {
     "rlaif.sampling": 3,
     "rlaif.preferences": 3,
     "rlaif.executors": 4,
+    "rlaif.executors_ray": 4,
     "rlaif.training": 5,
     "rlaif.evaluation": 6,
     "rlaif.report": 6,
     "rlaif.config": 7,
     "rlaif.stages": 7,
+    "rlaif.bench": 7,
     "rlaif.cli": 8,
 }
 

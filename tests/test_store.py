@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -607,3 +608,37 @@ def test_verdicts_pass_through_the_store_fast_and_in_bounded_memory(tmp_path: Pa
         assert read == n
         assert n / seconds > 20_000
         assert peak < table.to_arrow().nbytes / 3
+
+
+# ---------------------------------------------------------------------------- rows by key
+
+
+def test_rows_are_found_by_key_wherever_they_stand(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as run:
+        table = run.table("verdicts")
+        assert table.finder()(["nothing"]) == {}
+        for start in range(0, 60, 10):
+            table.append(verdicts(10, start))
+        table.append([verdict(3, 0.99)])  # written twice: the first row wins
+        find = table.finder()
+        table.append(verdicts(5, 100))  # later than the finder: not seen by it
+        keys = [verdict(i).key for i in (59, 3, 17, 102, 0)]
+        assert find([*keys, "unknown"]) == {verdict(i).key: verdict(i) for i in (59, 3, 17, 0)}
+        assert table.finder()(keys)[verdict(102).key] == verdict(102)
+
+
+def test_keys_with_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlaif import keyindex, store
+
+    def all_alike(keys: Any) -> Any:
+        return np.zeros(len(keys), np.int64)
+
+    monkeypatch.setattr(keyindex, "hashes_of", all_alike)
+    monkeypatch.setattr(store, "hashes_of", all_alike)
+    with RunStore(tmp_path) as run:
+        table = run.table("verdicts")
+        table.append([*verdicts(8), verdict(2)])
+        table.append(verdicts(8, 4))
+        assert table.finder()([verdict(9).key, "x"]) == {verdict(9).key: verdict(9)}
+        assert table.read() == verdicts(12)
+        assert len(table) == 12

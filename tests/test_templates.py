@@ -121,3 +121,33 @@ def test_sentences_are_tagged() -> None:
 @pytest.mark.parametrize("name", names("prompts", ".j2"))
 def test_every_shipped_template_loads(name: str) -> None:
     assert load_template(name).options
+
+
+BODIES = [
+    "P: {{ principle }} {{ first }}",
+    "{{ first }}{{ principle }}",
+    "{% for m in messages %}{{ m.content }} under {{ principle }}\n{% endfor %}<b>{{ first }}</b>",
+    "{{ principle | upper }} {{ first }}",
+    "{% if principle == 'x' %}one{% endif %}{{ principle }}",
+    "{% set p = principle %}{{ p }}",
+    "{% macro show(x) %}[{{ x }}]{% endmacro %}{{ show(principle) }} {{ principle }}",
+    "no principle at all: {{ first }}",
+]
+
+
+@pytest.mark.parametrize("body", BODIES)
+@given(st.lists(st.sampled_from(["x", "y", "", "</b>", "{{ first }}", "\x00", "long " * 9])))
+def test_rendering_for_each_value_is_rendering_each(body: str, values: list[str]) -> None:
+    template = Template("t", HEAD + body)
+    shared = {"messages": (Message("user", "q"), Message("user", "x")), "first": "x"}
+    found = template.render_each("principle", values, **shared)
+    assert found == [template.render(principle=value, **shared) for value in values]
+
+
+@pytest.mark.parametrize("name", ["pairwise/default", "pairwise/tiny"])
+def test_the_shipped_templates_render_the_shared_part_once(name: str) -> None:
+    template = load_template(name)
+    shared = {"messages": (Message("user", "q"),), "first": "Yes.", "second": "No."}
+    one, two = template.render_each("principle", ["Kind?", "Short?"], **shared)
+    assert two == template.render(principle="Short?", **shared)
+    assert one.messages[0].segments[0] is two.messages[0].segments[0]

@@ -5,8 +5,10 @@ Pure functions over arrays and records; no model, no file. N is the number of it
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -26,6 +28,7 @@ from rlaif.training.calibration import (
 
 __all__ = [
     "Interval",
+    "LabelQuality",
     "accuracy",
     "bootstrap",
     "brier",
@@ -138,17 +141,37 @@ def position_bias(shown_first: ArrayLike, shown_second: ArrayLike) -> dict[str, 
 
     A probability of exactly ½ picks both slots by half.
     """
-    one = _picks_first_slot(as_floats(shown_first, "shown_first"))
-    two = _picks_first_slot(1 - as_floats(shown_second, "shown_second"))
-    same_length(one, two)
-    both_first, both_second = float(np.mean(one * two)), float(np.mean((1 - one) * (1 - two)))
-    same = both_first + both_second
-    return {
-        "same_slot_rate": same,
-        "swap_consistency": 1 - same,
-        "first_slot_share": both_first / same if same else 0.5,
-        "says_first": float(np.mean(np.concatenate([one, two]))),
-    }
+    counts = _SlotCounts()
+    counts.add(shown_first, shown_second)
+    return counts.rates()
+
+
+@dataclass(slots=True)
+class _SlotCounts:
+    """Questions by the slots that won, a probability of ½ being half a win of each."""
+
+    n: int = 0
+    both_first: float = 0.0
+    both_second: float = 0.0
+    first: float = 0.0
+
+    def add(self, shown_first: ArrayLike, shown_second: ArrayLike) -> None:
+        one = _picks_first_slot(as_floats(shown_first, "shown_first"))
+        two = _picks_first_slot(1 - as_floats(shown_second, "shown_second"))
+        same_length(one, two)
+        self.n += len(one)
+        self.both_first += float((one * two).sum())
+        self.both_second += float(((1 - one) * (1 - two)).sum())
+        self.first += float(one.sum() + two.sum())
+
+    def rates(self) -> dict[str, float]:
+        same = self.both_first / self.n + self.both_second / self.n
+        return {
+            "same_slot_rate": same,
+            "swap_consistency": 1 - same,
+            "first_slot_share": self.both_first / self.n / same if same else 0.5,
+            "says_first": self.first / (2 * self.n),
+        }
 
 
 def _picks_first_slot(p: Floats) -> Floats:
@@ -164,32 +187,75 @@ def label_quality(
     verdicts: Iterable[Verdict],
     truth: Truth | None = None,
 ) -> dict[str, Any]:
-    """What is known about a set of AI labels.
+    """What is known about a set of AI labels: `LabelQuality` of all of them at once."""
+    quality = LabelQuality(truth)
+    quality.add(pairs, preferences, verdicts)
+    return quality.result()
+
+
+class LabelQuality:
+    """What is known about AI labels that come in parts: it keeps counts, and two numbers a pair.
 
     `truth(pair)` is the true P(first is better), None or ½ where neither is. Agreement and
     calibration count the preferred pairs whose truth differs. Keys without anything to count are
     None: an unknown number is not a zero.
     """
-    made = list(verdicts)
-    known = _with_truth(preferences, truth or (lambda pair: pair.label))
-    out: dict[str, Any] = {
-        "pairs": len(pairs),
-        "verdicts": len(made),
-        "status": dict(Counter(p.status for p in preferences)),
-        "abstained": sum(v.abstained for v in made),
-        "abstained_by_reason": dict(Counter(v.reason for v in made if v.reason is not None)),
-        "label_mass": _mean(v.mass for v in made if v.mass is not None),
-        "gold_agreement": None,
-        "ece": None,
-        "brier": None,
-        **_slots(made),
-    }
-    if known:
-        p, y = np.array(known).T
-        hits = int(((p > 0.5) == (y > 0.5)).sum())
-        out["gold_agreement"] = wilson(hits, len(known)).as_dict()
-        out["ece"], out["brier"] = expected_calibration_error(p, y), brier(p, y)
-    return out
+
+    def __init__(self, truth: Truth | None = None) -> None:
+        self.pairs = self.verdicts = 0
+        self.status: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self._truth = truth or (lambda pair: pair.label)
+        self._p, self._y = array("d"), array("d")
+        self._mass, self._masses = 0.0, 0
+        self._slots = _SlotCounts()
+        self._by_principle: dict[str, _SlotCounts] = defaultdict(_SlotCounts)
+
+    def add(
+        self, pairs: Sequence[Pair], preferences: Sequence[Preference], verdicts: Iterable[Verdict]
+    ) -> None:
+        """Some pairs with their preferences and all of their verdicts."""
+        made = list(verdicts)
+        self.pairs += len(pairs)
+        self.verdicts += len(made)
+        self.status.update(p.status for p in preferences)
+        self.reasons.update(v.reason for v in made if v.reason is not None)
+        masses = [v.mass for v in made if v.mass is not None]
+        self._mass, self._masses = self._mass + math.fsum(masses), self._masses + len(masses)
+        for p, y in _with_truth(preferences, self._truth):
+            self._p.append(p)
+            self._y.append(y)
+        for principle, both in _in_both_orders(made).items():
+            for counts in (self._slots, self._by_principle[principle]):
+                counts.add(*np.array(both).T)
+
+    def result(self) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "pairs": self.pairs,
+            "verdicts": self.verdicts,
+            "status": dict(self.status),
+            "abstained": self.reasons.total(),
+            "abstained_by_reason": dict(self.reasons),
+            "label_mass": self._mass / self._masses if self._masses else None,
+            "gold_agreement": None,
+            "ece": None,
+            "brier": None,
+            **self._position(),
+        }
+        if self._p:
+            p, y = np.array(self._p), np.array(self._y)
+            hits = int(((p > 0.5) == (y > 0.5)).sum())
+            out["gold_agreement"] = wilson(hits, len(p)).as_dict()
+            out["ece"], out["brier"] = expected_calibration_error(p, y), brier(p, y)
+        return out
+
+    def _position(self) -> dict[str, Any]:
+        """Position bias over the questions judged in both orders, in all and by principle."""
+        if not self._slots.n:
+            names = ("same_slot_rate", "swap_consistency", "first_slot_share", "says_first")
+            return {**dict.fromkeys(names), "by_principle": {}}
+        table = {name: {**c.rates(), "n": c.n} for name, c in self._by_principle.items()}
+        return {**self._slots.rates(), "by_principle": table}
 
 
 def _with_truth(preferences: Sequence[Preference], truth: Truth) -> list[tuple[float, float]]:
@@ -204,27 +270,14 @@ def _with_truth(preferences: Sequence[Preference], truth: Truth) -> list[tuple[f
     return found
 
 
-def _slots(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Position bias over the questions judged in both orders, in all and by principle."""
-    names = ("same_slot_rate", "swap_consistency", "first_slot_share", "says_first")
+def _in_both_orders(verdicts: Iterable[Verdict]) -> dict[str, list[tuple[float, float]]]:
+    """P(first) where it was shown first and where second, of each question, by principle."""
     questions: dict[tuple[str, str], dict[Order, float]] = defaultdict(dict)
     for v in verdicts:
         if v.p_first is not None:
             questions[v.principle, v.pair_id][v.order] = v.p_first
-    by_principle: Mapping[str, list[tuple[float, float]]] = defaultdict(list)
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for (principle, _), orders in questions.items():
         if len(orders) == 2:
-            by_principle[principle].append((orders["first_second"], orders["second_first"]))
-    every = [both for column in by_principle.values() for both in column]
-    if not every:
-        return {**dict.fromkeys(names), "by_principle": {}}
-    table = {
-        name: {**position_bias(*np.array(column).T), "n": len(column)}
-        for name, column in by_principle.items()
-    }
-    return {**position_bias(*np.array(every).T), "by_principle": table}
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    array = np.fromiter(values, dtype=np.float64)
-    return float(array.mean()) if array.size else None
+            found[principle].append((orders["first_second"], orders["second_first"]))
+    return found

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 from rlaif.engines.base import Engine, Scores
 from rlaif.errors import ConfigError
-from rlaif.judges.base import Ask
+from rlaif.judges.base import Ask, verdict_key
 from rlaif.records import Reason, Verdict, content_id
 from rlaif.templates import Rendered, Template, load_template
 
@@ -41,8 +42,10 @@ class PairwiseJudge:
         self.fingerprint = content_id("pairwise", engine.fingerprint, self.template.hash, min_mass)
 
     def key(self, ask: Ask) -> str:
-        principle = (ask.principle.id, ask.principle.compare)
-        return content_id(self.fingerprint, ask.pair.id, ask.order, principle)
+        principle = ask.principle
+        return verdict_key(
+            self.fingerprint, ask.pair.id, ask.order, principle.id, principle.compare
+        )
 
     def render(self, ask: Ask) -> Rendered:
         """The exact prompt of an ask."""
@@ -54,11 +57,23 @@ class PairwiseJudge:
             principle=ask.principle.compare,
         )
 
+    def _render_all(self, asks: Sequence[Ask]) -> list[Rendered]:
+        """`render` of each ask; neighbours that show the same pair are rendered together."""
+        out: list[Rendered] = []
+        for _, group in groupby(asks, key=lambda ask: (id(ask.pair), ask.order)):
+            same = list(group)
+            first, second = same[0].shown
+            out += self.template.render_each(
+                "principle", [ask.principle.compare for ask in same],
+                messages=same[0].pair.prompt.messages, first=first, second=second,
+            )  # fmt: skip
+        return out
+
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         reasons = [ask.unjudgeable() for ask in asks]
         open_asks = [a for a, reason in zip(asks, reasons, strict=True) if reason is None]
         options = [self.template.options] * len(open_asks)
-        scores = iter(self.engine.score([self.render(a) for a in open_asks], options))
+        scores = iter(self.engine.score(self._render_all(open_asks), options))
         return [
             self._abstain(ask, reason) if reason else self._verdict(ask, next(scores))
             for ask, reason in zip(asks, reasons, strict=True)

@@ -139,3 +139,24 @@ def test_label_quality():
     nothing = metrics.label_quality(pairs, preferences, [], lambda _: None)
     assert nothing["gold_agreement"] is None
     assert nothing["swap_consistency"] is None
+
+
+def test_label_quality_of_parts_is_that_of_the_whole():
+    random = np.random.default_rng(5)
+    pairs = [Pair(Prompt.user(f"q{i}"), "a", "b", float(i % 3 > 0)) for i in range(40)]
+    ps = [None if x < 0.1 else round(float(x), 1) for x in random.random(40)]
+    preferences = [
+        Preference(pair, "abstained" if p is None else "tie" if p == 0.5 else "preferred", p)
+        for pair, p in zip(pairs, ps, strict=True)
+    ]
+    orders: list[Order] = ["first_second", "second_first"]
+    verdicts = [
+        [_verdict(pair, order, p if order == orders[0] else 0.5) for order in orders]
+        for pair, p in zip(pairs, ps, strict=True)
+    ]
+    whole = metrics.label_quality(pairs, preferences, [v for both in verdicts for v in both])
+    quality = metrics.LabelQuality()
+    for i in range(0, 40, 7):
+        here = slice(i, i + 7)
+        quality.add(pairs[here], preferences[here], [v for both in verdicts[here] for v in both])
+    assert quality.result() == whole
