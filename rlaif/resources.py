@@ -43,5 +43,6 @@ def names(kind: str, suffix: str) -> list[str]:
 
 
 def model_path(name: str) -> str:
-    """`tiny` is the embedded model unless a folder of that name lies here; others pass through."""
-    return str(TINY_WEIGHTS) if name == "tiny" and not Path(name).exists() else name
+    """`tiny` is the embedded model unless a model folder of that name lies here."""
+    here = Path(name, "config.json").is_file()
+    return str(TINY_WEIGHTS) if name == "tiny" and not here else name

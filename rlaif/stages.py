@@ -177,7 +177,7 @@ def load_prompts(
 
 def is_tiny(config: PromptsConfig) -> bool:
     """Whether these are the embedded world's prompts; a file of that name wins."""
-    return config.path == "tiny" and not Path("tiny").exists()
+    return config.path == "tiny" and not Path("tiny").is_file()
 
 
 # ------------------------------------------------------------------------------------------- label
@@ -232,7 +232,7 @@ def label(run: Run) -> None:
     _tell_labels(run, done.new_rows, verdicts, preferences, abstained)
     write_json(store.path("evaluation", "labels.json"), quality(run, pairs, preferences, verdicts))
     run.store.update_manifest("judge", {
-        "model": run.config.judge.model, "fingerprint": judge.engine.fingerprint,
+        "model": run.config.judge.model, "fingerprint": judge.fingerprint,
         "method": run.config.judge.method, "template": judge.template_name,
         "template_hash": judge.template.hash,
     })  # fmt: skip

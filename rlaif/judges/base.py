@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from rlaif.constitution import Principle
-from rlaif.records import ORDERS, Order, Pair, Reason, Verdict
+from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,11 @@ class Ask:
         if not any(m.content.strip() for m in self.pair.prompt.messages):
             return "empty_prompt"
         return None
+
+
+def verdict_key(judge: str, pair_id: str, order: Order, principle: str, compare: str) -> str:
+    """The resume key of a verdict. `judge` is the fingerprint of all that its verdicts share."""
+    return content_id(judge, pair_id, order, (principle, compare))
 
 
 @runtime_checkable

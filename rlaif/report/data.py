@@ -17,7 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from rlaif.errors import DataError
-from rlaif.records import ORDERS, Pair, content_id
+from rlaif.judges.base import verdict_key
+from rlaif.records import ORDERS, Pair
 from rlaif.report.labels import Cube, Floats
 from rlaif.store import RunStore
 from rlaif.tiny.gold import gold, principle_trait
@@ -236,16 +237,12 @@ class Run:
 
         A run keeps the verdicts of a principle's former wording and of a former judge.
         """
-        judge = self.manifest.get("judge") or {}
-        given, method, template = (judge.get(k) for k in ("fingerprint", "method", "template_hash"))
-        min_mass = (self.options.get("judge") or {}).get("min_mass")
-        # The manifest may name the judge or its engine, of which the judge is made.
-        judges = {given, content_id(method, given, template, min_mass)}
+        judge = str((self.manifest.get("judge") or {}).get("fingerprint"))
         wording = {p["id"]: p.get("compare") for p in self._principles}
         columns = (verdicts[n].to_pylist() for n in ("key", "pair_id", "principle", "order"))
         return np.array(
             [
-                any(key == content_id(j, pair, order, wording.get(principle)) for j in judges)
+                key == verdict_key(judge, pair, order, principle, str(wording.get(principle)))
                 for key, pair, principle, order in zip(*columns, strict=True)
             ],
             dtype=bool,

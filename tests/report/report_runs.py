@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlaif.judges.base import verdict_key
 from rlaif.preferences import aggregate
-from rlaif.records import ORDERS, Message, Pair, Prompt, Verdict, content_id
+from rlaif.records import ORDERS, Message, Order, Pair, Prompt, Verdict
 from rlaif.store import RunStore, write_json
 from rlaif.tiny import prompts as tiny_prompts
 from rlaif.tiny.gold import gold_preference, principle_trait
@@ -35,9 +36,8 @@ JUDGE = {
 }
 
 
-def verdict_key(pair: Pair, principle: Json, order: str) -> str:
-    judge = content_id("pairwise", JUDGE["fingerprint"], JUDGE["template_hash"], 0.1)
-    return content_id(judge, pair.id, order, principle["compare"])
+def key_of(pair: Pair, principle: Json, order: Order) -> str:
+    return verdict_key(JUDGE["fingerprint"], pair.id, order, principle["id"], principle["compare"])
 
 
 def sigmoid(x: float) -> float:
@@ -59,7 +59,7 @@ def judge(
                 reason = reason or ("low_mass" if rng.random() < 0.003 * number else None)
                 out.append(
                     Verdict(
-                        key=verdict_key(pair, principle, order),
+                        key=key_of(pair, principle, order),
                         pair_id=pair.id,
                         principle=principle["id"],
                         order=order,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from report_runs import PRINCIPLES, judge, tiny_pairs, verdict_key, write_labels
+from report_runs import PRINCIPLES, judge, key_of, tiny_pairs, write_labels
 
 from rlaif.errors import DataError
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
@@ -52,7 +52,7 @@ def verdict(
 ) -> Verdict:
     reason = "low_mass" if p is None else None
     return Verdict(
-        key=verdict_key(pair, principle, order), pair_id=pair.id, principle=principle["id"],
+        key=key_of(pair, principle, order), pair_id=pair.id, principle=principle["id"],
         order=order, judge="tiny", p_first=p, mass=mass, reason=reason,
     )  # fmt: skip
 
