@@ -169,7 +169,7 @@ class HTTPEngine:
             if option not in self._spellings:
                 self._spellings[option] = await self._spell(option)
         one = self._score_one if self._scoring == "logprobs" else self._decide_one
-        bodies = [self._body(prompt, 1, 1.0, 1.0) for prompt, _ in asks]
+        bodies = (self._body(prompt, 1, 1.0, 1.0) for prompt, _ in asks)
         self._server.refuse_beyond(bodies, output=1)
         if self._scoring == "decisions" and asks:  # one alone, to find the endpoint once
             first = await one(*asks[0])
@@ -286,7 +286,7 @@ class HTTPEngine:
         self, asks: Sequence[tuple[Rendered, int]], sampling: Sampling
     ) -> list[Generation]:
         most = sampling.max_new_tokens
-        bodies = [self._body(prompt, most, 1.0, 1.0) for prompt, _ in asks]
+        bodies = (self._body(prompt, most, 1.0, 1.0) for prompt, _ in asks)
         self._server.refuse_beyond(bodies, output=most)
         return await self._server.all(self._generate_one(*ask, sampling) for ask in asks)
 

@@ -11,7 +11,7 @@ import json
 import os
 import random
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from rlaif.engines.base import Usage
@@ -47,6 +47,7 @@ class Server:
         self._usage, self._gate, self._budget = usage, gate, budget
         self._requests, self._tokens = requests, tokens
         self._timeout, self._retries, self._backoff = timeout, retries, backoff
+        self._jitter = random.Random()  # not the global one, which others seed
         self._seen_bytes = self._seen_tokens = 0
         self._key_hint = f"the key in {api_key_env}" if api_key_env else "api_key_env (now null)"
         self._client, self._clean = _client(self.url, api_key_env)
@@ -87,10 +88,11 @@ class Server:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
 
-    def refuse_beyond(self, bodies: Sequence[Body], *, output: int) -> None:
+    def refuse_beyond(self, bodies: Iterable[Body], *, output: int) -> None:
         """Stops before a batch that the budget cannot pay: half a batch is paid for nothing."""
-        tokens = sum(map(self._estimate, bodies))
-        self._budget.refuse_beyond(self._budget.cost(tokens, output * len(bodies)))
+        if self._budget.most is not None:
+            prices = (self._budget.cost(self._estimate(body), output) for body in bodies)
+            self._budget.refuse_beyond(sum(prices))
 
     async def ask(
         self,
@@ -115,7 +117,9 @@ class Server:
             if tries > self._retries or wait > _LONGEST_WAIT:
                 break
             # Full jitter, so that many requests do not come back at once.
-            backoff = min(_LONGEST_BACKOFF, self._backoff * 2 ** (tries - 1)) * random.random()
+            backoff = (
+                min(_LONGEST_BACKOFF, self._backoff * 2 ** (tries - 1)) * self._jitter.random()
+            )
             await asyncio.sleep(max(backoff, wait))
         asked = f" (it asks to wait {wait:.0f} s)" if wait else ""
         raise EngineError(

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -299,8 +300,6 @@ def test_a_server_that_is_still_starting_is_waited_for(server, connect):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    import sys
-
     handler = sys.modules[type(server).__module__].make_handler(server)
     started: list[ThreadingHTTPServer] = []
 
@@ -572,6 +571,12 @@ def test_openai_needs_a_key_by_name(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ConfigError, match="set the environment variable OPENAI_API_KEY"):
         HTTPEngine("gpt")
+
+
+def test_without_the_client_the_error_says_how_to_install_it(connect, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ConfigError, match=r'pip install "rlaif\[http\]"'):
+        connect()
 
 
 def test_a_key_that_no_header_can_carry_is_refused_unseen(connect, monkeypatch):
