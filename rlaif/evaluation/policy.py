@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlaif.engines.checkpoint import end_tokens
 from rlaif.errors import DataError
 from rlaif.evaluation.metrics import bootstrap, wilson
 from rlaif.records import Prompt
 from rlaif.training.data import Cut, RowEncoder, end_of_turn
-from rlaif.training.models import end_ids
 
 if TYPE_CHECKING:
     from rlaif.engines.hf import HFEngine
@@ -60,9 +60,8 @@ def kl_to_base(
     from rlaif.training.forward import sequence_logprobs
 
     _same_vocabulary(policy, base)
-    encoder = RowEncoder(
-        policy.encoder, end_of_turn(policy.tokenizer, end_ids(policy.model, policy.tokenizer))
-    )
+    ends = end_tokens(policy.model.generation_config, policy.tokenizer)
+    encoder = RowEncoder(policy.encoder, end_of_turn(policy.tokenizer, ends))
     unended, limit = frozenset(cut), min(policy.max_length, base.max_length)
     kept = []
     for prompt, text in zip(prompts, completions, strict=True):

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from rlaif.engines.checkpoint import model_folder
+from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.errors import TrainingError
 from rlaif.records import Preference, content_id
 from rlaif.resources import model_path
@@ -294,20 +296,14 @@ def run_key(
     kind: str, model: str, rows: Sequence[Preference], settings: LoopSettings, more: Sequence[Any]
 ) -> str:
     """Hash of all that decides the weights: the model's content, the labels, the settings."""
-    from rlaif.engines.fingerprint import folder_fingerprint
-
     labels = [(p.pair.id, p.pair.first, p.pair.second, p.p_first) for p in rows]
     fingerprint = folder_fingerprint(_folder(model_path(model)))
     return content_id(kind, fingerprint, labels, settings.key(), list(more))
 
 
 def _folder(model: str) -> Path:
-    from transformers.utils import cached_file
-
-    if Path(model).is_dir():
-        return Path(model)
     try:
-        return Path(cached_file(model, "config.json")).parent
+        return model_folder(model)
     except OSError as error:
         raise TrainingError(
             f"no model at {model}: give a folder that holds one, or a name on the Hugging Face hub "

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlaif.engines.checkpoint import context_length, end_tokens
 from rlaif.engines.tokens import Encoder
 from rlaif.errors import TrainingError
 from rlaif.resources import model_path
@@ -110,24 +111,18 @@ def _load(name: str, auto: Any, needed: str, half: bool, **options: Any) -> Load
         encoder = Encoder(tokenizer, name)
     if encoder.transcript:
         notes.append("no chat template: prompts are a plain 'Human:' / 'Assistant:' transcript")
-    end = end_of_turn(tokenizer, end_ids(model, tokenizer))
+    # a classifier has no generation config: its config names the end then
+    generation = getattr(model, "generation_config", None) or model.config
+    end = end_of_turn(tokenizer, end_tokens(generation, tokenizer))
     return Loaded(
         model=model,
         tokenizer=tokenizer,
         encoder=RowEncoder(encoder, end),
         filler=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
-        max_length=int(getattr(model.config, "max_position_embeddings", None) or 1_000_000),
+        max_length=context_length(model.config, tokenizer),
         source=path,
         notes=notes,
     )
-
-
-def end_ids(model: Any, tokenizer: Any) -> set[int]:
-    """The ids at which generation stops: the model's, and the tokenizer's end of sequence."""
-    generation = getattr(model, "generation_config", None) or model.config
-    ends = generation.eos_token_id
-    found = set(ends) if isinstance(ends, list) else {ends}
-    return {int(i) for i in (*found, tokenizer.eos_token_id) if i is not None}
 
 
 def _check_labels(path: str, name: str) -> None:
