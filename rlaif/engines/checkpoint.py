@@ -88,4 +88,4 @@ def end_tokens(generation_config: Any, tokenizer: Any) -> frozenset[int]:
     """The tokens that end a completion: the model's own list, and the tokenizer's."""
     eos = generation_config.eos_token_id if generation_config else None
     ends = [eos] if isinstance(eos, int) else list(eos or [])
-    return frozenset([*ends, *filter(None.__ne__, [tokenizer.eos_token_id])])
+    return frozenset(i for i in (*ends, tokenizer.eos_token_id) if i is not None)

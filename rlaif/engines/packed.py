@@ -64,6 +64,7 @@ class PackedModel:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.kept = KeptPath()
+        self._short = SHORT
 
     @torch.no_grad()
     def logits(self, trie: Trie, begin: int, end: int, nodes: Ints) -> torch.Tensor:
@@ -72,7 +73,7 @@ class PackedModel:
         Leaves the path to `end` (after the last pack: to the last token) kept for the next pack.
         """
         target = end if end < len(trie) else len(trie) - 1
-        plan = attention_plan(trie, begin, end, target)
+        plan = attention_plan(trie, begin, end, target, self._short)
         device = self.model.device
         run = _Pass(plan, self.kept, device)
         ids = torch.from_numpy(trie.tokens[begin:end].astype(np.int64))[None].to(device)
@@ -89,51 +90,57 @@ class PackedModel:
         self.kept = KeptPath()
 
     @torch.no_grad()
-    def check(self) -> str:
+    def check(self, longest: int) -> str:
         """Compares packed with plain passes on a small tree; "" if equal, else what was found.
 
         The tree has all that real ones have: a shared prefix, long and short runs, a way that ends
         inside another, and packs that cut it.
         """
-        draw = np.random.default_rng(0).integers
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-
-        def run(n: int) -> Ints:
-            return draw(0, vocabulary, n)
-
-        prefix, pair = run(9), run(SHORT + 3)
-        stems = [np.concatenate([prefix, pair, run(n)]) for n in (4, 2)]
-        stems.append(np.concatenate([prefix, run(5)]))
-        paths = [np.concatenate([stem, run(n)]) for stem in stems for n in (0, 3, 1, 6)]
+        paths = _trial_paths(self.model.get_input_embeddings().weight.shape[0])
+        if max(map(len, paths)) > longest:
+            return f"only paths of {longest} tokens could be packed"
         trie = build(paths)
         nodes = np.array([trie.node(r, len(path) - 1) for r, path in enumerate(paths)])
-        plain = torch.stack(
-            [
-                self.model(input_ids=torch.from_numpy(p)[None].to(self.model.device)).logits[0, -1]
-                for p in paths
-            ]
-        ).log_softmax(-1, torch.float32)
-        packed = torch.empty_like(plain)
+        device = self.model.device
+        packed: dict[int, torch.Tensor] = {}
+        plain = [
+            self.model(input_ids=torch.from_numpy(p)[None].to(device)).logits[0, -1] for p in paths
+        ]
+        self.forget()
+        self._short = 8  # the trial's trunks are shorter than real ones
         try:
-            for begin, end in packs(trie, 50):
+            for begin, end in packs(trie, 20):
                 mine = np.unique(nodes[(nodes >= begin) & (nodes < end)])
-                logits = self.logits(trie, begin, end, mine).log_softmax(-1, torch.float32)
-                for r, node in enumerate(nodes):
-                    if begin <= node < end:
-                        packed[r] = logits[int(np.searchsorted(mine, node))]
+                packed |= dict(zip(mine.tolist(), self.logits(trie, begin, end, mine), strict=True))
         except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
             return f"its code cannot do it ({error})"
         finally:
+            self._short = SHORT
             self.forget()
-        return _difference(plain, packed, exact=self.model.dtype == torch.float32)
+        found = torch.stack([packed[node] for node in nodes.tolist()])
+        return _difference(torch.stack(plain), found)
 
 
-def _difference(plain: torch.Tensor, packed: torch.Tensor, exact: bool) -> str:
-    """What to say if log-probabilities (R, V) differ by more than rounding.
+def _trial_paths(vocabulary: int) -> list[Ints]:
+    """Random requests that share what those of a judge share, small."""
+    draw = np.random.default_rng(0)
+
+    def run(n: int) -> Ints:
+        return draw.integers(0, vocabulary, n)
+
+    prefix, pair = run(5), run(7)
+    stems = [np.concatenate([prefix, pair, run(4)]), np.concatenate([prefix, pair, run(2)]), prefix]
+    return [np.concatenate([stem, run(n)]) for stem in stems for n in (0, 3, 1, 6)]
+
+
+def _difference(plain: torch.Tensor, packed: torch.Tensor) -> str:
+    """What to say if the log-probabilities of logits (R, V) differ by more than rounding.
 
     The scale is how far the requests lie apart, so that a model that hardly tells them apart
     cannot hide an error.
     """
+    exact = plain.dtype == torch.float32
+    plain, packed = plain.float().log_softmax(-1), packed.float().log_softmax(-1)
     if not plain.isfinite().all():
         return "" if not packed.isfinite().all() else "its plain passes are not finite"
     error = float((plain - packed).abs().max())
@@ -244,10 +251,15 @@ def _dense(
     aten = torch.ops.aten
     if softcap is None and q.shape[-1] == v.shape[-1]:
         if q.device.type == "cpu":
+            # The query heads of one key head as one long head: larger products, keys read once.
+            shape = q.shape
+            if len(q) == 1 and shape[1] != k.shape[1] and not causal:
+                q = q.reshape(k.shape[1], 1, -1, shape[3])
+                k, v = k.transpose(0, 1), v.transpose(0, 1)
             out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
                 q, k, v, 0.0, causal, scale=scale
             )
-            return out.float(), lse
+            return out.float().reshape(shape), lse.reshape(shape[:3])
         if q.is_cuda and q.dtype != torch.float32 and q.shape[-1] <= 256:
             k, v = _per_head(k, q), _per_head(v, q)
             found = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)

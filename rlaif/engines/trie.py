@@ -61,7 +61,7 @@ class Trie:
         return int(self.begin[run] + depth - self.depths[self.begin[run]])
 
     def first_way(self) -> Ints:
-        """The ids down to the first branch or end: the trie's first tokens, in order of depth."""
+        """The ids of the first way down to its end: the trie's first tokens, in order of depth."""
         turns = np.flatnonzero(self.depths != np.arange(len(self)))
         return self.tokens[: turns[0] if len(turns) else len(self)]
 

@@ -117,6 +117,23 @@ SHAPES = {
 }
 
 
+SHAPES["window"] = {**SHAPES["mistral"], "sliding_window": 32}
+SHAPES["bloom"] = {
+    "model_type": "bloom",
+    "hidden_size": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 640,
+}
+SHAPES["recurrent"] = {
+    "model_type": "mamba",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "state_size": 8,
+    "vocab_size": 640,
+}
+
+
 @lru_cache
 def random_model(shape: str) -> torch.nn.Module:
     """A random model with spread-out weights, so that its probabilities differ."""
@@ -125,9 +142,9 @@ def random_model(shape: str) -> torch.nn.Module:
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, 0.3 if "embed" in name or "wte" in name else 0.25)
+                parameter.normal_(0, 0.2)
     return model
 
 

@@ -274,11 +274,11 @@ def test_out_of_memory_halves_the_budget_and_says_so_once(make_engine, recwarn):
     engine = make_engine(batch_tokens=4_000)
     plain, packed, sizes = engine._forward, engine._packed.logits, []
 
-    def forward(rows):
+    def forward(rows, *shared):
         sizes.append(len(rows))
         if len(rows) > 1:
             raise torch.cuda.OutOfMemoryError("pretend")
-        return plain(rows)
+        return plain(rows, *shared)
 
     def logits(trie, begin, end, nodes):
         out = packed(trie, begin, end, nodes)
@@ -291,7 +291,7 @@ def test_out_of_memory_halves_the_budget_and_says_so_once(make_engine, recwarn):
     engine._forward, engine._packed.logits = forward, logits
     scores.append(engine.score(prompts, options))
     assert max(sizes) > 40 > sizes[-1]
-    engine._packing = 0
+    engine._packing, engine._sharing = 0, True
     scores.append(engine.score(prompts, options))
     assert sizes[-1] == 1
     for found in scores:
