@@ -259,6 +259,8 @@ class DPOConfig(TrainConfig):
     """Strength of the pull to the reference policy."""
     label_noise: float = Field(default=0.0, ge=0, lt=0.5)
     """ε of `cdpo` and `robust`: the share of labels taken to be wrong."""
+    nll: float = Field(default=0.0, ge=0)
+    """Weight of the chosen completions' negative log-likelihood, which keeps them likely."""
 
 
 class TrainStages(Section):

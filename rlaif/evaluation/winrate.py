@@ -52,7 +52,8 @@ def winrate(
 ) -> WinRate:
     """A's win rate over B, one comparison a row; rows of one prompt are resampled together.
 
-    `label(pairs)` returns a preference a pair, in order. A wins where p > ½.
+    `label(pairs)` returns a preference a pair, in order. A wins where it is preferred; what the
+    label calls a tie, being too near ½ to tell, is one.
     """
     pairs = [
         Pair(prompt, a, b)
@@ -63,18 +64,12 @@ def winrate(
     asked = [pair for pair in pairs if pair.first != pair.second]
     labels = label(asked) if asked else []
     p_of = {
-        pair.id: preference.p_first
+        pair.id: preference.p_first if preference.status == "preferred" else 0.5
         for pair, preference in zip(asked, labels, strict=True)
         if preference.status != "abstained"
     }
-    # A tie without a p (every principle had nothing to say) is even: ½.
-    known = [
-        (pair.prompt.id, 0.5 if p is None else p)
-        for pair in pairs
-        for p in (
-            [0.5] if pair.first == pair.second else [p_of[pair.id]] if pair.id in p_of else []
-        )
-    ]
+    p_of |= {pair.id: 0.5 for pair in pairs if pair.first == pair.second}
+    known = [(pair.prompt.id, p_of[pair.id]) for pair in pairs if pair.id in p_of]
     identical, abstained = len(pairs) - len(asked), len(pairs) - len(known)
     if not known:
         return WinRate(None, None, None, 0, 0, identical, abstained, None)
