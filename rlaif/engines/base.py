@@ -68,7 +68,8 @@ class Usage:
     """Tokens since the engine was made: as submitted, as computed, and as decoded.
 
     `bound_tokens` is the fewest that scoring could have computed: the distinct prefixes of each
-    call's requests, but for what the first shares with the end of the call before.
+    call's requests, but for what the first shares with the end of the call before; 0
+    where an engine cannot know it.
 
     `cost` is money, in the currency of the prices given to an engine that is paid for.
     """

@@ -296,14 +296,12 @@ class HTTPEngine:
             fields["stop"] = list(sampling.stop)
         if self._open_turns:  # else they would take such defaults from the model's own files
             fields |= _NEUTRAL
-        outcome = await self._chat(
-            prompt,
-            fields,
-            sampling.max_new_tokens,
-            sampling.temperature,
-            sampling.top_p,
-            replies.generation,
+        ask = partial(
+            self._chat, prompt, fields, temperature=sampling.temperature, top_p=sampling.top_p
         )
+        outcome = await ask(most=sampling.max_new_tokens, read=replies.generation)
+        if isinstance(outcome, Trouble) and outcome.kind == "too_long":
+            outcome = await self._in_what_room_there_is(ask, outcome)
         if isinstance(outcome, Generation):
             return outcome
         if outcome.kind == "too_long":
@@ -311,6 +309,20 @@ class HTTPEngine:
         if outcome.kind == "filtered":
             return Generation("", "content_filter", 0)
         raise self._failure(outcome)
+
+    async def _in_what_room_there_is(
+        self, ask: Callable[..., Any], trouble: Trouble
+    ) -> Generation | Trouble:
+        """Servers refuse a prompt that fits when all of `max_new_tokens` would not fit after it."""
+        if self.max_length == _UNKNOWN_CONTEXT:
+            return trouble
+        used = await ask(most=1, read=replies.tokens_used)
+        if used is None or isinstance(used, Trouble):
+            return trouble
+        outcome: Generation | Trouble = await ask(
+            most=self.max_length - used[0], read=replies.generation
+        )
+        return outcome
 
     # ---- requests
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import logging
@@ -455,6 +456,30 @@ def test_samples_have_seeds_of_their_own_and_keep_their_finish_reasons(server, c
     (again,) = engine.generate(prompts[1:], Sampling(5, 0.7, 1.0, 9, 3, ("\n\n",)))
     assert [a.text for a in again[:3]] == texts[1]
     assert engine.usage.generated_tokens == 11 * 7
+
+
+def test_a_prompt_near_the_end_of_the_context_gets_what_room_there_is(server, connect, wire):
+    def script(path, body, _):
+        if path == CHAT and body["max_tokens"] > 12:
+            message = "max_tokens is too large. This model's maximum context length is 100 tokens"
+            return wire.reply(400, {"error": {"message": message}})
+        return wire.chat({"x": 0.5}, "cut", "length", prompt=88) if path == CHAT else None
+
+    server.script = script
+    (row,) = connect(max_length=100).generate([ask("x", None)], Sampling(max_new_tokens=50))
+    assert [(a.text, a.finish_reason) for a in row] == [("cut", "length")]
+    assert [b["max_tokens"] for b in server.bodies()] == [50, 1, 12]
+    (row,) = connect().generate([ask("x", None)], Sampling(max_new_tokens=50))
+    assert row[0].finish_reason == "too_long"
+
+
+def test_it_works_where_a_loop_is_running_already(connect):
+    engine = connect()
+
+    async def notebook() -> float:
+        return engine.score([ask("x")], [AB])[0].logprobs[0]
+
+    assert asyncio.run(notebook()) == pytest.approx(math.log(0.6))
 
 
 def test_at_temperature_zero_one_sample_stands_for_all(server, connect):

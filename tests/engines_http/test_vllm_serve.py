@@ -212,6 +212,11 @@ def test_samples_follow_prompt_seed_and_index(url: str, local: HFEngine) -> None
             b.finish_reason,
             b.tokens,
         )
+    (near,) = engine.generate([ask("bake bread " * 235, None)], Sampling(max_new_tokens=100))
+    room = 512 - len(local.encoder.prompt(ask("bake bread " * 235, None)))
+    assert 0 < room < 100
+    assert near[0].finish_reason in ("length", "stop")
+    assert near[0].tokens <= room
     engine.close()
 
 
