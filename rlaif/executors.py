@@ -2,15 +2,20 @@
 
 A chunk is a fixed stretch of the input and is written whole or not at all. So a resumed run puts
 the same work into the same batches as an uninterrupted one, and ends with the same rows.
+
+While the engine works on a chunk, the next one is read and looked up, and the one before is
+written: three chunks are in memory, whatever the number of rows. `rlaif.executors_ray` runs the
+same steps on many machines over the same store.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Engine, Sampling
@@ -21,17 +26,24 @@ from rlaif.records import ORDERS, Completion, Order, Pair, Preference, Prompt, V
 from rlaif.sampling import completion_keys, sample_prompts
 
 T = TypeVar("T")
+U = TypeVar("U")
+Item = TypeVar("Item", Pair, Prompt)
 Row = TypeVar("Row", Verdict, Completion)
-R_contra = TypeVar("R_contra", Verdict, Completion, contravariant=True)
 Progress = Callable[[int, int | None], None]  # (items done, items in all or None if unknown)
 
 
-class Sink(Protocol[R_contra]):
+class Sink(Protocol[Row]):
     """Where rows go and which exist already: a table of a run directory, or memory."""
 
-    def keys(self) -> set[str]: ...
+    def finder(self) -> Callable[[Sequence[str]], Mapping[str, Row]]:
+        """A function that finds, by key, the rows that are there now."""
+        ...
 
-    def append(self, records: Sequence[R_contra]) -> None: ...
+    def key_batches(self) -> Iterable[Sequence[str]]:
+        """The keys of all rows, some at a time."""
+        ...
+
+    def append(self, records: Sequence[Row]) -> None: ...
 
 
 @dataclass
@@ -40,8 +52,12 @@ class Memory(Sink[Row]):
 
     rows: list[Row] = field(default_factory=list)
 
-    def keys(self) -> set[str]:
-        return {row.key for row in self.rows}
+    def finder(self) -> Callable[[Sequence[str]], Mapping[str, Row]]:
+        found = {row.key: row for row in self.rows}
+        return lambda keys: {key: found[key] for key in keys if key in found}
+
+    def key_batches(self) -> Iterable[Sequence[str]]:
+        return [[row.key for row in self.rows]]
 
     def append(self, records: Sequence[Row]) -> None:
         self.rows.extend(records)
@@ -56,11 +72,153 @@ class Done:
     old_rows: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Finished(Generic[Item, Row]):
+    """A chunk of the input with all its rows, those made now (`new`) and those from before."""
+
+    items: list[Item]
+    rows: list[Row]
+    new: list[Row]
+
+
+Judged = Finished[Pair, Verdict]
+Sampled = Finished[Prompt, Completion]
+
+
+def with_found(
+    items: list[Item], keys: Sequence[str], new: list[Row], found: Mapping[str, Row]
+) -> Finished[Item, Row]:
+    """A chunk with its rows in the order of its keys."""
+    made = {row.key: row for row in new}
+    return Finished(items, [made[key] if key in made else found[key] for key in keys], new)
+
+
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Consecutive lists of `size` items, the last one shorter."""
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
+
+
+def each_once(items: Iterable[Item]) -> Iterator[Item]:
+    """The items without repetitions: what stands twice in the input is worked on once."""
+    seen: set[str] = set()
+    for item in items:
+        if item.id not in seen:
+            seen.add(item.id)
+            yield item
+
+
+def counted(
+    stream: Iterable[Finished[Item, Row]],
+    done: Done,
+    total: int | None = None,
+    on_progress: Progress | None = None,
+) -> Iterator[Finished[Item, Row]]:
+    """The same chunks, counted as they pass."""
+    for part in stream:
+        done.items += len(part.items)
+        done.new_rows += len(part.new)
+        done.old_rows += len(part.rows) - len(part.new)
+        if on_progress:
+            on_progress(done.items, total)
+        yield part
+
+
+def overlapped(
+    items: Iterable[T], work: Callable[[T], U], write: Callable[[U], None]
+) -> Iterator[U]:
+    """`work` of each item in order, while the next item is made and the result before is written.
+
+    The work is done in the caller's thread, so that Ctrl-C strikes there; whatever happens, what is
+    being written is still written. A result is yielded once its writing has begun; all of them are
+    written when the iterator ends.
+    """
+    source = iter(items)
+    reader, writer = (ThreadPoolExecutor(1, f"rlaif-{name}") for name in ("read", "write"))
+    with reader, writer:
+        coming = reader.submit(lambda: list(islice(source, 1)))
+        writing: Future[None] | None = None
+        while item := coming.result():
+            coming = reader.submit(lambda: list(islice(source, 1)))
+            result = work(item[0])
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(write, result)
+            yield result
+        if writing is not None:
+            writing.result()
+
+
+# ----------------------------------------------------------------------------------------- judging
+
+
+def judge_stream(
+    pairs: Iterable[Pair],
+    judge: Judge,
+    principles: Sequence[Principle],
+    sink: Sink[Verdict],
+    *,
+    orders: Sequence[Order] = ORDERS,
+    chunk: int = 64,
+    max_not_finite: float = 0.01,
+) -> Iterator[Judged]:
+    """Judges what is not yet judged and yields all verdicts, old and new, chunk by chunk.
+
+    A chunk is `chunk` pairs with all their asks. EngineError when more than `max_not_finite` of the
+    new verdicts abstained because the model's log-probabilities were not finite: a broken model
+    must not label a data set.
+    """
+    find = sink.finder()
+    guard = FiniteGuard(max_not_finite, judge.name)
+
+    def look_up(part: list[Pair]) -> tuple[list[Pair], dict[str, Ask], Mapping[str, Verdict]]:
+        asks = asks_by_key(part, judge, principles, orders)
+        return part, asks, find(list(asks))
+
+    def answer(looked_up: tuple[list[Pair], dict[str, Ask], Mapping[str, Verdict]]) -> Judged:
+        part, asks, found = looked_up
+        new = judge_missing(judge, asks, found)
+        guard.check(new)
+        return with_found(part, list(asks), new, found)
+
+    parts = map(look_up, chunks(each_once(pairs), chunk))
+    return overlapped(parts, answer, lambda part: sink.append(part.new))
+
+
+def asks_by_key(
+    pairs: Sequence[Pair], judge: Judge, principles: Sequence[Principle], orders: Sequence[Order]
+) -> dict[str, Ask]:
+    """All asks of these pairs; two principles of one id and text make one ask."""
+    asks: dict[str, Ask] = {}
+    for ask in expand(pairs, principles, orders):
+        asks.setdefault(judge.key(ask), ask)
+    return asks
+
+
+def judge_missing(judge: Judge, asks: Mapping[str, Ask], known: Container[str]) -> list[Verdict]:
+    """The verdicts on those asks whose keys are not known, all in one batch."""
+    todo = [ask for key, ask in asks.items() if key not in known]
+    return judge.judge(todo) if todo else []
+
+
+class FiniteGuard:
+    """Stops a stage whose model is broken, before its chunk is written."""
+
+    def __init__(self, limit: float, judge: str) -> None:
+        self.limit, self.judge = limit, judge
+        self.bad = self.made = 0
+
+    def check(self, verdicts: Sequence[Verdict]) -> None:
+        self.made += len(verdicts)
+        self.bad += Counter(v.reason for v in verdicts)["not_finite"]
+        if self.bad > self.limit * self.made:
+            raise EngineError(
+                f"{self.bad} of {self.made} verdicts of {self.judge} have log-probabilities that "
+                f"are not finite (limit {self.limit:.1%}). The weights or the dtype are broken: "
+                "try dtype=float32, or check the checkpoint. What was judged before this chunk is "
+                "kept."
+            )
 
 
 def run_judge(
@@ -75,42 +233,70 @@ def run_judge(
     total: int | None = None,
     on_progress: Progress | None = None,
 ) -> Done:
-    """Judges what is not yet judged. A chunk is `chunk` pairs with all their asks.
-
-    EngineError when more than `max_not_finite` of the new verdicts abstained because the model's
-    log-probabilities were not finite: a broken model must not label a data set.
-    """
-    known = sink.keys()
+    """`judge_stream` to its end, for those who read the verdicts from the sink."""
     done = Done()
-    reasons: Counter[str] = Counter()
-    for part in chunks(pairs, chunk):
-        asks: dict[str, Ask] = {}  # a pair that stands twice in the input is judged once
-        for ask in expand(part, principles, orders):
-            key = judge.key(ask)
-            if key in known:
-                done.old_rows += 1
-            else:
-                asks.setdefault(key, ask)
-        verdicts = judge.judge(list(asks.values())) if asks else []
-        reasons.update(v.reason for v in verdicts if v.reason)
-        done.items += len(part)
-        done.new_rows += len(verdicts)
-        _refuse_not_finite(reasons["not_finite"], done.new_rows, max_not_finite, judge.name)
-        if verdicts:
-            sink.append(verdicts)
-            known.update(asks)
-        if on_progress:
-            on_progress(done.items, total)
+    stream = judge_stream(
+        pairs, judge, principles, sink,
+        orders=orders, chunk=chunk, max_not_finite=max_not_finite,
+    )  # fmt: skip
+    for _ in counted(stream, done, total, on_progress):
+        pass
     return done
 
 
-def _refuse_not_finite(bad: int, made: int, limit: float, name: str) -> None:
-    if bad > max(limit * made, 0):
-        raise EngineError(
-            f"{bad} of {made} verdicts of {name} have log-probabilities that are not finite "
-            f"(limit {limit:.1%}). The weights or the dtype are broken: try dtype=float32, or "
-            "check the checkpoint. What was judged before this chunk is kept."
-        )
+# ---------------------------------------------------------------------------------------- sampling
+
+
+def sample_stream(
+    prompts: Iterable[Prompt],
+    engine: Engine,
+    sampling: Sampling,
+    sink: Sink[Completion],
+    *,
+    policy: str | None = None,
+    chunk: int = 64,
+) -> Iterator[Sampled]:
+    """Samples what is not yet sampled and yields all completions, old and new, chunk by chunk.
+
+    A chunk is `chunk` prompts with all their samples.
+    """
+    find = sink.finder()
+
+    def look_up(
+        part: list[Prompt],
+    ) -> tuple[list[Prompt], dict[str, Prompt], Mapping[str, Completion]]:
+        wanted = prompts_by_key(part, engine, sampling)
+        return part, wanted, find(list(wanted))
+
+    def answer(
+        looked_up: tuple[list[Prompt], dict[str, Prompt], Mapping[str, Completion]],
+    ) -> Sampled:
+        part, wanted, found = looked_up
+        new = sample_missing(engine, sampling, wanted, found, policy)
+        return with_found(part, list(wanted), new, found)
+
+    parts = map(look_up, chunks(each_once(prompts), chunk))
+    return overlapped(parts, answer, lambda part: sink.append(part.new))
+
+
+def prompts_by_key(
+    prompts: Sequence[Prompt], engine: Engine, sampling: Sampling
+) -> dict[str, Prompt]:
+    """The prompt of each wanted completion."""
+    return {key: p for p in prompts for key in completion_keys(engine, sampling, p)}
+
+
+def sample_missing(
+    engine: Engine,
+    sampling: Sampling,
+    wanted: Mapping[str, Prompt],
+    known: Container[str],
+    policy: str | None = None,
+) -> list[Completion]:
+    """The completions whose keys are not known, all in one batch."""
+    todo = {prompt.id: prompt for key, prompt in wanted.items() if key not in known}
+    made = sample_prompts(engine, list(todo.values()), sampling, policy) if todo else []
+    return [c for c in made if c.key not in known]
 
 
 def run_sampling(
@@ -124,22 +310,11 @@ def run_sampling(
     total: int | None = None,
     on_progress: Progress | None = None,
 ) -> Done:
-    """Samples what is not yet sampled. A chunk is `chunk` prompts with all their samples."""
-    known = sink.keys()
+    """`sample_stream` to its end, for those who read the completions from the sink."""
     done = Done()
-    for part in chunks(prompts, chunk):
-        wanted = {p.id: completion_keys(engine, sampling, p) for p in part}
-        todo = [p for p in part if not known.issuperset(wanted[p.id])]
-        made = sample_prompts(engine, todo, sampling, policy) if todo else []
-        new = [c for c in made if c.key not in known]
-        done.items += len(part)
-        done.new_rows += len(new)
-        done.old_rows += sum(len(wanted[p.id]) for p in part) - len(new)
-        if new:
-            sink.append(new)
-            known.update(c.key for c in new)
-        if on_progress:
-            on_progress(done.items, total)
+    stream = sample_stream(prompts, engine, sampling, sink, policy=policy, chunk=chunk)
+    for _ in counted(stream, done, total, on_progress):
+        pass
     return done
 
 

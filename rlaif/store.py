@@ -352,15 +352,17 @@ class Table(Generic[R]):
 
     def keys(self) -> set[str]:
         """The keys of all rows: what is done."""
-        keys: set[str] = set()
+        return set(itertools.chain.from_iterable(self.key_batches()))
+
+    def key_batches(self) -> Iterator[list[str]]:
+        """The same, some at a time and as they stand: a key may come twice."""
         for shard in self._live():
             for batch in self._scan(shard, [self._key]):
-                keys.update(batch.column(0).to_pylist())
-        return keys
+                yield batch.column(0).to_pylist()
 
     def __len__(self) -> int:
         """The number of rows, each key counted once. Reads the key column."""
-        hashes = hash_all(self._key_batches(self._live()))
+        hashes = hash_all(self.key_batches())
         return len(self.keys()) if repeated(hashes) else len(hashes)
 
     def finder(self) -> Callable[[Sequence[str]], dict[str, R]]:
@@ -523,15 +525,10 @@ class Table(Generic[R]):
         with self._opened(shard) as file:
             yield from file.iter_batches(size, columns=columns)
 
-    def _key_batches(self, shards: Sequence[Path]) -> Iterator[list[str]]:
-        for shard in shards:
-            for batch in self._scan(shard, [self._key]):
-                yield batch.column(0).to_pylist()
-
     def _batches(self, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
         """The rows of all shards, those whose key was seen before left out."""
         shards = self._live()
-        twice = repeated(hash_all(self._key_batches(shards)))
+        twice = repeated(hash_all(self.key_batches()))
         seen: set[str] = set()  # of the keys that may stand twice: most tables have none
         for shard in shards:
             for batch in self._scan(shard, columns, size):
@@ -566,7 +563,7 @@ class _Finder(Generic[R]):
                     self._groups.append((shard, i))
                     starts.append(starts[-1] + file.metadata.row_group(i).num_rows)
         self._starts = np.array(starts)
-        self._index = KeyIndex(hash_all(table._key_batches(shards)))
+        self._index = KeyIndex(hash_all(table.key_batches()))
         self._read = lru_cache(maxsize=8)(self._read_group)
 
     def find(self, keys: Sequence[str]) -> dict[str, R]:
