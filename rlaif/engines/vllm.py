@@ -393,12 +393,11 @@ def _import_vllm() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import vllm
-    except ModuleNotFoundError as error:
+            from vllm import LLM  # noqa: F401 - a folder named vllm would import as well
+    except ImportError as error:
         if error.name != "vllm":
             raise EngineError(f"vLLM is installed but does not load: {error}") from error
         raise missing_extra("vllm", "vllm", "the vLLM engine") from error
-    except ImportError as error:
-        raise EngineError(f"vLLM is installed but does not load: {error}") from error
     return vllm
 
 
