@@ -29,7 +29,8 @@ class PromptsConfig(Section):
     """Where prompts come from."""
 
     path: str = "tiny"
-    """JSONL, text (one a line), Parquet, a hub name, or `tiny`: the embedded world's prompts."""
+    """JSONL, text (one a line), Parquet, a hub name, or `tiny`: the embedded world's prompts, half
+    of them of kinds that put the constitution's trait at stake."""
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many prompts; null reads all (for `tiny`: 512)."""
     skip_bad: int = Field(default=0, ge=0)

@@ -102,7 +102,7 @@ def sample(run: Run) -> None:
     """prompts → completions → pairs."""
     clock = time.monotonic()
     rejected = Rejected("sample")
-    prompts = list(load_prompts(run.config.prompts, "train", rejected.add))
+    prompts = list(load_prompts(run, run.config.prompts, "train", rejected.add))
     if not prompts:
         raise DataError(f"{run.config.prompts.path}: no usable prompt in it")
     store = run.store
@@ -158,21 +158,38 @@ def sampling_of(config: Config) -> Sampling:
 
 
 def load_prompts(
-    config: PromptsConfig, split: Literal["train", "test"], on_bad: Callable[[BadRow], None]
+    run: Run,
+    config: PromptsConfig,
+    split: Literal["train", "test"],
+    on_bad: Callable[[BadRow], None],
 ) -> Iterator[Prompt]:
     """Prompts from a file, or of the embedded world (`split`: train or test), each text once."""
+    found: Iterable[Prompt]
     if is_tiny(config):
-        from rlaif import tiny
-
-        found: Iterable[Prompt] = (
-            Prompt.user(p.text, f"tiny:{split}:{p.id}")
-            for p in tiny.prompts(split, limit=config.limit or TINY_PROMPTS)
-        )
+        found = _tiny_prompts(split, config.limit or TINY_PROMPTS, tiny_target(run))
     else:
         found = read_prompts(config.path, skip_bad=config.skip_bad, on_bad=on_bad)
     seen: set[str] = set()
     fresh = (p for p in found if not (p.id in seen or seen.add(p.id)))  # type: ignore[func-returns-value]
     return islice(fresh, config.limit)
+
+
+def _tiny_prompts(
+    split: Literal["train", "test"], limit: int, target: tuple[str, int] | None
+) -> list[Prompt]:
+    """Prompts of the embedded world: half of them of kinds that put the target trait at stake.
+
+    As one takes red-team prompts to train harmlessness; the other half is of all kinds.
+    """
+    from rlaif import tiny
+
+    every = tiny.prompts(split, limit=limit)
+    if target is not None:
+        apt = tiny.prompts(split, kinds=tiny.kinds_at_stake(target[0]), limit=limit - limit // 2)
+        chosen = {p.text for p in apt}
+        others = [p for p in every if p.text not in chosen]
+        every = apt + others[: limit - len(apt)]
+    return [Prompt.user(p.text, f"tiny:{split}:{p.id}") for p in every]
 
 
 def is_tiny(config: PromptsConfig) -> bool:
@@ -420,7 +437,7 @@ def evaluate(run: Run) -> None:
     if not (trained / "config.json").is_file():
         raise DataError(f"{run.store.root}: no trained policy: run `rlaif train dpo` first")
     config, rejected = run.config.evaluate, Rejected("evaluate")
-    prompts = list(load_prompts(config.prompts, "test", rejected.add))
+    prompts = list(load_prompts(run, config.prompts, "test", rejected.add))
     rejected.write(run)
     if not prompts:
         raise DataError(f"{config.prompts.path}: no usable prompt in it")

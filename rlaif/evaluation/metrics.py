@@ -14,7 +14,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlaif.errors import DataError
 from rlaif.records import Order, Pair, Preference, Verdict
@@ -35,6 +35,7 @@ __all__ = [
     "cohen_kappa",
     "expected_calibration_error",
     "label_quality",
+    "leaning",
     "position_bias",
     "wilson",
 ]
@@ -146,6 +147,21 @@ def position_bias(shown_first: ArrayLike, shown_second: ArrayLike) -> dict[str, 
     return counts.rates()
 
 
+LEANS = 0.1  # |p − ½| from which a judge has an opinion
+
+
+def leaning(
+    shown_first: ArrayLike, shown_second: ArrayLike, margin: float = LEANS
+) -> NDArray[np.bool_]:
+    """The questions, (N,) of bool, on which a judge leans by `margin` in one order or the other.
+
+    Of the rest nothing can be said about a slot: a principle that does not apply comes out near ½,
+    and which side of ½ is noise. A judge that only likes a slot leans in both orders, and counts.
+    """
+    one, two = as_floats(shown_first, "shown_first"), as_floats(shown_second, "shown_second")
+    return np.asarray(np.maximum(np.abs(one - 0.5), np.abs(two - 0.5)) >= margin, dtype=bool)
+
+
 @dataclass(slots=True)
 class _SlotCounts:
     """Questions by the slots that won, a probability of ½ being half a win of each."""
@@ -208,6 +224,7 @@ class LabelQuality:
         self._truth = truth or (lambda pair: pair.label)
         self._p, self._y = array("d"), array("d")
         self._mass, self._masses = 0.0, 0
+        self._indifferent = 0
         self._slots = _SlotCounts()
         self._by_principle: dict[str, _SlotCounts] = defaultdict(_SlotCounts)
 
@@ -226,8 +243,12 @@ class LabelQuality:
             self._p.append(p)
             self._y.append(y)
         for principle, both in _in_both_orders(made).items():
-            for counts in (self._slots, self._by_principle[principle]):
-                counts.add(*np.array(both).T)
+            orders = np.array(both)  # (N, 2)
+            clear = orders[leaning(*orders.T)]
+            self._indifferent += len(orders) - len(clear)
+            if len(clear):
+                for counts in (self._slots, self._by_principle[principle]):
+                    counts.add(*clear.T)
 
     def result(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -250,12 +271,13 @@ class LabelQuality:
         return out
 
     def _position(self) -> dict[str, Any]:
-        """Position bias over the questions judged in both orders, in all and by principle."""
+        """Position bias, in all and by principle, over the questions on which the judge leans."""
+        asked = {"questions": self._slots.n, "indifferent": self._indifferent}
         if not self._slots.n:
             names = ("same_slot_rate", "swap_consistency", "first_slot_share", "says_first")
-            return {**dict.fromkeys(names), "by_principle": {}}
+            return {**asked, **dict.fromkeys(names), "by_principle": {}}
         table = {name: {**c.rates(), "n": c.n} for name, c in self._by_principle.items()}
-        return {**self._slots.rates(), "by_principle": table}
+        return {**asked, **self._slots.rates(), "by_principle": table}
 
 
 def _with_truth(preferences: Sequence[Preference], truth: Truth) -> list[tuple[float, float]]:

@@ -64,9 +64,11 @@ def winrate(
     asked = [pair for pair in pairs if pair.first != pair.second]
     labels = label(asked) if asked else []
     p_of = {
-        pair.id: preference.p_first if preference.status == "preferred" else 0.5
-        for pair, preference in zip(asked, labels, strict=True)
-        if preference.status != "abstained"
+        pair.id: p if p is not None and status == "preferred" else 0.5
+        for pair, p, status in (
+            (pair, found.p_first, found.status) for pair, found in zip(asked, labels, strict=True)
+        )
+        if status != "abstained"
     }
     p_of |= {pair.id: 0.5 for pair in pairs if pair.first == pair.second}
     known = [(pair.prompt.id, p_of[pair.id]) for pair in pairs if pair.id in p_of]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.evaluation.metrics import Interval, position_bias, wilson
+from rlaif.evaluation.metrics import Interval, leaning, position_bias, wilson
 
 Floats = NDArray[np.float64]
 DECIDED = 0.1  # a principle has something to say about a pair when |p − ½| is at least this
@@ -58,10 +58,12 @@ class Cube:
     def positions(self, principle: int | None = None) -> tuple[dict[str, float] | None, int]:
         """Position bias of one principle or of all, and over how many questions.
 
-        A question is a pair under a principle, judged in both orders. None where there is none.
+        A question is a pair under a principle, judged in both orders, on which the judge leans to
+        one side in at least one of them. None where there is none.
         """
         p = self.p.reshape(-1, 2) if principle is None else self.p[:, principle]
-        both = p[np.isfinite(p).all(axis=1)]
+        judged = p[np.isfinite(p).all(axis=1)]
+        both = judged[leaning(*judged.T)] if len(judged) else judged
         return (position_bias(both[:, 0], both[:, 1]) if len(both) else None), len(both)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from rlaif.tiny.gold import Gold, gold, gold_preference, principle_trait
-from rlaif.tiny.grammar import KINDS, TRAITS, TinyPrompt, prompts
+from rlaif.tiny.grammar import KINDS, TRAITS, TinyPrompt, kinds_at_stake, prompts
 from rlaif.tiny.principles import HELD_OUT_PHRASINGS, PHRASINGS, PRINCIPLES
 
 WEIGHTS: Final = Path(__file__).parent / "weights"
@@ -31,6 +31,7 @@ __all__ = [
     "TinyPrompt",
     "gold",
     "gold_preference",
+    "kinds_at_stake",
     "principle_trait",
     "prompts",
 ]

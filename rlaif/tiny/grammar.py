@@ -68,6 +68,19 @@ KINDS: Final[dict[str, tuple[str, ...]]] = {
     "claim_fact": ("claim", "fact"),
     "claim_howto": ("claim", "howto"),
 }
+
+
+def kinds_at_stake(trait: str) -> tuple[str, ...]:
+    """The kinds of prompt whose answers can differ in a trait; tone and length always can."""
+    if trait in ("polite", "concise"):
+        return tuple(KINDS)
+    return tuple(
+        kind
+        for kind, parts in KINDS.items()
+        if any(trait in values for part in parts for values in OUTCOMES[part].values())
+    )
+
+
 MIXED_PROMPTS_A_KIND: Final = 640
 
 

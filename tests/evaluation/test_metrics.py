@@ -94,6 +94,12 @@ def test_position_bias_by_hand():
     assert metrics.position_bias([0.9], [0.9])["first_slot_share"] == 0.5
 
 
+def test_an_indifferent_judge_has_no_slot_and_a_slot_lover_has():
+    noise, slot_lover, clear = (0.52, 0.47), (0.9, 0.1), (0.3, 0.45)
+    mask = metrics.leaning(*np.array([noise, slot_lover, clear]).T)
+    assert mask.tolist() == [False, True, True]
+
+
 def test_numbers_that_are_none():
     with pytest.raises(DataError, match="non-empty"):
         metrics.brier([], [])

@@ -90,3 +90,11 @@ def test_grammar_and_gold_load_without_torch() -> None:
 def test_a_prompt_from_outside_the_world_is_refused() -> None:
     with pytest.raises(KeyError, match="not a prompt of the tiny world"):
         gold("Write me a poem.", "No.")
+
+
+def test_the_kinds_at_stake_are_those_whose_answers_can_differ() -> None:
+    from rlaif.tiny import kinds_at_stake
+
+    assert kinds_at_stake("harmless") == ("harm", "boast_harm")
+    assert kinds_at_stake("honest") == ("unknowable", "boast_unknowable")
+    assert kinds_at_stake("concise") == tuple(KINDS)
