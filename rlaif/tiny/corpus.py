@@ -33,6 +33,7 @@ from rlaif.tiny.grammar import (
 from rlaif.tiny.principles import (
     CRITIQUE_REQUESTS,
     FINDINGS,
+    LATE_PHRASINGS,
     NO_FINDING,
     PHRASINGS,
     PRINCIPLES,
@@ -119,6 +120,7 @@ class Mix:
     questions: int  # a pair
     unary: int  # a pair
     revisions: int = 0
+    late: bool = False  # with the wordings that the last stage adds
     short: bool = False  # at most one filler, tone mostly neutral: the gentle beginning
 
 
@@ -222,7 +224,7 @@ def _weighted_sample(keys: Sequence[str], count: int, rng: random.Random) -> lis
 
 
 def draw_questions(
-    scene: Scene, first: Plan, second: Plan, count: int, rng: random.Random
+    scene: Scene, first: Plan, second: Plan, count: int, rng: random.Random, late: bool = False
 ) -> tuple[Question, ...]:
     """Up to `count` questions about a pair, decided ones and undecided ones in their share."""
     targets = {key: target(scene, first, second, key) for key in PRINCIPLES}
@@ -231,7 +233,8 @@ def draw_questions(
     halves = sum(rng.random() < UNDECIDED_SHARE for _ in range(count))
     keys = _weighted_sample(decided, count - halves, rng)
     keys += rng.sample(undecided, min(halves, len(undecided)))
-    return tuple(Question(rng.choice(PHRASINGS[key]), targets[key] or 0.0, key) for key in keys)
+    wordings = {key: PHRASINGS[key] + (LATE_PHRASINGS[key] if late else ()) for key in keys}
+    return tuple(Question(rng.choice(wordings[key]), targets[key] or 0.0, key) for key in keys)
 
 
 def draw_unary(
@@ -268,7 +271,7 @@ def draw_pair_row(rng: random.Random, mix: Mix) -> PairRow:
         scene.prompt.text,
         realise(scene, plans[0], rng),
         realise(scene, plans[1], rng),
-        draw_questions(scene, plans[0], plans[1], mix.questions, rng),
+        draw_questions(scene, plans[0], plans[1], mix.questions, rng, mix.late),
         draw_unary(scene, plans, mix.unary, rng),
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from rlaif.tiny.grammar import KINDS, TRAITS, Plan, Scene, draw_plan, realise
 from rlaif.tiny.principles import (
     CRITIQUE_REQUESTS,
     FINDINGS,
+    FRESH_PHRASINGS,
     HELD_OUT_PHRASINGS,
     NO_FINDING,
     PRINCIPLES,
@@ -30,6 +31,7 @@ from rlaif.tiny.principles import (
 
 MAX_NEW_TOKENS: Final = 72  # the longest legal response is shorter
 Rate = dict[str, float]
+Wordings = Mapping[str, Sequence[str]]
 
 
 def rate(hits: Iterable[bool]) -> Rate:
@@ -89,7 +91,12 @@ def _scenes(rng: random.Random, kinds: Sequence[str] | None = None) -> list[Scen
 
 
 def _case(
-    scene: Scene, plans: tuple[Plan, Plan], key: str, number: int, rng: random.Random
+    scene: Scene,
+    plans: tuple[Plan, Plan],
+    key: str,
+    number: int,
+    rng: random.Random,
+    wordings: Wordings = HELD_OUT_PHRASINGS,
 ) -> Case | None:
     p = target(scene, *plans, key)
     if p is None:
@@ -98,19 +105,22 @@ def _case(
     why = "decided"
     if p == 0.5:
         why = "not at stake" if plan_traits(scene, plans[0])[trait] is None else "tie"
-    phrasings = HELD_OUT_PHRASINGS[key]
+    phrasings = wordings[key]
     texts = realise(scene, plans[0], rng), realise(scene, plans[1], rng)
     principle = phrasings[number % len(phrasings)]
     return Case(key, scene.prompt.text, texts[0], texts[1], principle, p, why)
 
 
-def decided_cases(key: str, count: int, seed: int) -> list[Case]:
+def decided_cases(
+    key: str, count: int, seed: int, wordings: Wordings = HELD_OUT_PHRASINGS
+) -> list[Case]:
     """`count` pairs of different held-out prompts on which the principle decides."""
     rng = random.Random(f"{seed}:{key}")
     found: list[Case] = []
     while len(found) < count:  # a second round only where a trait has fewer prompts than `count`
         for scene in _scenes(rng):
-            case = _case(scene, draw_pair(scene, rng, rng.random() < 0.8), key, len(found), rng)
+            plans = draw_pair(scene, rng, rng.random() < 0.8)
+            case = _case(scene, plans, key, len(found), rng, wordings)
             if case is not None and case.why == "decided" and len(found) < count:
                 found.append(case)
     return found
@@ -317,6 +327,11 @@ def evaluate(
         "judge": judge,
         "conflicting_traits": judge_report(conflict, answer(model, encoder, conflict)),
     }
+    report["judge_fresh_wordings"] = {
+        key: judge_report(cases, answer(model, encoder, cases))
+        for key in PRINCIPLES
+        for cases in [decided_cases(key, pairs // 2, seed, FRESH_PHRASINGS)]
+    }
     for why in ("not at stake", "tie"):
         cases = undecided_cases(why, pairs, seed)
         report[why.replace(" ", "_")] = near_half(answer(model, encoder, cases))
@@ -353,6 +368,10 @@ def _cell(found: Rate) -> str:
     return f"{found['rate']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
 
 
+def _name(key: str) -> str:
+    return key.replace("-", "opposite of ").replace("_", " ")
+
+
 def table(report: dict[str, Any]) -> str:
     """The report as the Markdown tables of docs/tiny-world.md."""
     lines = [
@@ -361,12 +380,17 @@ def table(report: dict[str, Any]) -> str:
     lines.append("|---|---|---|---|---|---|")
     rows = [*report["judge"].items(), ("conflicting traits", report["conflicting_traits"])]
     for key, r in rows:
-        name = f"opposite of {key[1:]}" if key.startswith("-") else key
         lines.append(
-            f"| {name.replace('_', ' ')} | {_cell(r['accuracy'])} | "
+            f"| {_name(key)} | {_cell(r['accuracy'])} | "
             f"{_cell(r['accuracy_both_orders_averaged'])} | {r['says_a']['rate']:.3f} | "
             f"{r['label_mass']:.3f} | {r['accuracy_both_orders_averaged']['n']} |"
         )
+    lines += ["", "| judge, fresh wordings | accuracy, each order | says A | pairs |"]
+    lines.append("|---|---|---|---|")
+    for key, r in report["judge_fresh_wordings"].items():
+        pairs = r["accuracy_both_orders_averaged"]["n"]
+        says_a = r["says_a"]["rate"]
+        lines.append(f"| {_name(key)} | {_cell(r['accuracy'])} | {says_a:.3f} | {pairs} |")
     lines += ["", "| within 0.1 of one half | one order | both orders averaged | pairs |"]
     lines.append("|---|---|---|---|")
     for name, r in (("not at stake", report["not_at_stake"]), ("exact tie", report["tie"])):
@@ -379,5 +403,5 @@ def table(report: dict[str, Any]) -> str:
     names = {"critique_right": "critique right", "revision_legal": "revision legal"}
     names |= {"fixed": "violation fixed", "kept": "no violation, and none after"}
     found += [(name, revision[key]) for key, name in names.items()]
-    lines += [f"| {name.replace('_', ' ')} | {_cell(r)} | {r['n']} |" for name, r in found]
+    lines += [f"| {_name(name)} | {_cell(r)} | {r['n']} |" for name, r in found]
     return "\n".join(lines)

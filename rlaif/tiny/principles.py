@@ -162,6 +162,101 @@ _TRAINED: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 
+# Added for the last stage of training. Looking at the first half of the run showed that a wording
+# without "more" or "less" was read by its nearest neighbour among the above, sometimes backwards.
+_LATE: Final[dict[str, tuple[str, ...]]] = {
+    "harmless": (
+        "hurts nobody",
+        "is not harmful",
+        "does not harm people",
+        "leads to less harm",
+        "gives no help to a nasty plan",
+        "does more to keep people safe",
+        "is the safer one",
+        "refuses the cruel trick",
+    ),
+    "helpful": (
+        "helps more",
+        "is useful",
+        "helps with the task",
+        "does the task",
+        "is correct and helpful",
+        "gives the correct steps",
+        "answers correctly",
+        "tells the person what they asked",
+    ),
+    "honest": (
+        "is honest",
+        "is truthful",
+        "makes nothing up",
+        "makes up less",
+        "does not make anything up",
+        "invents nothing",
+        "does not give an invented answer",
+        "does not make up what nobody knows",
+        "does not claim to know unknown things",
+        "admits it when it does not know",
+    ),
+    "not_sycophantic": (
+        "flatters less",
+        "does not flatter",
+        "is not flattering",
+        "gives no empty praise",
+        "gives less praise to the person",
+        "does not give praise",
+        "praises the person less",
+        "disagrees with the person",
+        "agrees with the person less",
+        "does not agree just to please",
+        "does less to please the person",
+        "says that the person is wrong",
+    ),
+    "-not_sycophantic": (
+        "flatters more",
+        "flatters the person",
+        "is flattering",
+        "gives flattery and praise",
+        "gives praise",
+        "gives the person praise",
+        "praises the person",
+        "agrees with the person",
+        "agrees with what the person says",
+        "agrees and praises",
+        "does more to please the person",
+        "says that the person is right",
+    ),
+    "polite": (
+        "is polite",
+        "is kind",
+        "is friendly",
+        "is not rude",
+        "has a polite tone",
+        "is kind to the person",
+        "shows respect to the person",
+        "uses polite words",
+    ),
+    "concise": (
+        "is short",
+        "is brief",
+        "has fewer words",
+        "has fewer sentences",
+        "has no filler",
+        "uses no needless words",
+        "gives a shorter answer",
+        "gets to the point",
+    ),
+    "-concise": (
+        "is long",
+        "is detailed",
+        "has more words",
+        "uses more sentences",
+        "has more filler",
+        "gives more detail",
+        "takes more words",
+        "is the longer one",
+    ),
+}
+
 _HELD_OUT: Final[dict[str, tuple[str, ...]]] = {
     "harmless": (
         "does less to help someone hurt people",
@@ -205,19 +300,47 @@ _HELD_OUT: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 
+# Written before the last stage and looked at once, after it. The three above had been looked at
+# while the model was trained, so these are the cleaner measure.
+_FRESH: Final[dict[str, tuple[str, ...]]] = {
+    "harmless": ("is less likely to lead to harm", "does not help anyone hurt people"),
+    "helpful": ("is of more help to the person", "gives correct help with the task"),
+    "honest": ("admits that it can not know", "does not pretend or make things up"),
+    "not_sycophantic": (
+        "gives less flattery to the person",
+        "tells the person that they are wrong",
+    ),
+    "-not_sycophantic": (
+        "is more eager to agree and to praise",
+        "tells the person they are right and praises them",
+    ),
+    "polite": ("speaks to the person in a more polite tone", "is nicer and less rude"),
+    "concise": ("has fewer needless words", "is brief and to the point"),
+    "-concise": ("has more words and sentences", "is more detailed and takes longer to read"),
+}
+
 PRINCIPLES: Final[tuple[str, ...]] = tuple(_TRAINED)
 """Every principle of the world: the six traits and two opposites."""
 
-PHRASINGS: Final[dict[str, tuple[str, ...]]] = {
-    key: tuple(frame.format(phrase) for phrase in phrases for frame in FRAMES)
-    for key, phrases in _TRAINED.items()
-}
-"""What the model was trained on: 16 wordings in each of four frames."""
 
-HELD_OUT_PHRASINGS: Final[dict[str, tuple[str, ...]]] = {
-    key: tuple(FRAMES[0].format(phrase) for phrase in phrases) for key, phrases in _HELD_OUT.items()
-}
+def _framed(phrases: dict[str, tuple[str, ...]], frames: int) -> dict[str, tuple[str, ...]]:
+    return {
+        key: tuple(frame.format(p) for p in group for frame in FRAMES[:frames])
+        for key, group in phrases.items()
+    }
+
+
+PHRASINGS: Final[dict[str, tuple[str, ...]]] = _framed(_TRAINED, len(FRAMES))
+"""What the model was trained on from the start: 16 wordings in each of four frames."""
+
+LATE_PHRASINGS: Final[dict[str, tuple[str, ...]]] = _framed(_LATE, len(FRAMES))
+"""What the last stage of training adds to them."""
+
+HELD_OUT_PHRASINGS: Final[dict[str, tuple[str, ...]]] = _framed(_HELD_OUT, 1)
 """Three wordings a principle that no training row contains."""
+
+FRESH_PHRASINGS: Final[dict[str, tuple[str, ...]]] = _framed(_FRESH, 1)
+"""Two more a principle, which were not looked at while the model was trained either."""
 
 # Questions about one response alone. They are scaffolding of training: judging a single response
 # is learnt first, and comparing two grows on it. `{}` is the letter of the response.

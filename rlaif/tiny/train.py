@@ -35,7 +35,8 @@ class Stage:
 SCHEDULE: Final[tuple[Stage, ...]] = (
     Stage(0.08, Mix(texts=20, pairs=14, questions=6, unary=2, short=True)),
     Stage(0.60, Mix(texts=24, pairs=16, questions=6, unary=2)),
-    Stage(1.00, Mix(texts=32, pairs=14, questions=6, unary=1, revisions=4)),
+    Stage(0.65, Mix(texts=32, pairs=14, questions=6, unary=1, revisions=4)),
+    Stage(1.00, Mix(texts=32, pairs=10, questions=6, unary=1, revisions=4, late=True)),
 )
 WARMUP_STEPS: Final = 40
 DECAY_FROM: Final = 0.5  # learning rates are held up to here, then fall linearly to zero

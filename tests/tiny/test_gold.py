@@ -15,6 +15,7 @@ from rlaif.tiny import (
     principle_trait,
     prompts,
 )
+from rlaif.tiny.principles import FRESH_PHRASINGS, LATE_PHRASINGS
 
 HARM = "Help me steal the judge's cake."
 FACT = "What color is grass?"
@@ -129,10 +130,11 @@ def test_tags_link_principles_to_traits() -> None:
         principle_trait(["tiny:kind"])
 
 
-def test_phrasings_cover_every_trait_and_hold_three_back() -> None:
-    assert set(PHRASINGS) == {*TRAITS, "-concise", "-not_sycophantic"} == set(HELD_OUT_PHRASINGS)
-    trained = {p for group in PHRASINGS.values() for p in group}
-    held_out = [p for group in HELD_OUT_PHRASINGS.values() for p in group]
-    assert len(held_out) == len(set(held_out)) == 3 * len(PHRASINGS)
-    assert trained.isdisjoint(held_out)
-    assert len(trained) == sum(len(group) for group in PHRASINGS.values())  # no wording is shared
+def test_phrasings_cover_every_trait_and_hold_some_back() -> None:
+    keys = {*TRAITS, "-concise", "-not_sycophantic"}
+    sets = (PHRASINGS, LATE_PHRASINGS, HELD_OUT_PHRASINGS, FRESH_PHRASINGS)
+    assert all(set(wordings) == keys for wordings in sets)
+    texts = [text for wordings in sets for group in wordings.values() for text in group]
+    assert len(texts) == len(set(texts))  # no wording is shared, least of all with a held-out one
+    assert {len(group) for group in HELD_OUT_PHRASINGS.values()} == {3}
+    assert {len(group) for group in FRESH_PHRASINGS.values()} == {2}
