@@ -44,6 +44,7 @@ T = TypeVar("T")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Floats = npt.NDArray[np.float64]
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # padded tokens a forward pass
+_BLOCK = 64  # tokens: a prefix common to a call's requests is computed and kept in blocks
 _PACK_TOKENS = {"cpu": 1_024, "cuda": 32_768}  # on a CPU, what its caches hold
 
 
@@ -111,6 +112,7 @@ class HFEngine:
         self._pack_budget = batch_tokens or _PACK_TOKENS.get(model.device.type, 8_192)
         self._packed = PackedModel(model)
         self._packing: int | None = None  # longest path that may be packed; None: not tried yet
+        self._window_said = False
         self._sharing: bool | None = None  # whether padded batches may share a prefix
         self._last_path: Ints = np.zeros(0, np.int32)
         self._eos = end_tokens(model.generation_config, tokenizer)
@@ -189,9 +191,18 @@ class HFEngine:
         ]
         nodes, targets, owners = np.array(sorted(asked)).T
         packed = self._packed
-        begin = min(common_prefix(trie.first_way(), packed.kept.tokens), int(nodes[0]))
+        # What all requests share is computed in blocks that depend on nothing but its ids, kept for
+        # the next call; all else begins after it. So no bit depends on which calls came before.
+        shared = min(common_prefix(trie.first_way(), trie.path_to(len(trie) - 1)), int(nodes[0]))
+        shared -= shared % _BLOCK
+        begin = common_prefix(trie.tokens[:shared], packed.kept.tokens)
+        begin -= begin % _BLOCK
+        packed.kept.tokens = packed.kept.tokens[:begin]
         while begin < len(trie):
-            end = next_pack(trie, begin, self._pack_budget)
+            if begin < shared:
+                end = min(begin + min(_BLOCK, self._pack_budget), shared)
+            else:
+                end = next_pack(trie, begin, self._pack_budget)
             mine = slice(*np.searchsorted(nodes, [begin, end]))
             unique, row = np.unique(nodes[mine], return_inverse=True)
             try:
@@ -204,6 +215,8 @@ class HFEngine:
             np.add.at(values, owners[mine], found)
             self.usage.computed_tokens += end - begin
             begin = end
+            if begin <= shared:
+                packed.kept.tokens = trie.tokens[:begin]
         if self._in_memory:  # its weights may change before the next call
             packed.forget()
 
@@ -291,6 +304,9 @@ class HFEngine:
         """Whether paths of this length may be packed; the first time, tries it out."""
         if self._packing is None:
             self._packing = self._try_packing()
+        if 0 < self._packing < longest and not self._window_said:
+            self._window_said = True
+            self._say_unpacked(f"its attention window holds {self._packing} tokens, not {longest}")
         return longest <= self._packing
 
     def _try_packing(self) -> int:
@@ -300,12 +316,15 @@ class HFEngine:
             with self._inference():
                 why = self._packed.check(longest)
         if why:
-            warnings.warn(
-                f"{self.name}: shared prefixes are not packed, because {why}; "
-                "scoring goes on in padded batches, which is many times slower",
-                stacklevel=2,
-            )
+            self._say_unpacked(why)
         return 0 if why else longest
+
+    def _say_unpacked(self, why: str) -> None:
+        warnings.warn(
+            f"{self.name}: shared prefixes are not packed, because {why}; "
+            "scoring goes on in padded batches, which is many times slower",
+            stacklevel=2,
+        )
 
     # ---- generate
 

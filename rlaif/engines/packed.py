@@ -31,7 +31,7 @@ _now = threading.local()  # the pass that is running in this thread: models carr
 class KeptPath:
     """Keys and values of the way to one token, layer by layer: row d belongs to depth d.
 
-    It lasts between packs, and between calls where `tokens` says that the next one shares it.
+    It lasts between packs; its first rows, those of `tokens`, also between calls.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,6 @@ class PackedModel:
         with _tree_attention(self.model, run), logits_at(self.model, where) as found:
             self.model(input_ids=ids, position_ids=positions, use_cache=False)
         run.commit()
-        self.kept.tokens = trie.tokens[trie.ancestors(target)]
         return found[0]
 
     def forget(self) -> None:
@@ -260,7 +259,7 @@ def _dense(
                 q, k, v, 0.0, causal, scale=scale
             )
             return out.float().reshape(shape), lse.reshape(shape[:3])
-        if q.is_cuda and q.dtype != torch.float32 and q.shape[-1] <= 256:
+        if q.is_cuda and q.dtype != torch.float32 and q.shape[-1] in range(8, 257, 8):
             k, v = _per_head(k, q), _per_head(v, q)
             found = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
             return found[0].float(), found[1]

@@ -67,19 +67,29 @@ def test_packed_equals_plain_whatever_the_budget_and_the_order(make_engine, shap
             assert engine.usage.computed_tokens == engine.usage.bound_tokens
 
 
-def test_the_common_prefix_is_kept_between_calls(make_engine):
+def test_the_common_prefix_is_kept_between_calls_and_nothing_else(make_engine):
     asked = prompts()
     expected = logprobs(make_engine(), asked)
     engine = make_engine()
     engine._in_memory = False  # as if loaded from a folder: its weights do not change
-    found = np.concatenate([logprobs(engine, asked[k : k + 10]) for k in range(0, 30, 10)])
-    assert np.abs(found - expected).max() <= 2e-5
-    # Every token once, and the last path of one call does not hide tokens that must be computed.
-    whole = t.lower_bound([r.ids for p in asked for r in _requests(engine, p)])
-    assert engine.usage.computed_tokens == engine.usage.bound_tokens
-    assert whole <= engine.usage.computed_tokens <= whole + 2 * 40
-    again = logprobs(engine, asked[20:])
-    assert np.abs(again - expected[20:]).max() <= 2e-5
+    parts = [asked[k : k + 10] for k in range(0, 30, 10)]
+    found = [logprobs(engine, part) for part in parts]
+    assert np.abs(np.concatenate(found) - expected).max() <= 2e-5
+    # Each call is computed once, but for a prefix common to it that the call before had in common.
+    paths = [[r.ids for p in part for r in _requests(engine, p)] for part in parts]
+    common = [_shared(call) for call in paths]
+    saved = sum(len(b) for a, b in itertools.pairwise(common) if a == b)
+    assert engine.usage.computed_tokens == sum(map(t.lower_bound, paths)) - saved
+    # What a call gives does not depend on the calls before it, to the last bit.
+    for part, values in zip(parts, found, strict=True):
+        assert np.array_equal(logprobs(engine, part), values)
+        fresh = make_engine()
+        assert np.array_equal(logprobs(fresh, part), values)
+
+
+def _shared(call):
+    first, last = min(map(tuple, call)), max(map(tuple, call))
+    return first[: t.common_prefix(np.array(first), np.array(last))]
 
 
 def _requests(engine, prompt):
@@ -127,7 +137,9 @@ def test_what_cannot_be_packed_is_scored_in_padded_batches(make_engine, shape, r
 def test_a_window_shorter_than_the_path_is_not_packed(make_engine):
     asked = prompts()
     engine = make_engine("window")
-    found = logprobs(engine, asked)
+    with pytest.warns(UserWarning, match="window holds 32 tokens") as caught:
+        found = logprobs(engine, asked)
+    assert len(caught) == 1
     assert np.abs(found - logprobs(plain(make_engine, "window"), asked)).max() <= 5e-5
     assert engine._packing == 32
     short = [Rendered((RenderedMessage("user", (Segment(c, True),)),)) for c in "abc"]
