@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlaif.cli.bench import app as bench
 from rlaif.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ app.add_typer(train, name="train")
 app.add_typer(evaluate, name="eval")
 app.add_typer(constitution, name="constitution")
 app.add_typer(config_app, name="config")
+app.add_typer(bench, name="bench")
 
 ConfigOption = Annotated[
     str | None,
@@ -53,6 +55,9 @@ PairsOption = Annotated[
     str | None, typer.Option(help="Pairs to judge: hh-rlhf or TRL preference rows.")
 ]
 LimitOption = Annotated[int | None, typer.Option(help="Read at most this many.")]
+ExecutorOption = Annotated[
+    str | None, typer.Option(help="Where it runs: `local`, or `ray`: on a cluster's workers.")
+]
 SkipOption = Annotated[
     int | None, typer.Option("--skip-bad", help="Go on over this many malformed lines.")
 ]
@@ -89,6 +94,7 @@ def run(
     constitution: ConstitutionOption = None,
     policy: PolicyOption = None,
     judge: JudgeOption = None,
+    executor: ExecutorOption = None,
     overrides: SetOption = None,
 ) -> None:
     """Run every stage: sample, label, train, evaluate, report.
@@ -97,7 +103,10 @@ def run(
     """
     from rlaif import stages
 
-    named = {"constitution": constitution, "policy.model": policy, "judge.model": judge}
+    named = {
+        "constitution": constitution, "policy.model": policy, "judge.model": judge,
+        "executor": executor,
+    }  # fmt: skip
     resolved = configure(config, out, overrides, named)
     first = stages.sample if resolved.pairs is None else stages.read
     steps = [first, stages.label]
@@ -117,6 +126,7 @@ def sample(
     n: Annotated[int | None, typer.Option("--n", "-n", help="Completions a prompt.")] = None,
     limit: LimitOption = None,
     skip_bad: SkipOption = None,
+    executor: ExecutorOption = None,
     overrides: SetOption = None,
 ) -> None:
     """Sample completions and pair them.
@@ -127,7 +137,7 @@ def sample(
 
     named = {
         "prompts.path": prompts, "policy.model": policy, "sampling.n": n,
-        "prompts.limit": limit, "prompts.skip_bad": skip_bad,
+        "prompts.limit": limit, "prompts.skip_bad": skip_bad, "executor": executor,
     }  # fmt: skip
     execute(configure(config, out, overrides, named), stages.sample)
 
@@ -141,6 +151,7 @@ def label(
     judge: JudgeOption = None,
     limit: LimitOption = None,
     skip_bad: SkipOption = None,
+    executor: ExecutorOption = None,
     overrides: SetOption = None,
 ) -> None:
     """Judge pairs under the principles: those of --pairs, or those sampled into the run.
@@ -151,7 +162,7 @@ def label(
 
     named = {
         "pairs.path": pairs, "constitution": constitution, "judge.model": judge,
-        "pairs.limit": limit, "pairs.skip_bad": skip_bad,
+        "pairs.limit": limit, "pairs.skip_bad": skip_bad, "executor": executor,
     }  # fmt: skip
     resolved = configure(config, out, overrides, named)
     steps = (stages.label,) if resolved.pairs is None else (stages.read, stages.label)

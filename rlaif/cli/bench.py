@@ -1,0 +1,179 @@
+"""`rlaif bench`: how fast this machine labels, generates and stores."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlaif.bench.judge import JudgeRun
+
+app = typer.Typer(help="Measure labelling, generation and the store.", no_args_is_help=True)
+
+ModelOption = Annotated[str, typer.Option(help="Folder, hub name or `tiny`.")]
+EngineOption = Annotated[
+    str, typer.Option(help="`hf`, `vllm`, or `plain`: one Transformers forward a request.")
+]
+DeviceOption = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")]
+DtypeOption = Annotated[str, typer.Option(help="`auto`, `float32`, `bfloat16` or `float16`.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Threads of the arithmetic. On a CPU 1, unless given.", min=1)
+]
+BatchOption = Annotated[
+    int | None, typer.Option(help="Tokens a forward pass. The engine's own, unless given.", min=1)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def judge(
+    model: ModelOption,
+    pairs: Annotated[str, typer.Option(help="hh-rlhf or TRL preference rows.")],
+    n: Annotated[int, typer.Option("--n", "-n", help="Pairs.")] = 16,
+    principles: Annotated[int, typer.Option(help="Principles, each in both orders.")] = 16,
+    layout: Annotated[str, typer.Option(help="The principle `last` or `first`.")] = "last",
+    engine: EngineOption = "hf",
+    check: Annotated[int, typer.Option(help="Requests compared with plain passes.", min=1)] = 32,
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_tokens: BatchOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge pairs under many principles; compare with the limit and with plain passes.
+
+    Example: rlaif bench judge --model models/15m --pairs pairs.jsonl.gz --n 16
+    """
+    _fix_threads(threads)
+    from rlaif.bench.judge import bench_judge
+    from rlaif.bench.workload import Workload
+
+    workload = Workload.read(pairs, n, principles, layout)
+    run = bench_judge(
+        model, workload, engine=engine, threads=threads, check=check, device=device, dtype=dtype,
+        **_given(batch_tokens=batch_tokens),
+    )  # fmt: skip
+    _show(run.report, as_json, lambda: _judge_table(run, workload.template))
+
+
+@app.command()
+def generate(
+    model: ModelOption,
+    pairs: Annotated[str, typer.Option(help="hh-rlhf or TRL preference rows: their prompts.")],
+    n: Annotated[int, typer.Option("--n", "-n", help="Prompts.")] = 16,
+    samples: Annotated[int, typer.Option(help="Completions a prompt.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens a completion, at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    engine: EngineOption = "hf",
+    threads: ThreadsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    batch_tokens: BatchOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Sample completions of the pairs' prompts.
+
+    Example: rlaif bench generate --model models/15m --pairs pairs.jsonl.gz --n 16 --samples 4
+    """
+    _fix_threads(threads)
+    from rlaif.bench.generate import bench_generate
+    from rlaif.bench.workload import judgeable
+    from rlaif.engines.base import Sampling
+
+    sampling = Sampling(
+        n=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
+    )
+    report = bench_generate(
+        model, [pair.prompt for pair in judgeable(pairs, n)], sampling, engine=engine,
+        threads=threads, device=device, dtype=dtype, **_given(batch_tokens=batch_tokens),
+    )  # fmt: skip
+    _show(report, as_json, lambda: _plain_table("generate", _fields(report)))
+
+
+@app.command()
+def pipeline(
+    verdicts: Annotated[int, typer.Option(help="Verdicts to store and aggregate.")] = 100_000,
+    out: Annotated[Path, typer.Option(help="A new run directory.")] = Path("runs/bench-pipeline"),
+    as_json: JsonOption = False,
+) -> None:
+    """Store verdicts of an engine that costs nothing and aggregate them to preferences.
+
+    Example: rlaif bench pipeline --verdicts 100000 --out runs/bench-pipeline
+    """
+    from rlaif.bench.pipeline import pipeline as measure
+
+    found = measure(verdicts, out)
+    _show(found, as_json, lambda: _plain_table("pipeline", found))
+
+
+def _fix_threads(threads: int | None) -> None:
+    """Before torch is loaded: its libraries read these once."""
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Without a GPU, vLLM would bind its threads to cores of its own choice.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _fields(report: Any) -> dict[str, Any]:
+    return {name: getattr(report, name) for name in report.__slots__}
+
+
+def _show(report: Any, as_json: bool, table: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(report if isinstance(report, dict) else _fields(report)))
+        return
+    from rlaif.cli.console import Terminal
+
+    Terminal().out.print(table())
+
+
+def _judge_table(run: JudgeRun, template: str) -> Table:
+    r = run.report
+    table = _empty_table(f"bench judge: {r.engine} on {r.device}")
+    rows = {
+        "pairs a second": f"{r.pairs_per_s:,.3f}",
+        "seconds (by the wall)": f"{r.seconds:,.2f} ({run.wall_seconds:,.2f})",
+        "requests": f"{r.requests:,}, by {template}",
+        "tokens submitted": f"{r.submitted_tokens:,}",
+        "tokens computed": f"{r.computed_tokens:,}, {r.computed_tokens / r.bound_tokens:.3f}x "
+        f"of the bound of {r.bound_tokens:,}",
+        "matmul rate": f"{run.rate / 1e9:,.1f} GFLOP/s",
+        "limit": f"{run.operations / run.rate:,.2f} s, for {run.operations / 1e12:,.3f} TFLOP",
+        "share of the limit": f"{r.share_of_limit:.3f}",
+        "max |Δ log p| from plain": f"{r.max_abs_diff:.1e}, over {run.checked:,} requests",
+        "peak memory": f"{r.peak_rss_mib:,.0f} MiB",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _plain_table(title: str, values: dict[str, Any]) -> Table:
+    table = _empty_table(f"bench {title}")
+    for name, value in values.items():
+        if isinstance(value, float):
+            text = f"{value:,.3f}"
+        else:
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+        table.add_row(name.replace("_", " "), text)
+    return table
+
+
+def _empty_table(title: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    return table
