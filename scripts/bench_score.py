@@ -53,8 +53,8 @@ CHAT = (
 )
 
 
-def read_pairs(path: Path, count: int) -> list[tuple[str, str, str]]:
-    """(conversation, first, second) of the first lines whose two sides share a conversation."""
+def read_pairs(path: Path, count: int, characters: int = 0) -> list[tuple[str, str, str]]:
+    """(conversation, first, second) of the first lines, of so many characters or more."""
     out = []
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for line in lines:
@@ -63,7 +63,8 @@ def read_pairs(path: Path, count: int) -> list[tuple[str, str, str]]:
                 re.split(r"\n\nAssistant:(?!.*\n\nAssistant:)", row[k], maxsplit=1, flags=re.S)
                 for k in ("chosen", "rejected")
             )
-            if len(a) == len(b) == 2 and a[0] == b[0] and a[1].strip() and b[1].strip():
+            alike = len(a) == len(b) == 2 and a[0] == b[0] and a[1].strip() and b[1].strip()
+            if alike and len(a[0] + a[1] + b[1]) >= characters:
                 out.append((a[0].strip(), a[1].strip(), b[1].strip()))
             if len(out) == count:
                 break
@@ -128,23 +129,24 @@ def make_prompts(
 
 
 def matmul_rate(seconds: float = 1.0) -> float:
-    """float32 operations a second of one core, by square products; the best of several.
+    """float32 operations a second of one core, by square products: the median.
 
     Processor time is counted, here and below: other programs may share the core.
     """
     a, b = torch.randn(1_024, 1_024), torch.randn(1_024, 1_024)
-    best, until = 0.0, time.process_time() + seconds
+    times, until = [], time.process_time() + seconds
     while time.process_time() < until:
         start = time.process_time()
         a @ b
-        best = max(best, 2 * 1_024**3 / (time.process_time() - start))
-    return best
+        times.append(time.process_time() - start)
+    return float(2 * 1_024**3 / np.median(times))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pairs", type=Path)
     parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--characters", type=int, default=0, help="of a pair, at least")
     parser.add_argument("--few-shot", type=int, default=900)
     parser.add_argument("--batch-tokens", type=int)
     parser.add_argument("--check", type=int, default=0, help="requests to compare with plain")
@@ -152,7 +154,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer, model = make_tokenizer(args.pairs), make_model()
-    prompts = make_prompts(read_pairs(args.pairs, args.count + 8), tokenizer, args.few_shot)
+    pairs = read_pairs(args.pairs, args.count + 8, args.characters)
+    prompts = make_prompts(pairs, tokenizer, args.few_shot)
     options = [(" A", " B")] * len(prompts)
     for _ in range(args.repeat):
         engine = HFEngine.from_loaded(model, tokenizer, batch_tokens=args.batch_tokens)

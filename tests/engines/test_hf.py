@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 
 import numpy as np
+import peft
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
@@ -257,6 +259,18 @@ def test_missing_or_headless_models_say_what_to_do(tmp_path, folder, tokenizer):
         load_engine(str(folder), dtype="int4")
     with pytest.raises(EngineError, match="no LoRA adapter"):
         load_engine(str(folder), device="cpu", adapter=str(tmp_path))
+
+
+def test_adapters_on_disk_and_in_memory_score_alike(folder, tmp_path, model_of, tokenizer):
+    model = copy.deepcopy(model_of("qwen2"))
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "adapter")
+    live = HFEngine.from_loaded(tuned, tokenizer).score([ask("Hi")], [OPTIONS])[0].logprobs
+    merged = HFEngine(str(folder), device="cpu", adapter=str(tmp_path / "adapter"))
+    assert merged.score([ask("Hi")], [OPTIONS])[0].logprobs == pytest.approx(live, abs=1e-4)
+    plain = HFEngine(str(folder), device="cpu")
+    assert plain.score([ask("Hi")], [OPTIONS])[0].logprobs != pytest.approx(live, abs=1e-2)
+    assert plain.fingerprint != merged.fingerprint
 
 
 def test_a_model_without_chat_template_warns(model_of, tokenizers):
