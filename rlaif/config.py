@@ -264,6 +264,90 @@ class DPOConfig(TrainConfig):
     """Weight of the chosen completions' negative log-likelihood, which keeps them likely."""
 
 
+class AlarmsConfig(Section):
+    """Limits of PPO whose crossing is warned of; null turns one off."""
+
+    kl: float | None = Field(default=20.0, gt=0)
+    """Nats an episode, to the reference."""
+    entropy: float | None = Field(default=0.2, gt=0)
+    """Least share of the first step's entropy a token."""
+    length: float | None = Field(default=2.0, gt=1)
+    """How many times longer or shorter than in the first step completions may be."""
+    ended: float | None = Field(default=0.5, ge=0, le=1)
+    """Least share of completions that end by themselves."""
+
+
+class PPOConfig(Section):
+    """PPO from `policy.model` (Ziegler et al. 2019), or A2C or REINFORCE in the same loop.
+
+    Completions have at most `sampling.max_new_tokens` tokens.
+    """
+
+    reward: str = "model"
+    """`model`: this run's `models/reward`. `judge`: the run's judge, asked live whether the
+    completion is better than one of `policy.model` (direct RLAIF). A reward model's folder.
+    `module:function`: a function of prompts and completions, one score or None a completion."""
+    algorithm: Literal["ppo", "a2c", "reinforce"] = "ppo"
+    """`a2c`: no ratio and no clipping; `reinforce`: so too, with the whole return."""
+    steps: int = Field(default=1_000, ge=1)
+    """Batches to sample and learn from."""
+    batch_size: int = Field(default=64, ge=1)
+    """Episodes a step."""
+    samples: int = Field(default=1, ge=1)
+    """Completions of each prompt of a step."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over the episodes of a step; null takes 4, or 1 for `a2c` and `reinforce`."""
+    minibatches: int | None = Field(default=None, ge=1)
+    """Optimiser steps a pass; null takes 4, or 1 for `a2c` and `reinforce`."""
+    learning_rate: float = Field(default=3e-6, gt=0)
+    """Learning rate of Adam at first; it falls linearly to 0."""
+    value_learning_rate: float | None = Field(default=None, gt=0)
+    """That of the value head or value model; null takes the same."""
+    beta: float = Field(default=0.05, ge=0)
+    """Penalty on the KL to the policy before training, at first where `target_kl` steers it."""
+    target_kl: float | None = Field(default=None, gt=0)
+    """KL in nats an episode to steer to by changing beta; null keeps beta fixed."""
+    horizon: int = Field(default=10_000, ge=1)
+    """Episodes over which beta adapts."""
+    kl_estimator: Literal["k1", "k3"] = "k1"
+    """What is taken from the reward: `k1` is the log-ratio, `k3` never negative."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount a token."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """λ of generalised advantage estimation; `reinforce` takes 1."""
+    clip: float = Field(default=0.2, gt=0)
+    """How far the probability ratio may leave 1."""
+    value_clip: float = Field(default=0.2, gt=0)
+    """How far a value may leave its former self."""
+    value_weight: float = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
+    entropy_weight: float = Field(default=0.0, ge=0)
+    """Weight of an entropy bonus."""
+    whiten_rewards: bool = False
+    """Divide rewards by their standard deviation; they keep their mean."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling, and of every log-probability in training."""
+    no_end_score: float | None = -1.0
+    """The score of a completion that never ended; null asks for one as for any other."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient's norm is clipped to this."""
+    value: Literal["shared", "separate"] = "shared"
+    """The value function: a head on the policy, or a model of its own."""
+    value_model: str | None = None
+    """With `separate`: a reward model's folder to start from, or a causal model; null takes the
+    reward model that rewards, or else `policy.model`."""
+    lora: LoraConfig | None = None
+    """Train a LoRA adapter, the reference being the model without it; null trains all weights."""
+    bf16: bool = False
+    """Train in bfloat16 autocast (GPU)."""
+    seed: int = 7
+    """Of prompts, samples and minibatches."""
+    checkpoint_every: int = Field(default=20, ge=1)
+    """Steps between checkpoints: what a kill can cost at most."""
+    alarms: AlarmsConfig = AlarmsConfig()
+    """What to warn of."""
+
+
 class TrainStages(Section):
     """Training; a stage that is null is not run by `rlaif run`."""
 
@@ -271,6 +355,8 @@ class TrainStages(Section):
     """Train a reward model."""
     dpo: DPOConfig | None = DPOConfig()
     """Train a policy by DPO, from `policy.model`."""
+    ppo: PPOConfig | None = None
+    """Train a policy by PPO, from `policy.model`."""
 
 
 class EvaluateConfig(Section):
@@ -284,6 +370,22 @@ class EvaluateConfig(Section):
     """Temperature of the evaluated samples."""
     seed: int = 11
     """Sampling and bootstrap."""
+
+
+class RayConfig(Section):
+    """With `executor: ray`: the workers. None of this can change results."""
+
+    workers: int | None = Field(default=None, ge=1)
+    """Workers, each with a model of its own; null starts one for each share of the cluster's GPUs,
+    or one where there are none."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs a worker; null gives 1 where the cluster has any. A model spread over several by
+    `tensor_parallel_size` needs as many."""
+    cpus: float = Field(default=1.0, gt=0)
+    """CPUs a worker, of those that Ray counts. Reading needs some too: leave two of a cluster's."""
+    address: str | None = None
+    """The cluster's address, or `auto`; null takes RAY_ADDRESS, else starts Ray on this machine.
+    On a cluster, name models and adapters by paths that every machine has."""
 
 
 class Config(Section):
@@ -309,6 +411,11 @@ class Config(Section):
     """Training stages."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation."""
+    executor: Literal["local", "ray"] = "local"
+    """Where `sample` and `label` run: `local` in this process, `ray` on the workers of a Ray
+    cluster. The rows are the same, so a run may start on one and end on the other."""
+    ray: RayConfig = RayConfig()
+    """With `executor: ray`: its workers."""
     chunk: int = Field(default=64, ge=1)
     """Prompts or pairs written at a time: what a kill can cost at most."""
     threads: int | None = Field(default=None, ge=1)

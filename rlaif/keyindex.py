@@ -7,6 +7,7 @@ that may be meant and compares the keys of what it reads: the answer is then exa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,3 +52,23 @@ class KeyIndex:
         # The ranges low[i] … low[i] + counts[i], one after the other.
         starts = np.repeat(low - (np.cumsum(counts) - counts), counts)
         return np.unique(self._numbers[starts + np.arange(len(starts))]).astype(np.int64)
+
+
+class KeySet:
+    """Which keys there are, for another process: 128-bit digests, which do not collide."""
+
+    def __init__(self, batches: Iterable[Sequence[str]]) -> None:
+        parts = [_digests(keys) for keys in batches]
+        self._sorted = np.sort(np.concatenate(parts)) if parts else _digests([])
+
+    def among(self, keys: Sequence[str]) -> set[str]:
+        """Those of the keys that are in the set."""
+        if not len(self._sorted):
+            return set()
+        wanted = _digests(keys)
+        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return {keys[i] for i in np.flatnonzero(self._sorted[at] == wanted).tolist()}
+
+
+def _digests(keys: Sequence[str]) -> NDArray[np.bytes_]:
+    return np.array([blake2b(key.encode(), digest_size=16).digest() for key in keys], "S16")

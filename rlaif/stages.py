@@ -15,23 +15,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rlaif.config import Config, EngineConfig, JudgeConfig, PromptsConfig, TrainConfig, to_yaml
+from rlaif.config import Config, EngineConfig, PromptsConfig, TrainConfig, to_yaml
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Engine, Sampling, load_engine
 from rlaif.errors import ConfigError, DataError
-from rlaif.executors import Progress, run_judge, run_sampling
+from rlaif.evaluation.metrics import LabelQuality
+from rlaif.executors import Done, Judged, Progress, counted, run_judge, run_sampling
 from rlaif.judges.base import Judge, expand
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.preferences import aggregate
 from rlaif.readers import BadRow, read_pairs, read_prompts
 from rlaif.records import ORDERS, Completion, Order, Pair, Preference, Prompt, Verdict, content_id
+from rlaif.running import judging, make_judge, sampling
 from rlaif.sampling import completion_keys, make_pairs
 from rlaif.store import RunStore, write_json
+from rlaif.templates import Rendered
 
+READ_PAIRS = 1_024  # pairs read at a time
+POLICIES = ("dpo", "ppo")  # what training stages may leave in `models/`
 TINY_PROMPTS = 512  # prompts of the embedded world when no limit is given
 
 
@@ -72,9 +77,7 @@ class Run:
         return self._engines[name]
 
     def judge(self) -> PairwiseJudge:
-        config: JudgeConfig = self.config.judge
-        engine = self.engine(config)
-        return PairwiseJudge(engine, template=config.template, min_mass=config.min_mass)
+        return make_judge(self.config.judge, self.engine(self.config.judge))
 
     def principles(self) -> tuple[Principle, ...]:
         wanted = self.config.judge.principles
@@ -109,16 +112,15 @@ def sample(run: Run) -> None:
     known = store.table("prompts").keys()
     new = {p.id: p for p in prompts if p.id not in known}
     store.table("prompts").append(list(new.values()))
-    engine = run.engine(run.config.policy)
-    before = engine.usage.snapshot()
-    sampling = sampling_of(run.config)
+    settings, done = sampling_of(run.config), Done()
     with run.reporter.progress("sample", len(prompts)) as progress:
-        done = run_sampling(
-            prompts, engine, sampling, store.table("completions"),
-            chunk=run.config.chunk, total=len(prompts), on_progress=progress,
+        work = sampling(
+            run.config, lambda: run.engine(run.config.policy), prompts, settings,
+            store.table("completions"),
         )  # fmt: skip
-    wanted = {key for p in prompts for key in completion_keys(engine, sampling, p)}
-    completions = [c for c in store.table("completions").read() if c.key in wanted]
+        parts = counted(work.stream, done, len(prompts), progress)
+        completions = [completion for part in parts for completion in part.rows]
+    about = work.about()
     skipped: Counter[str] = Counter()
     pairs = make_pairs(
         prompts, completions, keep_cut=run.config.sampling.keep_cut,
@@ -134,8 +136,8 @@ def sample(run: Run) -> None:
     facts = {
         "rows": len(completions), "new_rows": done.new_rows, "prompts": len(prompts),
         "pairs": len(pairs), "without_pair": dict(skipped), "rejected_rows": rejected.counts(),
-        **spent(engine, before), "sampling": asdict(sampling),
-        "policy": {"model": run.config.policy.model, "fingerprint": engine.fingerprint},
+        **work.spent(), "device": about["device"], "sampling": asdict(settings),
+        "policy": {"model": run.config.policy.model, "fingerprint": about["fingerprint"]},
     }  # fmt: skip
     finish(run, "sample", clock, facts)
 
@@ -206,24 +208,30 @@ def read(run: Run) -> None:
     if config is None:
         raise ConfigError("no pairs to read: give --pairs FILE, or set `pairs:` in the config")
     rejected = Rejected("read")
-    pairs: dict[str, Pair] = {}
+    seen: set[str] = set()
     lines = 0
-    with run.reporter.progress("read", None) as progress:
+
+    def fresh() -> Iterator[Pair]:
+        nonlocal lines
         for pair in read_pairs(
             config.path, limit=config.limit, skip_bad=config.skip_bad, on_bad=rejected.add
         ):
             lines += 1
-            pairs.setdefault(pair.id, pair)
             progress(lines, None)
-    if not pairs:
-        raise DataError(f"{config.path}: no usable pair in it")
-    run.store.table("pairs").replace(pairs.values())
-    repeated = lines - len(pairs)
+            if pair.id not in seen:
+                seen.add(pair.id)
+                yield pair
+        if not seen:
+            raise DataError(f"{config.path}: no usable pair in it")
+
+    with run.reporter.progress("read", None) as progress:
+        run.store.table("pairs").replace(fresh())
+    repeated = lines - len(seen)
     again = f", {repeated:,} repeated ones left out" if repeated else ""
-    run.reporter.say(f"{len(pairs):,} pairs read{again}")
+    run.reporter.say(f"{len(seen):,} pairs read{again}")
     rejected.tell(run)
     rejected.write(run)
-    facts = {"rows": len(pairs), "repeated": repeated, "rejected_rows": rejected.counts()}
+    facts = {"rows": len(seen), "repeated": repeated, "rejected_rows": rejected.counts()}
     run.store.update_manifest("read", {**facts, "source": config.path})
 
 
@@ -231,33 +239,44 @@ def label(run: Run) -> None:
     """pairs → verdicts → preferences."""
     clock = time.monotonic()
     store = run.store
-    pairs = store.table("pairs").read()
-    if not pairs:
+    total = len(store.table("pairs"))
+    if not total:
         raise DataError(f"{store.root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
-    judge, principles, orders = run.judge(), run.principles(), run.orders()
-    before = judge.engine.usage.snapshot()
-    with run.reporter.progress("label", len(pairs)) as progress:
-        done = run_judge(
-            pairs, judge, principles, store.table("verdicts"), orders=orders,
-            chunk=run.config.chunk, max_not_finite=run.config.judge.max_not_finite,
-            total=len(pairs), on_progress=progress,
-        )  # fmt: skip
-    verdicts = current_verdicts(store, pairs, judge, principles, orders)
-    preferences = prefer(run.config, pairs, verdicts, principles, orders)
-    store.table("preferences").replace(preferences)
-    abstained: Counter[str] = Counter(v.reason for v in verdicts if v.reason)
-    _tell_labels(run, done.new_rows, verdicts, preferences, abstained)
-    write_json(store.path("evaluation", "labels.json"), quality(run, pairs, preferences, verdicts))
-    run.store.update_manifest("judge", {
-        "model": run.config.judge.model, "fingerprint": judge.fingerprint,
-        "method": run.config.judge.method, "template": judge.template_name,
-        "template_hash": judge.template.hash,
-    })  # fmt: skip
+    principles, orders, done = run.principles(), run.orders(), Done()
+    quality = LabelQuality(truth(run))
+    with run.reporter.progress("label", total) as progress:
+        pairs = chain.from_iterable(store.table("pairs").iter_batches(READ_PAIRS))
+        work = judging(run.config, run.judge, pairs, principles, orders, store.table("verdicts"))
+        parts = counted(work.stream, done, total, progress)
+        store.table("preferences").replace(
+            prefer_stream(run.config, parts, principles, orders, quality)
+        )
+    _tell_labels(run, done.new_rows, quality)
+    write_json(store.path("evaluation", "labels.json"), quality.result())
+    about = work.about()
+    device = about.pop("device")
+    run.store.update_manifest(
+        "judge",
+        {"model": run.config.judge.model, "method": run.config.judge.method, **about},
+    )
     finish(run, "label", clock, {
-        "rows": len(verdicts), "new_rows": done.new_rows, "abstained": dict(abstained),
-        "preferences": dict(Counter(p.status for p in preferences)),
-        **spent(judge.engine, before),
+        "rows": quality.verdicts, "new_rows": done.new_rows, "abstained": dict(quality.reasons),
+        "preferences": dict(quality.status), **work.spent(), "device": device,
     })  # fmt: skip
+
+
+def prefer_stream(
+    config: Config,
+    parts: Iterable[Judged],
+    principles: Sequence[Principle],
+    orders: Sequence[Order],
+    quality: LabelQuality,
+) -> Iterator[Preference]:
+    """The preferences of each chunk, of which nothing but `quality` is kept."""
+    for part in parts:
+        preferences = prefer(config, part.items, part.rows, principles, orders)
+        quality.add(part.items, preferences, part.rows)
+        yield from preferences
 
 
 def current_verdicts(
@@ -293,34 +312,16 @@ def prefer(
     )  # fmt: skip
 
 
-def _tell_labels(
-    run: Run,
-    new: int,
-    verdicts: Sequence[Verdict],
-    preferences: Sequence[Preference],
-    abstained: Mapping[str, int],
-) -> None:
-    status = Counter(p.status for p in preferences)
+def _tell_labels(run: Run, new: int, quality: LabelQuality) -> None:
+    status = quality.status
     run.reporter.say(
-        f"{len(verdicts):,} verdicts ({new:,} new); {len(preferences):,} pairs: "
+        f"{quality.verdicts:,} verdicts ({new:,} new); {quality.pairs:,} pairs: "
         f"{status['preferred']:,} preferred, {status['tie']:,} ties, "
         f"{status['abstained']:,} abstained"
     )
-    if abstained:
-        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(abstained.items()))
-        run.reporter.warn(f"{sum(abstained.values()):,} verdicts abstained: {reasons}")
-
-
-def quality(
-    run: Run,
-    pairs: Sequence[Pair],
-    preferences: Sequence[Preference],
-    verdicts: Sequence[Verdict],
-) -> dict[str, Any]:
-    """How good the labels are, against gold or human labels where there are any."""
-    from rlaif.evaluation.metrics import label_quality
-
-    return label_quality(pairs, preferences, verdicts, truth(run))
+    if quality.reasons:
+        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(quality.reasons.items()))
+        run.reporter.warn(f"{quality.reasons.total():,} verdicts abstained: {reasons}")
 
 
 def truth(run: Run) -> Callable[[Pair], float | None]:
@@ -403,6 +404,118 @@ def _train(run: Run, name: str, fit: Callable[..., Any], settings: TrainConfig, 
     })  # fmt: skip
 
 
+def train_ppo(run: Run) -> None:
+    """prompts, and what rewards completions → models/ppo."""
+    from rlaif.training.ppo import AlarmLimits, PPOSettings
+    from rlaif.training.ppo_run import train_ppo as fit
+
+    clock, config = time.monotonic(), run.config.train.ppo
+    if config is None:
+        raise ConfigError("train.ppo is null in this config: give it settings, or {}")
+    rejected = Rejected("ppo")
+    prompts = list(load_prompts(run, run.config.prompts, "train", rejected.add))
+    rejected.write(run)
+    reward = reward_folder(run, config)
+    options = config.model_dump(exclude={"reward", "lora", "alarms", "checkpoint_every"})
+    once = 4 if config.algorithm == "ppo" else 1
+    options["epochs"] = config.epochs or once
+    options["minibatches"] = config.minibatches or once
+    options["value_model"] = config.value_model or reward
+    if config.value == "shared":
+        options["value_model"] = None
+    steps_now, told = 0, set[str]()
+    with run.reporter.progress("ppo", None) as progress:
+
+        def on_log(row: Mapping[str, Any]) -> None:
+            nonlocal steps_now
+            steps_now += 1
+            for name in row["alarms"].keys() - told:
+                run.reporter.warn(f"ppo step {row['step']}: {row['alarms'][name]}")
+            told.update(row["alarms"])
+            progress(row["step"], row["total_steps"])
+
+        result = fit(
+            prompts, run.config.policy.model, run.store.path("models", "ppo"),
+            _scorer(run, config, reward),
+            PPOSettings(
+                **options, lora=lora_of(config.lora), alarms=AlarmLimits(**dict(config.alarms)),
+                max_new_tokens=run.config.sampling.max_new_tokens,
+            ),
+            device=run.config.policy.device, checkpoint_every=config.checkpoint_every,
+            on_log=on_log,
+        )  # fmt: skip
+    metrics = result.metrics
+    _tell_ppo(run, metrics)
+    episodes = metrics["steps"] * config.batch_size
+    finish(run, "ppo", clock, {
+        "rows": episodes, "new_rows": steps_now * config.batch_size, "steps": metrics["steps"],
+        "model": run.config.policy.model, "reward": config.reward,
+        "abstained": metrics["abstained"], "rejected_rows": metrics["refused"],
+    })  # fmt: skip
+
+
+def reward_folder(run: Run, config: PPOConfig) -> str | None:
+    """The reward model that rewards PPO; None when a judge or a function does."""
+    if config.reward == "model":
+        path = run.store.path("models", "reward")
+        if not (path / "config.json").is_file():
+            raise DataError(
+                f"{run.store.root}: no reward model: run `rlaif train reward` first, or set "
+                "train.ppo.reward to judge, to a folder or to module:function"
+            )
+        return str(path)
+    named = config.reward == "judge" or (":" in config.reward and not Path(config.reward).is_dir())
+    return None if named else config.reward
+
+
+def _scorer(run: Run, config: PPOConfig, reward: str | None) -> Scorer:
+    from rlaif.training.scorers import JudgeScorer, ModelScorer, load_function
+
+    if reward is not None:
+        return ModelScorer(reward, device=run.config.policy.device)
+    if config.reward != "judge":
+        return load_function(config.reward)
+    judge, principles, orders = run.judge(), run.principles(), run.orders()
+    base = run.engine(run.config.policy)
+    once = replace(sampling_of(run.config), n=1)
+
+    def label(pairs: Sequence[Pair]) -> list[Preference]:
+        verdicts = judge.judge(expand(pairs, principles, orders))
+        return prefer(run.config, pairs, verdicts, principles, orders)
+
+    def reference(prompts: Sequence[Prompt]) -> list[str]:
+        asked = [Rendered.chat(p.messages) for p in prompts]
+        return [samples[0].text for samples in base.generate(asked, once)]
+
+    principle_ids = [(p.id, p.compare, p.weight) for p in principles]
+    rule = run.config.preferences.model_dump()
+    key = content_id(judge.fingerprint, principle_ids, orders, rule, asdict(once))
+    return JudgeScorer(label, reference, key)
+
+
+def lora_of(config: LoraConfig | None) -> LoraSettings | None:
+    """The section as a trainer takes it."""
+    from rlaif.training.models import LoraSettings
+
+    return None if config is None else LoraSettings(**config.model_dump())
+
+
+def _tell_ppo(run: Run, metrics: Mapping[str, Any]) -> None:
+    run.reporter.say(
+        f"ppo: {metrics['steps']:,} steps; over the last tenth the score is "
+        f"{metrics['score']:.3f} and the KL to the reference {metrics['kl']:.2f} nats an episode"
+    )
+    if metrics["abstained"]:
+        run.reporter.warn(f"{metrics['abstained']:,} episodes not trained on: no score for them")
+    if metrics["refused"]["too_long"]:
+        run.reporter.warn(
+            f"{metrics['refused']['too_long']:,} prompts leave no room for "
+            f"{run.config.sampling.max_new_tokens} tokens: not used"
+        )
+    for note in metrics["notes"]:
+        run.reporter.warn(note)
+
+
 def _tell_training(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
     held_out = metrics.get("held_out") or {}
     text = f"{name}: {metrics['pairs']:,} pairs, {metrics['steps']:,} steps"
@@ -433,8 +546,8 @@ def evaluate(run: Run) -> None:
     so that it resumes and can be opened like it.
     """
     clock = time.monotonic()
-    trained = run.store.path("models", "dpo")
-    if not (trained / "config.json").is_file():
+    names = trained_policies(run.store)
+    if not names:
         raise DataError(f"{run.store.root}: no trained policy: run `rlaif train dpo` first")
     config, rejected = run.config.evaluate, Rejected("evaluate")
     prompts = list(load_prompts(run, config.prompts, "test", rejected.add))
@@ -442,27 +555,40 @@ def evaluate(run: Run) -> None:
     if not prompts:
         raise DataError(f"{config.prompts.path}: no usable prompt in it")
     base = run.engine(run.config.policy)
-    policies = {
-        "base": base,
-        "dpo": run.engine(run.config.policy.model_copy(update={"model": str(trained)})),
-    }
+    policies = {"base": base}
+    for name in names:
+        trained = str(run.store.path("models", name))
+        policies[name] = run.engine(run.config.policy.model_copy(update={"model": trained}))
+    rates = {}
     with RunStore(run.store.path("evaluation"), command="evaluate") as store:
         samples, new_rows = _evaluation_samples(run, store, policies, prompts)
-        if config.winrate:
-            rate = _winrate(run, store, prompts, samples["dpo"], samples["base"])
-            write_json(run.store.path("evaluation", "winrate.json"), rate)
+        for name in names if config.winrate else ():
+            rates[name] = _winrate(run, store, prompts, samples, name)
+            write_json(run.store.path("evaluation", winrate_file(name)), rates[name])
     found = {name: _gold(run, prompts, rows) for name, rows in samples.items()}
-    found["dpo"]["kl"] = _kl(policies["dpo"], base, prompts, samples["dpo"])
+    for name in names:
+        found[name]["kl"] = _kl(policies[name], base, prompts, samples[name])
     write_json(run.store.path("evaluation", "policies.json"), found)
     shown = [
-        {"prompt": p.messages[-1].content, "base": b.text, "dpo": d.text}
-        for p, b, d in zip(prompts, samples["base"], samples["dpo"], strict=True)
+        {"prompt": prompt.messages[-1].content}
+        | {name: rows[i].text for name, rows in samples.items()}
+        for i, prompt in enumerate(prompts)
     ]
     write_json(run.store.path("evaluation", "samples.json"), shown[:50])
     finish(run, "evaluate", clock, {
         "rows": len(prompts), "new_rows": new_rows, "rejected_rows": rejected.counts(),
         "policies": {name: engine.fingerprint for name, engine in policies.items()},
     })  # fmt: skip
+
+
+def trained_policies(store: RunStore) -> list[str]:
+    """Names of the trained policies that lie in `models/`."""
+    return [n for n in POLICIES if (store.path("models", n) / "config.json").is_file()]
+
+
+def winrate_file(policy: str) -> str:
+    """The file of `evaluation/` with a policy's win rate over the base."""
+    return "winrate.json" if policy == "dpo" else f"winrate-{policy}.json"
 
 
 def _evaluation_samples(
@@ -489,8 +615,8 @@ def _winrate(
     run: Run,
     store: RunStore,
     prompts: Sequence[Prompt],
-    ours: Sequence[Completion],
-    theirs: Sequence[Completion],
+    samples: Mapping[str, Sequence[Completion]],
+    name: str,
 ) -> dict[str, Any]:
     from rlaif.evaluation.winrate import winrate
 
@@ -507,11 +633,11 @@ def _winrate(
         verdicts = current_verdicts(store, pairs, judge, principles, orders)
         return prefer(run.config, pairs, verdicts, principles, orders)
 
-    a, b = [c.text for c in ours], [c.text for c in theirs]
+    a, b = [c.text for c in samples[name]], [c.text for c in samples["base"]]
     rate = winrate(prompts, a, b, label, seed=run.config.evaluate.seed).as_dict()
     if rate["value"] is not None:
         run.reporter.say(
-            f"win rate of dpo over base: {rate['value']:.3f} "
+            f"win rate of {name} over base: {rate['value']:.3f} "
             f"[{rate['low']:.3f}, {rate['high']:.3f}] on {rate['n']:,} prompts, "
             f"{rate['ties']:,} ties"
         )
@@ -589,12 +715,6 @@ class Rejected:
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         else:
             path.unlink(missing_ok=True)
-
-
-def spent(engine: Engine, before: Mapping[str, float]) -> dict[str, Any]:
-    """What the engine did since `before`."""
-    now = engine.usage.snapshot()
-    return {**{k: now[k] - before.get(k, 0) for k in now}, "device": engine.device}
 
 
 def finish(run: Run, stage: str, started: float, facts: Mapping[str, Any]) -> None:

@@ -51,7 +51,8 @@ def pipeline(
     """
     if verdicts < 1 or not 1 <= principles <= len(PRINCIPLES):
         raise ConfigError(
-            f"at least 1 verdict and 1 to {len(PRINCIPLES)} principles, got {verdicts}, {principles}"
+            f"at least 1 verdict and 1 to {len(PRINCIPLES)} principles: got {verdicts} and "
+            f"{principles}"
         )
     asked, config = PRINCIPLES[:principles], Config(chunk=chunk)
     judge, quality = PairwiseJudge(NullEngine()), LabelQuality()

@@ -1,0 +1,172 @@
+"""Labelling on a real Ray, started here: the same rows as in this process, whoever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.constitution import Principle
+from rlaif.engines.base import Engine, Sampling, ScriptedEngine, load_engine
+from rlaif.errors import ConfigError, EngineError
+from rlaif.executors import Memory, run_judge, run_sampling
+from rlaif.executors_ray import Tally, Workers, judge_stream, sample_stream
+from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.records import Completion, Pair, Prompt, Verdict
+from rlaif.store import RunStore
+
+PRINCIPLES = (
+    Principle(id="kind", compare="Which response is kinder?"),
+    Principle(id="short", compare="Which response is shorter?"),
+)
+PAIRS = [
+    Pair(Prompt.user(f"Tell me about thing {i}."), "It is good.", f"No, number {i}.")
+    for i in range(24)
+]
+WORKERS = Workers(count=2, cpus=1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    ray = pytest.importorskip("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Workers import this file by its path; four CPUs, because two actors on two would hang.
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+    ray.init(
+        num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+        runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def tiny_judge(notes: Path | None = None, seconds: float = 0.0) -> PairwiseJudge:
+    """The embedded judge, which writes down its process and takes its time."""
+    import torch
+
+    torch.set_num_threads(1)
+    judge = PairwiseJudge(load_engine("tiny"), min_mass=0.0)
+    if notes is None:
+        return judge
+    (notes / str(os.getpid())).touch()
+    score = judge.engine.score
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return score(*arguments)
+
+    judge.engine.score = slowly  # type: ignore[method-assign]
+    return judge
+
+
+def about(judge: PairwiseJudge) -> dict[str, Any]:
+    return {"fingerprint": judge.fingerprint}
+
+
+@pytest.fixture(scope="module")
+def local() -> dict[str, Verdict]:
+    memory: Memory[Verdict] = Memory()
+    run_judge(PAIRS, tiny_judge(), PRINCIPLES, memory, chunk=5)
+    return {row.key: row for row in memory.rows}
+
+
+def assert_same(rows: Sequence[Verdict], local: dict[str, Verdict]) -> None:
+    assert len(rows) == len(local)  # nothing twice
+    assert {row.key for row in rows} == set(local)  # nothing lost
+    for row in rows:
+        assert row.p_first == pytest.approx(local[row.key].p_first, abs=1e-4)
+        assert (row.pair_id, row.principle, row.order) == (
+            local[row.key].pair_id, local[row.key].principle, local[row.key].order
+        )  # fmt: skip
+
+
+def test_a_worker_killed_half_way_changes_nothing(
+    tmp_path: Path, local: dict[str, Verdict]
+) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    tally, parts, killed = Tally(), [], 0
+    with RunStore(tmp_path / "run") as run:
+        load = partial(tiny_judge, notes, 0.3)
+        sink = run.table("verdicts")
+        for part in judge_stream(
+            PAIRS, load, about, PRINCIPLES, sink, chunk=2, workers=WORKERS, tally=tally
+        ):
+            parts.append(part)
+            if not killed:
+                killed = int(next(notes.iterdir()).name)
+                os.kill(killed, signal.SIGKILL)
+        rows = sink.read()
+    assert len(list(notes.iterdir())) > 2, "nobody took the place of the one that was killed"
+    assert [p for part in parts for p in part.items] == PAIRS
+    assert [row for part in parts for row in part.rows] == rows  # written in the order of the pairs
+    assert_same(rows, local)
+    assert tally.about == {"fingerprint": tiny_judge().fingerprint}
+    assert tally.usage()["requests"] >= len(local) // 2
+
+
+def test_a_run_may_start_here_and_end_there_and_the_other_way_round(
+    tmp_path: Path, local: dict[str, Verdict]
+) -> None:
+    with RunStore(tmp_path / "a") as run:
+        sink = run.table("verdicts")
+        run_judge(PAIRS[:9], tiny_judge(), PRINCIPLES, sink, chunk=3)
+        parts = list(
+            judge_stream(PAIRS, tiny_judge, about, PRINCIPLES, sink, chunk=5, workers=WORKERS)
+        )
+        assert sum(len(part.new) for part in parts) == len(local) - 9 * 4
+        assert_same(sink.read(), local)
+        assert_same([row for part in parts for row in part.rows], local)
+    with RunStore(tmp_path / "b") as run:
+        sink = run.table("verdicts")
+        list(judge_stream(PAIRS[9:], tiny_judge, about, PRINCIPLES, sink, workers=WORKERS))
+        done = run_judge(PAIRS, tiny_judge(), PRINCIPLES, sink, chunk=4)
+        assert (done.new_rows, done.old_rows) == (9 * 4, 15 * 4)
+        assert_same(sink.read(), local)
+
+
+def broken() -> PairwiseJudge:
+    raise EngineError("the weights are not there: check the path")
+
+
+def test_an_error_of_a_worker_arrives_as_it_was_raised() -> None:
+    memory: Memory[Verdict] = Memory()
+    with pytest.raises(EngineError, match="the weights are not there: check the path"):
+        list(judge_stream(PAIRS, broken, about, PRINCIPLES, memory, workers=WORKERS))
+
+
+def test_more_gpus_than_there_are_is_refused() -> None:
+    memory: Memory[Verdict] = Memory()
+    with pytest.raises(ConfigError, match="to have 64 GPUs, but the Ray cluster has"):
+        list(
+            judge_stream(PAIRS, tiny_judge, about, PRINCIPLES, memory, workers=Workers(1, gpus=64))
+        )
+
+
+def scripted() -> Engine:
+    return ScriptedEngine(generator=lambda text, i: f"{text}#{i}")
+
+
+def nothing(_: Engine) -> dict[str, Any]:
+    return {}
+
+
+def test_samples_are_those_of_this_process() -> None:
+    prompts = [Prompt.user(f"q{i}") for i in range(10)]
+    here: Memory[Completion] = Memory()
+    there: Memory[Completion] = Memory()
+    run_sampling(prompts, scripted(), Sampling(n=2), here, chunk=3)
+    there.append(here.rows[:7])
+    for _ in sample_stream(
+        prompts, scripted, nothing, Sampling(n=2), there, chunk=3, workers=WORKERS
+    ):
+        pass
+    assert sorted(there.rows, key=lambda c: c.key) == sorted(here.rows, key=lambda c: c.key)
