@@ -125,10 +125,8 @@ def sample_task(
 class _Worker:
     """The actor. Our own errors travel as results, so that they arrive as they were raised."""
 
-    def __init__(self, load: Callable[[], Task], known: Any) -> None:
-        import ray
-
-        self._known: KeySet = ray.get(known)
+    def __init__(self, load: Callable[[], Task], known: KeySet) -> None:
+        self._known = known
         self._name = uuid.uuid4().hex  # a worker that is started again counts its usage anew
         self._task: Task | None = None
         self._load = load
@@ -236,7 +234,7 @@ def _answers(
         gpus, count = _share(workers, ray.cluster_resources().get("GPU", 0.0))
         answers = ray.data.from_arrow_refs(blocks).map_batches(
             _Worker, batch_size=None, batch_format="pyarrow", num_cpus=workers.cpus, num_gpus=gpus,
-            fn_constructor_args=(load, ray.put(known)),
+            fn_constructor_args=(load, known),
             compute=ray.data.ActorPoolStrategy(size=min(count, len(blocks))),
         )  # fmt: skip
         answers.context.execution_options.preserve_order = True
@@ -262,6 +260,8 @@ def _cluster(workers: Workers) -> Iterator[Any]:
     """Ray, connected and quiet; a cluster that was started here is stopped again."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning a worker
+    # Ray Data's own actors make Ray's core warn of how they are made; failures come as exceptions.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
         import ray.data

@@ -267,7 +267,7 @@ def write_json(path: str | Path, value: Any) -> None:
 # all of a lower number (see Table.replace).
 _SHARD = re.compile(r"(\d{6,})-([0-9a-f]{8}|base)\.parquet")
 _ROW_GROUP = 65_536  # rows decoded at a time, so that reading needs bounded memory
-_HELD = 4_096  # records held at a time while a table is replaced
+_HELD = 1_024  # records held at a time while a table is replaced
 _BLOCK = 1 << 20  # bytes
 
 
