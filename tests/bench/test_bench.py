@@ -1,0 +1,283 @@
+"""The benchmarks measure what they say: exact counts, an honest bound, an independent reference."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rlaif.bench.judge import bench_judge
+from rlaif.bench.machine import Clock, matmul_rate, peak_rss_mib, processor_seconds
+from rlaif.bench.plain import PlainEngine
+from rlaif.bench.random_model import SHAPES, make_model
+from rlaif.bench.workload import QUESTIONS, Shape, Workload, judgeable, trie_of
+from rlaif.cli.app import app
+from rlaif.engines.base import Sampling
+from rlaif.engines.hf import HFEngine
+from rlaif.engines.trie import build
+from rlaif.errors import ConfigError, DataError
+from rlaif.templates import Rendered, load_template
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = [
+    "pairs_per_s", "requests", "submitted_tokens", "computed_tokens", "bound_tokens",
+    "share_of_limit", "max_abs_diff", "seconds", "peak_rss_mib", "engine", "device",
+]  # fmt: skip
+
+
+def bench(*arguments: str) -> dict:
+    done = CliRunner().invoke(app, ["bench", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+# ---- the workload
+
+
+def test_both_layouts_ask_the_same_and_share_unequally(pairs: Path, model: str) -> None:
+    engine = HFEngine(model)
+    sizes = {}
+    for layout in ("last", "first"):
+        workload = Workload.read(pairs, 3, 4, layout)
+        asks = workload.asks()
+        assert len(asks) == 3 * 2 * 4
+        judge = workload.judge(engine)
+        trie = trie_of(judge, asks)
+        # The bound once more, as a set of all prefixes; the options' first tokens are among them.
+        prompts = [tuple(engine.encoder.prompt(judge.render(a)).tolist()) for a in asks]
+        options = [tuple(engine.encoder.option(o).tolist()) for o in judge.template.options]
+        paths = {p + o[:-1] for p in prompts for o in options}
+        assert len(trie) == len({p[:k] for p in paths for k in range(1, len(p) + 1)})
+        sizes[layout] = len(trie), sum(map(len, prompts))
+    assert sizes["last"][0] < sizes["first"][0]
+    assert sizes["last"][1] == pytest.approx(sizes["first"][1], rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["fewshot", "fewshot-principle-first"])
+def test_examples_are_balanced_and_the_same(name: str) -> None:
+    template = load_template(f"pairwise/{name}")
+    message = (type("M", (), {"role": "user", "content": "X"})(),)
+    rendered = template.render(messages=message, first="F", second="S", principle="P?")
+    answers = [m.text for m in rendered.messages if m.role == "assistant"]
+    assert answers == ["Answer: A", "Answer: B", "Answer: A", "Answer: B", "Answer:"]
+    last = rendered.messages[-2].text
+    assert (last.index("P?") < last.index("F")) == (name != "fewshot")
+
+
+def test_pairs_nobody_can_judge_are_left_out(pairs: Path) -> None:
+    assert all(p.first and p.second for p in judgeable(pairs, 4))
+    with pytest.raises(DataError, match="5 pairs were asked for, it has 4"):
+        judgeable(pairs, 5)
+
+
+def test_a_wrong_workload_is_refused(pairs: Path) -> None:
+    with pytest.raises(ConfigError, match="Choices: last, first"):
+        Workload.read(pairs, 1, 1, "middle")
+    with pytest.raises(ConfigError, match=f"from 1 to {len(QUESTIONS)}"):
+        Workload.read(pairs, 1, 99, "last")
+
+
+def test_a_warm_up_leaves_nothing_to_use(pairs: Path, model: str) -> None:
+    engine = HFEngine(model)
+    workload = Workload.read(pairs, 1, 2, "last")
+    tries = [trie_of(w.judge(engine), w.asks()) for w in (workload, workload.warm_up())]
+    shared = [a == b for a, b in zip(*(t.first_way()[:64].tolist() for t in tries), strict=True)]
+    assert shared.index(False) < 8  # the beginning of every chat
+
+
+def test_operations_by_hand(model: str) -> None:
+    # Two layers of Qwen2, width 64: q, k, v with biases, o, three of the MLP, two norms.
+    layer = 64 * 64 + 64 + 2 * (64 * 32 + 32) + 64 * 64 + 3 * 64 * 128 + 2 * 64
+    shape = Shape.of(model)
+    assert shape == Shape(parameters=2 * layer + 64, width=64, layers=2)
+    trie = build([np.array([5, 6, 7]), np.array([5, 6, 8])])  # 4 tokens, paths of 1, 2, 3, 3
+    assert shape.operations(trie) == 2 * shape.parameters * 4 + 4 * 64 * 2 * 9
+
+
+def test_the_shapes_have_their_sizes(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    total = {}
+    for name in ("0.5b", "1.5b", "7b"):
+        with torch.device("meta"):
+            config = AutoConfig.for_model("qwen2", **SHAPES[name])
+            total[name] = sum(
+                p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()
+            )
+    assert {k: round(v / 1e9, 2) for k, v in total.items()} == {
+        "0.5b": 0.49, "1.5b": 1.54, "7b": 7.62,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="no shape '8b'"):
+        make_model(tmp_path, "8b", ["text"])
+
+
+# ---- judging
+
+
+def test_judge_says_what_it_counted(pairs: Path, model: str) -> None:
+    common = ["judge", "--model", model, "--pairs", str(pairs), "--n", "2", "--principles", "3"]
+    found = {e: bench(*common, "--engine", e, "--json") for e in ("hf", "plain")}
+    for name, report in found.items():
+        assert list(report) == KEYS
+        assert report["engine"] == name
+        assert report["requests"] == 12
+        assert report["pairs_per_s"] == pytest.approx(2 / report["seconds"])
+        assert report["max_abs_diff"] < 1e-4
+        assert 0 < report["share_of_limit"] < 1
+        assert report["peak_rss_mib"] > 50
+    packed, plain = found["hf"], found["plain"]
+    assert plain["computed_tokens"] == plain["submitted_tokens"] == packed["submitted_tokens"]
+    assert plain["bound_tokens"] == packed["bound_tokens"]
+    assert 1 <= packed["computed_tokens"] / packed["bound_tokens"] <= 1.02
+    assert plain["max_abs_diff"] == 0
+
+
+def test_judge_prints_a_table(pairs: Path, model: str) -> None:
+    done = CliRunner().invoke(
+        app, ["bench", "judge", "--model", model, "--pairs", str(pairs), "--n", "1", "--principles",
+              "1", "--layout", "first", "--check", "1"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert "share of the limit" in done.stdout
+    assert "pairwise/fewshot-principle-first" in done.stdout
+
+
+def test_the_difference_is_from_plain_passes(
+    pairs: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = Workload.read(pairs, 1, 2, "last")
+    score = HFEngine.score
+
+    def wrong(self: HFEngine, prompts: object, options: object) -> list:
+        found = score(self, prompts, options)  # type: ignore[arg-type]
+        return [type(s)((s.logprobs[0] + 0.25, *s.logprobs[1:]), s.failure) for s in found]
+
+    monkeypatch.setattr(HFEngine, "score", wrong)
+    run = bench_judge(model, workload, check=4)
+    assert run.report.max_abs_diff == pytest.approx(0.25, abs=1e-4)
+    assert run.checked == 4
+
+
+def test_requests_that_do_not_fit_are_no_benchmark(pairs: Path, model: str, tmp_path: Path) -> None:
+    for file in Path(model).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
+    with pytest.raises(DataError, match=r"not judged \(too_long\).*context of 512"):
+        bench_judge(str(tmp_path), Workload.read(pairs, 1, 1, "last"))
+
+
+def test_an_unknown_engine_is_refused(pairs: Path, model: str) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'plain'"):
+        bench_judge(model, Workload.read(pairs, 1, 1, "last"), engine="plane")
+
+
+# ---- the naive way
+
+
+def test_plain_scores_options_of_several_tokens_as_the_engine_does(model: str) -> None:
+    prompt = Rendered.chat(bread())
+    options = [" A", "I would rather not say", "A"]
+    plain, packed = PlainEngine(model), HFEngine(model)
+    one, other = (e.score([prompt], [options])[0].logprobs for e in (plain, packed))
+    assert one == pytest.approx(other, abs=1e-4)
+    assert len({round(x, 3) for x in one}) == 3
+
+
+def test_plain_generates_what_it_is_asked_for(model: str) -> None:
+    plain = PlainEngine(model)
+    prompt = Rendered.chat(bread())
+    made = plain.generate([prompt], Sampling(n=3, max_new_tokens=5))[0]
+    assert len(made) == 3
+    assert plain.usage.generated_tokens == sum(g.tokens for g in made)
+    greedy = Sampling(n=2, max_new_tokens=5, temperature=0)
+    texts = {g.text for g in plain.generate([prompt], greedy)[0]}
+    assert texts == {HFEngine(model).generate([prompt], greedy)[0][0].text}
+
+
+def bread() -> tuple:
+    from rlaif.records import Prompt
+
+    return Prompt.user("How do I keep bread from going stale?").messages
+
+
+# ---- generating
+
+
+@pytest.mark.parametrize("engine", ["hf", "plain"])
+def test_generate_says_what_it_counted(pairs: Path, model: str, engine: str) -> None:
+    found = bench(
+        "generate", "--model", model, "--pairs", str(pairs), "--n", "2", "--samples", "3",
+        "--max-new-tokens", "4", "--engine", engine, "--json",
+    )  # fmt: skip
+    assert (found["prompts"], found["samples"], found["engine"]) == (2, 3, engine)
+    assert 6 <= found["generated_tokens"] <= 24
+    assert found["tokens_per_s"] == pytest.approx(found["generated_tokens"] / found["seconds"])
+    assert found["prompts_per_s"] == pytest.approx(2 / found["seconds"])
+
+
+# ---- the machine
+
+
+def test_the_clock_counts_work_and_not_waiting() -> None:
+    clock = Clock(one_core=True)
+    time.sleep(0.2)
+    found = clock.read()
+    assert found["seconds"] < 0.15 < found["wall_seconds"]
+    assert Clock(one_core=False).read()["seconds"] >= 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of living children")
+def test_children_are_counted_alive_and_ended() -> None:
+    code = "import time; x = bytearray(60 << 20)\nwhile time.process_time() < 0.4: pass\nprint(1)"
+    before, memory = processor_seconds(), peak_rss_mib()
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"{code}\nimport sys; sys.stdout.flush(); sys.stdin.read()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdout is not None
+    child.stdout.readline()
+    alive = processor_seconds() - before
+    assert alive > 0.3
+    assert peak_rss_mib() > memory + 55
+    child.communicate()
+    assert processor_seconds() - before >= alive - 0.05
+
+
+def test_the_matmul_rate_is_of_this_machine() -> None:
+    assert 1e8 < matmul_rate("cpu", "float32", 1, seconds=0.01) < 1e13
+
+
+# ---- the script for GPUs
+
+
+def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "scripts/bench_gpu.py", *arguments], cwd=ROOT, text=True,
+        capture_output=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+
+
+def test_bench_gpu_runs_on_a_cpu_for_a_trial(pairs: Path, tmp_path: Path) -> None:
+    done = gpu("--smoke", "--pairs", str(pairs), "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert (row["shape"], row["engine"]) == ("smoke", "hf")
+    assert list(row["judge"]) == KEYS
+    assert row["generate"]["generated_tokens"] > 0
+    assert "smoke" in done.stdout
+
+
+def test_bench_gpu_says_that_it_needs_a_gpu(pairs: Path, tmp_path: Path) -> None:
+    done = gpu("--pairs", str(pairs), "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "needs a CUDA GPU" in done.stderr
+    assert "--smoke" in done.stderr
