@@ -15,7 +15,6 @@ help:
 	@echo "make test    run all tests that need no GPU"
 	@echo "make test-vllm  test the vLLM engine on its CPU build, in .venv-vllm (the first time: 4 GB)"
 	@echo "make check   ruff and mypy"
-	@echo "make test-vllm   the vLLM engine against vLLM's CPU build, in .venv-vllm (3.7 GB)"
 
 # The stamp depends on what decides the environment's contents, so a second call costs nothing.
 setup: $(VENV)/.ready

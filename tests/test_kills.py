@@ -80,6 +80,16 @@ def server(tmp_path: Path):  # type: ignore[no-untyped-def]
     server.process.kill()
 
 
+def wait_for_shards(run: Path, more: int, seconds: float) -> None:
+    """Until `more` shards of verdicts have come, or the run had time enough to end."""
+    start = time.monotonic()
+    before = len(list(run.glob("verdicts/*.parquet")))
+    while len(list(run.glob("verdicts/*.parquet"))) < before + more:
+        if time.monotonic() - start > 2 * seconds:
+            return
+        time.sleep(0.005)
+
+
 def rows_of(path: Path) -> list[dict[str, object]]:
     table = RunStore(path, read_only=True).table("verdicts").to_arrow()
     return sorted(table.to_pylist(), key=lambda row: str(row["key"]))
@@ -98,7 +108,8 @@ def test_killed_at_25_random_moments_ends_with_the_same_store(
     sizes = set()
     while killed < KILLS:
         child = server.start(command + "parts")
-        time.sleep(rng.uniform(0, seconds))
+        wait_for_shards(tmp_path / "parts", rng.randrange(6), seconds)
+        time.sleep(rng.uniform(0, seconds / 20))
         with suppress(ProcessLookupError):  # it was faster
             os.kill(child, signal.SIGKILL)
         code = server.end()

@@ -241,20 +241,27 @@ with tempfile.TemporaryDirectory() as folder, RunStore(folder) as run:
 print("ready", flush=True)
 """
 
-# 40 times: do what is missing of 1500 rows, two a shard as a stage does, until the kill.
+# 40 times: do what is missing of 4000 rows, two a shard as a stage does, until the kill.
 KILLS = """
 rng, killed = random.Random(11), 0
+def shards():
+    return len(list(Path(sys.argv[1], "verdicts").glob("*.parquet")))
+
 for _ in range(40):
     child = os.fork()
     if child == 0:
         with RunStore(sys.argv[1]) as run:
             table = run.table("verdicts")
             done = table.keys()
-            todo = [v for v in verdicts(1500) if v.key not in done]
+            todo = [v for v in verdicts(4000) if v.key not in done]
             for i in range(0, len(todo), 2):
                 table.append(todo[i : i + 2])
         os._exit(0)
-    time.sleep(rng.uniform(0, 0.06))
+    before = shards()
+    patient = rng.random() < 0.9
+    while patient and shards() == before:  # some kills strike before the first write
+        time.sleep(0.001)
+    time.sleep(rng.uniform(0, 0.02))
     os.kill(child, signal.SIGKILL)
     killed += os.waitpid(child, 0)[1] == signal.SIGKILL
 sys.exit(killed)
@@ -265,14 +272,14 @@ def test_40_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     process = start(WARM + KILLS, str(tmp_path))
     process.communicate()
     assert process.returncode >= 25
-    assert 0 < len(RunStore.open_readonly(tmp_path).table("verdicts")) < 1500
+    assert 0 < len(RunStore.open_readonly(tmp_path).table("verdicts")) < 4000
     with RunStore(tmp_path) as run:
         table = run.table("verdicts")
         assert not list(table.folder.glob(".*"))
         assert not (table.folder / "damaged").exists()
         done = table.keys()
-        table.append([v for v in verdicts(1500) if v.key not in done])
-        assert table.read() == verdicts(1500)
+        table.append([v for v in verdicts(4000) if v.key not in done])
+        assert table.read() == verdicts(4000)
 
 
 # Forks; each child dies at its nth call that changes the disk, before or after it. Exits with the
