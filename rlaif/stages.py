@@ -17,9 +17,17 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from rlaif.config import Config, EngineConfig, PromptsConfig, TrainConfig, to_yaml
+from rlaif.config import (
+    Config,
+    EngineConfig,
+    LoraConfig,
+    PPOConfig,
+    PromptsConfig,
+    TrainConfig,
+    to_yaml,
+)
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Engine, Sampling, load_engine
 from rlaif.errors import ConfigError, DataError
@@ -34,6 +42,10 @@ from rlaif.running import judging, make_judge, sampling
 from rlaif.sampling import completion_keys, make_pairs
 from rlaif.store import RunStore, write_json
 from rlaif.templates import Rendered
+
+if TYPE_CHECKING:
+    from rlaif.training.models import LoraSettings
+    from rlaif.training.scorers import Scorer
 
 READ_PAIRS = 1_024  # pairs read at a time
 POLICIES = ("dpo", "ppo")  # what training stages may leave in `models/`
@@ -562,6 +574,7 @@ def evaluate(run: Run) -> None:
     rates = {}
     with RunStore(run.store.path("evaluation"), command="evaluate") as store:
         samples, new_rows = _evaluation_samples(run, store, policies, prompts)
+        store.table("pairs").replace([])  # those of this evaluation, whatever stood here
         for name in names if config.winrate else ():
             rates[name] = _winrate(run, store, prompts, samples, name)
             write_json(run.store.path("evaluation", winrate_file(name)), rates[name])
@@ -623,7 +636,8 @@ def _winrate(
     judge, principles, orders = run.judge(), run.principles(), run.orders()
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
-        store.table("pairs").replace(pairs)
+        known = store.table("pairs").keys()
+        store.table("pairs").append([pair for pair in pairs if pair.id not in known])
         with run.reporter.progress("win rate", len(pairs)) as progress:
             run_judge(
                 pairs, judge, principles, store.table("verdicts"), orders=orders,

@@ -113,7 +113,11 @@ def run(
     if resolved.train.reward:
         steps.append(stages.train_reward)
     if resolved.train.dpo:
-        steps += [stages.train_dpo, stages.evaluate]
+        steps.append(stages.train_dpo)
+    if resolved.train.ppo:
+        steps.append(stages.train_ppo)
+    if resolved.train.dpo or resolved.train.ppo:
+        steps.append(stages.evaluate)
     execute(resolved, *steps, stages.report)
 
 
@@ -223,6 +227,31 @@ def train_dpo(
     from rlaif import stages
 
     execute(configure(config, out, overrides, {"policy.model": policy}), stages.train_dpo)
+
+
+@train.command("ppo")
+def train_ppo(
+    config: ConfigOption = None,
+    out: OutOption = None,
+    policy: PolicyOption = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(help="`model`, `judge`, a reward model's folder, or `module:function`."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Batches to sample and learn from.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Train the policy by PPO on a reward model, a live judge or a Python function.
+
+    Example: rlaif train ppo --out runs/demo --reward judge --steps 30
+    """
+    from rlaif import stages
+
+    named = {"policy.model": policy, "train.ppo.reward": reward, "train.ppo.steps": steps}
+    resolved = configure(config, out, overrides, named)
+    if resolved.train.ppo is None:
+        resolved = configure(config, out, overrides, {**named, "train.ppo": {}})
+    execute(resolved, stages.train_ppo)
 
 
 @evaluate.command("winrate")

@@ -28,6 +28,7 @@ class Row:
     uniforms: np.ndarray[Any, np.dtype[np.float64]]
     ids: list[int] = field(default_factory=list)
     finish_reason: str = ""
+    logprobs: list[float] = field(default_factory=list)
 
 
 def uniforms(ids: Ids, sample: int, seed: int, count: int) -> np.ndarray[Any, Any]:
@@ -65,10 +66,12 @@ def decode_batch(
     pad: int,
     eos: frozenset[int],
     ends: Callable[[list[int]], bool],
+    logprobs: bool = False,
 ) -> list[Row]:
     """All samples of a batch of prompts, `sampling.n` rows a prompt, in order.
 
     `room` is the context length; `ends(ids)` says whether the text so far holds a stop string.
+    `logprobs` also keeps each token's log-probability at the temperature, before `top_p`.
     """
     device = model.device
     width = max(map(len, prompts))
@@ -102,6 +105,11 @@ def decode_batch(
     for step in range(max(limits)):
         u = torch.tensor([row.uniforms[step] for row in live], dtype=torch.float64)
         chosen = choose(logits, u.to(device), sampling.temperature, sampling.top_p)
+        if logprobs:
+            heat = logits / (sampling.temperature or 1.0)
+            picked = heat.gather(-1, chosen[:, None])[:, 0] - heat.logsumexp(-1)
+            for row, value in zip(live, picked.tolist(), strict=True):
+                row.logprobs.append(value)
         for row, token in zip(live, chosen.tolist(), strict=True):
             row.ids.append(token)
             if token in eos or ends(row.ids):

@@ -8,7 +8,8 @@
                   "dpo": {"traits": {…}, "legal", "kl", "win_rate": {"value", "low", "high"}}},
      "seconds": {"sample", "label", "reward", "dpo", "evaluate", "total"}}
 
-A number that the run does not have is null; shares are in [0, 1], KL in nats.
+`policies` and `seconds` also have "ppo" where it was run, in the shape of "dpo". A number that the
+run does not have is null; shares are in [0, 1], KL in nats.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.evaluation.metrics import expected_calibration_error
-from rlaif.report.data import Json, Run, number
+from rlaif.report.data import Json, Run, number, read_json
 from rlaif.report.labels import Floats, agreement, mean
 from rlaif.store import write_json
 
@@ -41,11 +42,8 @@ def summarise(run: Run) -> Json:
         "reward_model": {"accuracy": _reward_accuracy(run)},
         "policies": {
             "base": _policy(run, "base"),
-            "dpo": {
-                **_policy(run, "dpo"),
-                "kl": number((run.policies.get("dpo") or {}).get("kl")),
-                "win_rate": {k: number(run.win_rate.get(k)) for k in ("value", "low", "high")},
-            },
+            "dpo": _trained(run, "dpo", run.win_rate),
+            **({"ppo": _trained(run, "ppo", _ppo_rate(run))} if "ppo" in run.policies else {}),
         },
         "seconds": _seconds(run),
     }
@@ -98,7 +96,20 @@ def _policy(run: Run, name: str) -> Json:
     return {"traits": traits, "legal": number(found.get("legal"))}
 
 
+def _trained(run: Run, name: str, rate: Json) -> Json:
+    return {
+        **_policy(run, name),
+        "kl": number((run.policies.get(name) or {}).get("kl")),
+        "win_rate": {k: number(rate.get(k)) for k in ("value", "low", "high")},
+    }
+
+
+def _ppo_rate(run: Run) -> Json:
+    return read_json(run.path / "evaluation" / "winrate-ppo.json") or {}
+
+
 def _seconds(run: Run) -> Json:
-    seconds = {name: number((run.stages.get(name) or {}).get("seconds")) for name in STAGES}
+    names = [*STAGES, *(["ppo"] if "ppo" in run.stages else [])]
+    seconds = {name: number((run.stages.get(name) or {}).get("seconds")) for name in names}
     known = [s for s in seconds.values() if s is not None]
     return {**seconds, "total": sum(known) if known else None}

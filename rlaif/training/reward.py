@@ -280,6 +280,12 @@ def _result(folder: Path, metrics: dict[str, Any]) -> RewardResult:
     return RewardResult(folder, metrics["steps"], metrics["seconds"], accuracy, metrics)
 
 
+def read_normalisation(folder: Path) -> Normalisation:
+    """What lies in a reward model's folder; nothing is changed where nothing does."""
+    file = folder / NORMALISATION
+    return Normalisation(**(json.loads(file.read_text("utf-8")) if file.is_file() else {}))
+
+
 class RewardModel:
     """A trained reward model, ready to score. `rewards` are normalised by its `reward.json`."""
 
@@ -293,9 +299,7 @@ class RewardModel:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._loaded.model.to(device).eval()
         self._batch_tokens = batch_tokens
-        file = folder / NORMALISATION
-        stored = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-        self.normalisation = Normalisation(**stored)
+        self.normalisation = read_normalisation(folder)
 
     def _check_head(self, path: str) -> None:
         if any("no reward head" in note for note in self._loaded.notes):

@@ -1,0 +1,177 @@
+"""The policy, the fixed reference and the value function of PPO, over the states of a part.
+
+One pass through the trunk serves policy and value where they share it. The head of the language
+model, the dearest part of a small one, sees only the states of completions: no prompt, no padding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlaif.errors import TrainingError
+from rlaif.resources import model_path
+from rlaif.training.losses import token_logprobs
+from rlaif.training.models import Loaded, LoraSettings, add_lora, load_reward
+from rlaif.training.ppo_losses import categorical_entropy
+from rlaif.training.reward import Normalisation, read_normalisation
+from rlaif.training.rollout import Part
+
+Value = Literal["shared", "separate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the networks say of N states: log-probability of the token chosen, value, entropy.
+
+    Where no token was chosen, in the state after the end, `logp` and `entropy` are 0.
+    """
+
+    logp: Tensor
+    values: Tensor
+    entropy: Tensor
+
+
+class SharedCritic(nn.Module):
+    """V = w·h + b on the policy's own last hidden state; 0 before training."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, part: Part, hidden: Tensor) -> Tensor:
+        del part
+        values: Tensor = self.head(hidden)[:, 0]
+        return values
+
+
+class SeparateCritic(nn.Module):
+    """A model of its own, its head at every state: a reward model's, or one that begins at 0.
+
+    From a reward model, values start as its normalised rewards of what is written so far.
+    """
+
+    def __init__(self, name: str, lora: LoraSettings | None) -> None:
+        super().__init__()
+        loaded = load_reward(name)
+        if "score" not in loaded.model._modules:
+            raise TrainingError(f"{name}: a value model needs a decoder with a `score` head")
+        self.scale = Normalisation()
+        if any("no reward head" in note for note in loaded.notes):
+            nn.init.zeros_(loaded.model.score.weight)
+        else:
+            self.scale = read_normalisation(Path(model_path(name)))
+        inner = loaded.model
+        if lora is not None:
+            add_lora(loaded, lora, "reward")
+        self.model = loaded.model
+        self._inner = [inner]  # in a list: registered once, as `model`
+
+    def forward(self, part: Part, hidden: Tensor) -> Tensor:
+        del hidden  # the policy's
+        inner = self._inner[0]
+        trunk = getattr(inner, inner.base_model_prefix)
+        own = trunk(input_ids=part.ids, use_cache=False).last_hidden_state
+        picked = own.reshape(-1, own.shape[-1]).index_select(0, part.where)
+        values: Tensor = inner.score(picked)[:, 0]
+        return self.scale.gain * values.float() + self.scale.bias
+
+
+class ActorCritic:
+    """Policy, reference and values. Log-probabilities are those of logits over the temperature."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        device: str,
+        *,
+        temperature: float,
+        value: Value = "shared",
+        value_model: str | None = None,
+        lora: LoraSettings | None = None,
+        bf16: bool = False,
+    ) -> None:
+        loaded.model.to(device)
+        self.loaded, self.temperature = loaded, temperature
+        self._frozen = None if lora else copy.deepcopy(loaded.model).requires_grad_(False).eval()
+        if lora is not None:
+            add_lora(loaded, lora, "policy")
+        self.policy = loaded.model
+        self.critic: nn.Module
+        if value == "shared":
+            self.critic = SharedCritic(self.policy.get_output_embeddings().in_features)
+        else:
+            self.critic = SeparateCritic(value_model or loaded.source, lora)
+        self.critic.to(device)
+        self.policy.train()  # dropout is off; gradient checkpointing asks for it
+        self._autocast: Any = (
+            (lambda: torch.autocast(self.policy.device.type, torch.bfloat16))
+            if bf16
+            else nullcontext
+        )
+
+    @property
+    def device(self) -> Any:
+        return self.policy.device
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        both = nn.ModuleDict({"policy": self.policy, "critic": self.critic})
+        return {name: p for name, p in both.named_parameters() if p.requires_grad}
+
+    def outcome(self, part: Part, *, entropy: bool) -> Outcome:
+        """Policy and values of a part, differentiable; without `entropy` that is 0."""
+        with self._autocast():
+            logits, hidden = at_states(self.policy, part)
+            values = self.critic(part, hidden.float())
+        heat = logits.float() / self.temperature
+        logp = token_logprobs(heat, part.tokens) * part.acts
+        uncertain = categorical_entropy(heat) * part.acts if entropy else torch.zeros_like(logp)
+        return Outcome(logp, values, uncertain)
+
+    @torch.no_grad()
+    def reference_logp(self, part: Part) -> Tensor:
+        """log π_ref of the tokens chosen, (N,): the frozen copy, or the policy without adapters."""
+        with self._autocast(), self.reference() as model:
+            logits, _ = at_states(model, part)
+        return token_logprobs(logits.float() / self.temperature, part.tokens) * part.acts
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[Any]:
+        """The model as it was before training."""
+        if self._frozen is not None:
+            yield self._frozen
+        else:
+            with self.policy.disable_adapter():
+                yield self.policy
+
+
+def at_states(model: Any, part: Part) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) and last hidden states (N, d) of a part's states.
+
+    Padding stands right of every token, so causal attention alone keeps it out. The head's input is
+    cut down before the head, so scaling and soft-capping after it still happen.
+    """
+    kept: list[Tensor] = []
+
+    def cut(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]  # (b, S, d)
+        kept.append(hidden.reshape(-1, hidden.shape[-1]).index_select(0, part.where))
+        return (kept[0][None], *args[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(cut)
+    try:
+        logits: Tensor = model(input_ids=part.ids, use_cache=False).logits[0]
+    finally:
+        hook.remove()
+    return logits, kept[0]

@@ -1,0 +1,401 @@
+"""PPO on language models (Ziegler et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022).
+
+`PPO.step` is the algorithm; `rlaif.training.ppo_run` is the run around it. REINFORCE with a learned
+baseline and A2C are settings of the same loop: one update a batch, and the score function's
+gradient in place of the clipped ratio.
+
+Log-probabilities of a rollout are computed anew by the training's own forward pass, in the very
+parts of the first epoch, so that its first ratio is exactly 1: a decoder with a cache rounds
+otherwise, and the values need that pass anyway. How far the two are apart is in the journal.
+
+Everything random is drawn from (seed, step, …), never from a state, so that resuming needs no more
+than weights, optimiser, β and the number of steps done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlaif.engines.tokens import Ids
+from rlaif.errors import ConfigError, TrainingError, nearest
+from rlaif.records import Prompt, content_id
+from rlaif.training.actor_critic import ActorCritic, Value
+from rlaif.training.data import pad
+from rlaif.training.losses import token_logprobs
+from rlaif.training.models import LoraSettings
+from rlaif.training.ppo_losses import (
+    Estimator,
+    KLController,
+    approx_kl,
+    clipped_policy_loss,
+    clipped_value_loss,
+    gae,
+    k3,
+    score_function_loss,
+    token_rewards,
+    whiten,
+)
+from rlaif.training.rollout import Episode, Part, Sampler, make_parts, plan_update
+from rlaif.training.scorers import Scorer
+
+Algorithm = Literal["ppo", "a2c", "reinforce"]
+ALGORITHMS: tuple[Algorithm, ...] = ("ppo", "a2c", "reinforce")
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmLimits:
+    """Limits whose crossing is told; None turns an alarm off."""
+
+    kl: float | None = 20.0  # most nats an episode, to the reference
+    entropy: float | None = 0.2  # least share of the first step's entropy a token
+    length: float | None = 2.0  # most times longer or shorter than in the first step
+    ended: float | None = 0.5  # least share of completions that end by themselves
+
+
+@dataclass(frozen=True, slots=True)
+class PPOSettings:
+    """All that decides what is learnt, beside model, prompts and scorer."""
+
+    steps: int = 1_000
+    batch_size: int = 64  # episodes a step
+    samples: int = 1  # of them with the same prompt
+    epochs: int = 4  # over the episodes of a step; 1 for a2c and reinforce
+    minibatches: int = 4  # optimiser steps an epoch; 1 for a2c and reinforce
+    algorithm: Algorithm = "ppo"
+    learning_rate: float = 3e-6  # at first; it falls linearly to 0
+    value_learning_rate: float | None = None  # of what only values use; None: the same
+    beta: float = 0.05
+    target_kl: float | None = None  # nats an episode; None keeps β fixed
+    horizon: int = 10_000  # episodes
+    kl_estimator: Estimator = "k1"
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1
+    entropy_weight: float = 0.0
+    ptx_weight: float = 0.0
+    whiten_rewards: bool = False
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    no_end_score: float | None = -1.0  # in place of the score of what never ended; None keeps it
+    max_grad_norm: float = 1.0
+    value: Value = "shared"
+    value_model: str | None = None
+    lora: LoraSettings | None = None
+    bf16: bool = False
+    seed: int = 0
+    alarms: AlarmLimits = field(default_factory=AlarmLimits)
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            near = nearest(self.algorithm, ALGORITHMS)
+            raise ConfigError(f"unknown algorithm '{self.algorithm}'.{near}")
+        if self.algorithm != "ppo" and (self.epochs, self.minibatches) != (1, 1):
+            raise ConfigError(
+                f"{self.algorithm} learns once from a batch, as it has no ratio to correct for "
+                f"a policy that has moved: set epochs and minibatches to 1, not {self.epochs} and "
+                f"{self.minibatches}"
+            )
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
+        if min(self.steps, self.batch_size, self.samples, self.epochs, self.minibatches) < 1:
+            raise ConfigError("steps, batch_size, samples, epochs and minibatches are at least 1")
+        for name in ("samples", "minibatches"):
+            n = getattr(self, name)
+            if self.batch_size % n:
+                raise ConfigError(f"batch_size {self.batch_size} is not a multiple of {name} {n}")
+
+    @property
+    def score_weight(self) -> float:
+        """RLAIF's REINFORCE weighs the score 1 − β (Lee et al. 2023)."""
+        return 1 - self.beta if self.algorithm == "reinforce" else 1.0
+
+    @property
+    def trace(self) -> float:
+        """λ; REINFORCE's advantage is the whole return less the baseline, which is λ = 1."""
+        return 1.0 if self.algorithm == "reinforce" else self.lam
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What policy, reference and values said when the episodes were sampled, (B, T) each."""
+
+    logp: Tensor
+    reference: Tensor
+    values: Tensor
+    entropy: Tensor
+    acts: Tensor  # 1 where a token was chosen
+    states: Tensor  # 1 where there is a value: one further than `acts` after an end token
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log π − log π_ref; 0 where no token was chosen."""
+        return self.logp - self.reference
+
+
+class PPO:
+    """The algorithm over networks, a sampler and a scorer.
+
+    `ptx` are token sequences whose likelihood is held up beside the reward (PPO-ptx, Ouyang et al.
+    2022, eq. 2), with `ptx_weight`.
+    """
+
+    def __init__(
+        self,
+        nets: ActorCritic,
+        sampler: Sampler,
+        scorer: Scorer,
+        settings: PPOSettings,
+        ptx: Sequence[Ids] = (),
+    ) -> None:
+        self.nets, self.sampler, self.scorer = nets, sampler, scorer
+        self.settings, self.ptx = settings, ptx
+        self.kl = KLController(settings.beta, settings.target_kl, settings.horizon)
+        self.parameters = nets.trainable()
+        rate, own = settings.learning_rate, settings.value_learning_rate
+        self._rates = (rate, rate if own is None else own)
+        groups = [
+            {"params": [p for name, p in self.parameters.items() if name.startswith(part)]}
+            for part in ("policy.", "critic.")
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr=rate, eps=1e-5)
+        if settings.ptx_weight and not ptx:
+            raise ConfigError("ptx_weight is above 0, but there are no ptx sequences")
+
+    def step(self, index: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Samples completions of the prompts, and learns from what they score."""
+        s, meter = self.settings, Meter()
+        episodes, scores = self.rollout(index, prompts, meter)
+        plan = self.plan(index, episodes)
+        old = self.experience(episodes, plan[0])
+        rewards = token_rewards(
+            scores, old.log_ratio, old.states, self.kl.beta,
+            estimator=s.kl_estimator, score_weight=s.score_weight,
+        )  # fmt: skip
+        if s.whiten_rewards:
+            rewards = whiten(rewards, old.states, shift_mean=False)
+        advantages, returns = gae(rewards, old.values, s.gamma, s.trace)
+        meter.batch(episodes, scores, old, returns, self.kl.beta)
+        advantages = whiten(advantages, old.acts)
+        for epoch in plan:
+            for minibatch in epoch:
+                for part in minibatch:
+                    self.backward(part, minibatch, old, advantages, returns, meter)
+                self.update(index, meter)
+        self.kl.update(meter.facts["kl"], len(episodes))
+        return meter.result()
+
+    # ---- gather
+
+    def rollout(
+        self, index: int, prompts: Sequence[Prompt], meter: Meter
+    ) -> tuple[list[Episode], Tensor]:
+        """Completions and their scores (B,). Those on which the scorer abstains are left out.
+
+        A completion that never ended gets `no_end_score` unasked (the EOS trick).
+        """
+        s = self.settings
+        seed = int(content_id("rollout", s.seed, index)[:15], 16)
+        sampled = self.sampler.sample(self.nets.policy, prompts, seed, s.samples)
+        asked = [e.ended or s.no_end_score is None for e in sampled]
+        found = iter(
+            score_all(self.scorer, [e for e, ask in zip(sampled, asked, strict=True) if ask])
+        )
+        scores = [next(found) if ask else s.no_end_score for ask in asked]
+        kept = [(e, x) for e, x in zip(sampled, scores, strict=True) if x is not None]
+        meter.facts["ended"] = sum(e.ended for e in sampled) / len(sampled)
+        meter.facts["abstained"] = len(sampled) - len(kept)
+        if not kept:
+            raise TrainingError(
+                f"none of the {len(sampled)} completions of step {index + 1} has a score: the "
+                "scorer abstained on all of them. Look at what it is asked"
+            )
+        values = torch.tensor([x for _, x in kept], device=self.nets.device)
+        if not torch.isfinite(values).all():
+            raise TrainingError(f"a score of step {index + 1} is not finite: {values.tolist()}")
+        return [e for e, _ in kept], values
+
+    def plan(self, index: int, episodes: Sequence[Episode]) -> list[list[list[Part]]]:
+        """The parts of every minibatch of every epoch; each epoch is shuffled anew."""
+        s = self.settings
+        rows = plan_update(
+            [len(e.sequence) for e in episodes],
+            epochs=s.epochs,
+            minibatches=s.minibatches,
+            seed=(s.seed, index),
+            device=self.nets.device.type,
+        )
+        filler = self.nets.loaded.filler
+        return [
+            [make_parts(episodes, m, filler, self.nets.device) for m in epoch] for epoch in rows
+        ]
+
+    @torch.no_grad()
+    def experience(self, episodes: Sequence[Episode], epoch: list[list[Part]]) -> Experience:
+        """log π, log π_ref and V of every state, computed in the parts of the first epoch."""
+        B, T = len(episodes), max(e.states for e in episodes)
+        table = torch.zeros(6, B * T, device=self.nets.device)
+        for part in (part for minibatch in epoch for part in minibatch):
+            now = self.nets.outcome(part, entropy=True)
+            reference = self.nets.reference_logp(part)
+            ones = torch.ones_like(now.values)
+            rows = (now.logp, reference, now.values, now.entropy, part.acts, ones)
+            table[:, part.index] = torch.stack([row.float() for row in rows])
+        return Experience(*table.view(6, B, T))
+
+    # ---- learn
+
+    def backward(
+        self,
+        part: Part,
+        minibatch: Sequence[Part],
+        old: Experience,
+        advantages: Tensor,
+        returns: Tensor,
+        meter: Meter,
+    ) -> None:
+        """Adds the gradient of a part's share in its minibatch's mean loss.
+
+        Policy losses are means over tokens, value losses over states, of the whole minibatch.
+        """
+        s = self.settings
+        acts, states = sum(p.n_acts for p in minibatch), sum(len(p.index) for p in minibatch)
+        new = self.nets.outcome(part, entropy=s.entropy_weight > 0)
+        then, V, A, R = (
+            x.reshape(-1)[part.index] for x in (old.logp, old.values, advantages, returns)
+        )
+        if s.algorithm == "ppo":
+            policy, clipped = clipped_policy_loss(new.logp, then, A, s.clip)
+        else:
+            policy, clipped = score_function_loss(new.logp, A), torch.zeros_like(A)
+        policy_loss = (policy * part.acts).sum() / acts
+        value_loss = clipped_value_loss(new.values, V, R, s.value_clip).sum() / states
+        loss = policy_loss + s.value_weight * value_loss
+        if s.entropy_weight:
+            loss = loss - s.entropy_weight * new.entropy.sum() / acts
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            meter.add("policy_loss", policy_loss)
+            meter.add("value_loss", value_loss)
+            meter.add("approx_kl", (approx_kl(new.logp, then) * part.acts).sum() / acts)
+            meter.add("clip_fraction", (clipped * part.acts).sum() / acts)
+            meter.ratio((new.logp - then).exp())
+
+    def update(self, index: int, meter: Meter) -> None:
+        """An Adam step at a learning rate that falls linearly to 0 over the run."""
+        s = self.settings
+        if s.ptx_weight:
+            self.hold(index, meter)
+        left = 1 - index / s.steps
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * left
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), s.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise TrainingError(
+                f"the gradient is not finite at step {index + 1} of {s.steps}: lower the learning "
+                "rate, or train in float32"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        meter.add("grad_norm", norm)
+        meter.facts["learning_rate"] = s.learning_rate * left
+        meter.next_minibatch()
+
+    def hold(self, index: int, meter: Meter) -> None:
+        """PPO-ptx: adds the gradient of −ptx_weight·log π a token of some ptx sequences.
+
+        As many as a minibatch has episodes.
+        """
+        s = self.settings
+        draw = np.random.default_rng([s.seed, index, meter.minibatches])
+        rows = draw.integers(len(self.ptx), size=s.batch_size // s.minibatches)
+        ids, mask = (x.to(self.nets.device) for x in pad([self.ptx[i] for i in rows], 0))
+        logits = self.nets.policy(input_ids=ids, use_cache=False).logits[:, :-1]
+        logp = token_logprobs(logits, ids[:, 1:]) * mask[:, 1:]
+        loss = -logp.sum() / mask[:, 1:].sum()
+        (s.ptx_weight * loss).backward()
+        meter.add("ptx_loss", loss.detach())
+
+
+def score_all(scorer: Scorer, episodes: Sequence[Episode]) -> list[float | None]:
+    """One score an episode, in order."""
+    if not episodes:
+        return []
+    prompts, texts = [e.prompt for e in episodes], [e.text for e in episodes]
+    return scorer.score(prompts, texts, [e.ended for e in episodes])
+
+
+class Meter:
+    """What a step has to tell: facts of its batch, and means over its minibatches.
+
+    `first_ratio_gap` is the largest |ρ − 1| of the first minibatch, which is 0 if rollout and
+    training agree on every log-probability to the last bit.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.minibatches = 0
+        self._sums: dict[str, list[Tensor]] = defaultdict(list)
+        self._gaps: list[Tensor] = []
+
+    def batch(
+        self,
+        episodes: Sequence[Episode],
+        scores: Tensor,
+        old: Experience,
+        returns: Tensor,
+        beta: float,
+    ) -> None:
+        """Facts of the episodes before learning. KL is in nats an episode, entropy in a token."""
+        n, seen = len(episodes), old.states.bool()
+        kl = old.log_ratio.sum(1)
+        sampled = [torch.from_numpy(e.logprobs) for e in episodes]
+        error = returns[seen] - old.values[seen]
+        pairs = zip(old.logp.cpu().double(), sampled, strict=True)
+        self.facts |= {
+            "kl": kl.mean().item(),
+            "kl_k3": (k3(old.log_ratio).sum() / n).item(),
+            "score": scores.mean().item(),
+            "score_std": scores.std(correction=0).item(),
+            "reward": (scores - beta * kl).mean().item(),
+            "beta": beta,
+            "entropy": (old.entropy.sum() / old.acts.sum()).item(),
+            "length": old.acts.sum().item() / n,
+            "value": old.values[seen].mean().item(),
+            "explained_variance": 1 - (error.var() / returns[seen].var().clamp_min(1e-8)).item(),
+            "rollout_gap": max(float((row[: len(x)] - x).abs().max()) for row, x in pairs),
+        }
+
+    def add(self, name: str, value: Tensor) -> None:
+        """A minibatch's mean, or a part's share of it."""
+        self._sums[name].append(value)
+
+    def ratio(self, ratio: Tensor) -> None:
+        if self.minibatches == 0:
+            self._gaps.append((ratio - 1).abs().max())
+
+    def next_minibatch(self) -> None:
+        if self.minibatches == 0:
+            self.facts["first_approx_kl"] = math.fsum(x.item() for x in self._sums["approx_kl"])
+        self.minibatches += 1
+
+    def result(self) -> dict[str, Any]:
+        """Facts and means as numbers."""
+        means = {
+            name: torch.stack(values).sum().item() / self.minibatches
+            for name, values in self._sums.items()
+        }
+        gap = torch.stack(self._gaps).max().item()
+        return self.facts | means | {"first_ratio_gap": gap}

@@ -1,0 +1,260 @@
+"""A run of PPO: prompts in, a policy out, with checkpoints, a journal and alarms.
+
+A killed run goes on from its last checkpoint and, on one device, ends with the same weights bit for
+bit: what is drawn depends on the step, and the scores on their completions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlaif.engines.checkpoint import model_folder
+from rlaif.engines.fingerprint import folder_fingerprint
+from rlaif.engines.tokens import Ids
+from rlaif.errors import ConfigError, TrainingError
+from rlaif.records import Prompt, content_id
+from rlaif.resources import model_path
+from rlaif.training.actor_critic import ActorCritic
+from rlaif.training.loop import (
+    CHECKPOINTS,
+    JOURNAL,
+    Journal,
+    OnLog,
+    finish,
+    last_checkpoint,
+    prepare,
+)
+from rlaif.training.models import load_policy, save_model, write_json
+from rlaif.training.ppo import PPO, AlarmLimits, PPOSettings
+from rlaif.training.rollout import Sampler
+from rlaif.training.scorers import Scorer
+
+TRAINER = "trainer.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class PPOResult:
+    """Where the policy lies, and how training went. `metrics` is what metrics.json holds."""
+
+    path: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, Any]
+
+
+def train_ppo(
+    prompts: Sequence[Prompt],
+    model: str,
+    out: str | Path,
+    scorer: Scorer,
+    settings: PPOSettings | None = None,
+    *,
+    ptx: Sequence[Ids] = (),
+    device: str = "auto",
+    checkpoint_every: int = 20,
+    resume: bool = True,
+    on_log: OnLog | None = None,
+) -> PPOResult:
+    """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
+
+    Every pass over the prompts is in an order of its own. `ptx` are token sequences of
+    demonstrations or plain text, for `ptx_weight`. `on_log` gets each step's line of
+    `training.jsonl`, whose `alarms` say what has gone wrong; without it they are warned of.
+    `checkpoint_every` steps are what a kill can cost at most; with `resume` a finished run returns
+    at once.
+    """
+    settings, folder = settings or PPOSettings(), Path(out)
+    _one_process()
+    done = prepare(folder, _run_key(prompts, model, scorer, settings, ptx), resume)
+    if done is not None:
+        return PPOResult(folder, done["steps"], done["seconds"], done)
+
+    loaded = load_policy(model, half=settings.bf16 and settings.lora is not None)
+    sampler = Sampler(
+        loaded, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens
+    )
+    kept = [prompt for prompt in prompts if sampler.fits(prompt)]
+    if len(kept) * settings.samples < settings.batch_size:
+        raise TrainingError(
+            f"{len(kept)} of {len(prompts)} prompts fit the context with {settings.max_new_tokens} "
+            f"tokens of completion; a step takes {settings.batch_size // settings.samples}"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)  # of fresh adapters
+        nets = ActorCritic(
+            loaded,
+            _device(device),
+            temperature=settings.temperature,
+            value=settings.value,
+            value_model=settings.value_model,
+            lora=settings.lora,
+            bf16=settings.bf16,
+        )
+    ppo = PPO(nets, sampler, scorer, settings, ptx)
+    journal = _run(ppo, kept, folder, checkpoint_every, on_log)
+    save_model(loaded, folder, lora=settings.lora is not None, merge=True)
+    metrics = {
+        **summary(journal.lines),
+        "prompts": len(kept),
+        "refused": {"too_long": len(prompts) - len(kept)},
+        "notes": loaded.notes,
+        "settings": settings.as_dict(),
+    }
+    metrics = finish(folder, metrics)
+    return PPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
+
+
+def _run(
+    ppo: PPO, prompts: Sequence[Prompt], out: Path, checkpoint_every: int, on_log: OnLog | None
+) -> Journal:
+    """All steps that are not yet done."""
+    settings = ppo.settings
+    checkpoint = last_checkpoint(out)
+    start = 0 if checkpoint is None else restore(ppo, checkpoint)
+    journal = Journal(out / JOURNAL, checkpoint, settings.steps, 1, on_log)
+    told = {name for line in journal.lines for name in line["alarms"]}
+    for index in range(start, settings.steps):
+        count = settings.batch_size // settings.samples
+        facts = ppo.step(index, prompts_of_step(prompts, index, count, settings.seed))
+        first = journal.lines[0] if journal.lines else facts
+        facts["alarms"] = find_alarms(facts, first, settings.alarms)
+        if on_log is None:
+            for name in facts["alarms"].keys() - told:
+                warnings.warn(f"PPO step {index + 1}: {facts['alarms'][name]}", stacklevel=3)
+        told |= facts["alarms"].keys()
+        journal.write(index + 1, facts)
+        if (index + 1) % checkpoint_every == 0 and index + 1 < settings.steps:
+            save(ppo, index + 1, out)
+    if start == settings.steps:
+        raise TrainingError(f"{out}: a checkpoint of the last step is no checkpoint of ours")
+    return journal
+
+
+def prompts_of_step(prompts: Sequence[Prompt], index: int, count: int, seed: int) -> list[Prompt]:
+    """`count` prompts of the endless stream of shuffled passes over all of them."""
+    order: list[int] = []
+    for turn in range(index * count // len(prompts), ((index + 1) * count - 1) // len(prompts) + 1):
+        order += np.random.default_rng([seed, turn]).permutation(len(prompts)).tolist()
+    begin = index * count % len(prompts)
+    return [prompts[i] for i in order[begin : begin + count]]
+
+
+def find_alarms(
+    facts: dict[str, Any], first: dict[str, Any], limits: AlarmLimits
+) -> dict[str, str]:
+    """What has gone wrong by this step, by name. `first` is the run's first step."""
+    found = {}
+    if limits.kl is not None and facts["kl"] > limits.kl:
+        found["kl"] = (
+            f"the KL to the reference is {facts['kl']:.1f} nats an episode, above {limits.kl:g}: "
+            "raise beta, or set target_kl"
+        )
+    if limits.entropy is not None and facts["entropy"] < limits.entropy * first["entropy"]:
+        found["entropy"] = (
+            f"the entropy fell to {facts['entropy']:.3f} nats a token from {first['entropy']:.3f}: "
+            "the policy says ever the same. Raise beta or entropy_weight, or lower learning_rate"
+        )
+    drift = facts["length"] / first["length"]
+    if limits.length is not None and not 1 / limits.length <= drift <= limits.length:
+        found["length"] = (
+            f"completions have {facts['length']:.1f} tokens on average, at first "
+            f"{first['length']:.1f}: look whether length is what is rewarded"
+        )
+    if limits.ended is not None and facts["ended"] < limits.ended:
+        found["ended"] = (
+            f"only {facts['ended']:.0%} of completions end by themselves: raise max_new_tokens, or "
+            "lower no_end_score"
+        )
+    return found
+
+
+def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Steps, seconds, what was abstained on, alarms, and the means over the last tenth."""
+    last = lines[-max(1, len(lines) // 10) :]
+    skip = {"step", "total_steps", "epoch", "seconds", "learning_rate", "abstained", "alarms"}
+    means = {k: math.fsum(x[k] for x in last) / len(last) for k in last[0] if k not in skip}
+    alarms = Counter(name for line in lines for name in line["alarms"])
+    texts = {name: text for line in reversed(lines) for name, text in line["alarms"].items()}
+    return {
+        "steps": lines[-1]["step"],
+        "seconds": lines[-1]["seconds"],
+        "abstained": sum(line["abstained"] for line in lines),
+        "alarms": {name: {"steps": n, "first": texts[name]} for name, n in alarms.items()},
+        **means,
+    }
+
+
+# ---- checkpoints
+
+
+def save(ppo: PPO, step: int, out: Path) -> None:
+    """Weights that learn, optimiser and β, written aside and renamed; older ones are dropped."""
+    root = out / CHECKPOINTS
+    aside = root / ".writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    state = {
+        "weights": {name: p.detach() for name, p in ppo.parameters.items()},
+        "optimizer": ppo.optimizer.state_dict(),
+        "beta": ppo.kl.beta,
+    }
+    with (aside / TRAINER).open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    write_json(aside / "trainer_state.json", {"global_step": step})
+    older = [p for p in root.glob("checkpoint-*") if p.name != f"checkpoint-{step}"]
+    shutil.rmtree(root / f"checkpoint-{step}", ignore_errors=True)
+    aside.rename(root / f"checkpoint-{step}")
+    for folder in older:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def restore(ppo: PPO, checkpoint: Path) -> int:
+    """Puts a checkpoint's state into `ppo`; returns the steps done."""
+    state = torch.load(checkpoint / TRAINER, map_location=ppo.nets.device, weights_only=True)
+    with torch.no_grad():
+        for name, parameter in ppo.parameters.items():
+            parameter.copy_(state["weights"][name])
+    ppo.optimizer.load_state_dict(state["optimizer"])
+    ppo.kl.beta = state["beta"]
+    return int(json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["global_step"])
+
+
+def _run_key(
+    prompts: Sequence[Prompt],
+    model: str,
+    scorer: Scorer,
+    settings: PPOSettings,
+    ptx: Sequence[Ids],
+) -> str:
+    """Hash of all that decides the weights; alarms only look on."""
+    chosen = settings.as_dict()
+    del chosen["alarms"]
+    value = chosen["value_model"]
+    models = [folder_fingerprint(model_folder(model_path(m))) for m in (model, value) if m]
+    ids = [p.id for p in prompts]
+    return content_id("ppo", models, ids, scorer.key, chosen, [row.tolist() for row in ptx])
+
+
+def _device(device: str) -> str:
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("PPO runs in one process: start it without `accelerate launch`")

@@ -1,0 +1,203 @@
+"""Rollouts: completions of the live policy, and the plan of the minibatches that learn from them.
+
+The engine's own decoding loop samples them, so that a completion depends on its prompt, the seed
+and its number only. A completion ends at its first end token, which is its last token.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlaif.engines.base import Sampling
+from rlaif.engines.checkpoint import end_tokens
+from rlaif.engines.decoding import decode_batch
+from rlaif.engines.tokens import Encoder, Ids
+from rlaif.records import Prompt
+from rlaif.templates import Rendered
+from rlaif.training.data import pad
+from rlaif.training.forward import BATCH_TOKENS
+from rlaif.training.models import Loaded
+
+DECODE_TOKENS = {"cpu": 16_384, "cuda": 262_144}  # prompt and completion tokens of one batch
+# What a forward and backward pass costs beside its tokens, counted in tokens: below it, padding is
+# cheaper than one pass more.
+PASS_OVERHEAD = {"cpu": 64, "cuda": 4_096}
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A prompt and what the policy said to it. `logprobs` (L,) are those of its sampling."""
+
+    prompt: Prompt
+    prompt_ids: Ids
+    ids: Ids  # (L,), the end token included
+    text: str
+    ended: bool  # by an end token or a stop string; else a limit cut it
+    logprobs: NDArray[np.float64]
+
+    @property
+    def sequence(self) -> Ids:
+        """All tokens, those of the prompt first."""
+        return np.concatenate([self.prompt_ids, self.ids])
+
+    @property
+    def states(self) -> int:
+        """States that have a value: those before each token, and that after the end."""
+        return len(self.ids) + self.ended
+
+
+class Sampler:
+    """Samples completions from a model that may change between calls."""
+
+    def __init__(self, loaded: Loaded, *, temperature: float, max_new_tokens: int) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `Loaded.notes` says it
+            self.encoder = Encoder(loaded.tokenizer)
+        self._eos = end_tokens(loaded.model.generation_config, loaded.tokenizer)
+        self._room, self._filler = loaded.max_length, loaded.filler
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+
+    def encode(self, prompt: Prompt) -> Ids:
+        """The ids of a prompt, up to where the assistant begins."""
+        return self.encoder.prompt(Rendered.chat(prompt.messages))
+
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether the prompt and the longest completion fit the context."""
+        return 0 < len(self.encode(prompt)) <= self._room - self.max_new_tokens
+
+    @torch.no_grad()
+    def sample(self, model: Any, prompts: Sequence[Prompt], seed: int, n: int = 1) -> list[Episode]:
+        """`n` completions of each prompt, in the prompts' order; its prefix is computed once."""
+        encoded = [self.encode(prompt) for prompt in prompts]
+        sampling = Sampling(
+            n=n, temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=seed
+        )
+        out: dict[tuple[int, int], Episode] = {}
+        training = model.training
+        model.eval()
+        for batch in self._batches([len(ids) for ids in encoded], n, model.device.type):
+            rows = decode_batch(
+                model,
+                [encoded[i] for i in batch],
+                sampling,
+                room=self._room,
+                pad=self._filler,
+                eos=self._eos,
+                ends=self._ends,
+                logprobs=True,
+            )
+            for row in rows:
+                i = batch[row.prompt]
+                out[i, row.sample] = Episode(
+                    prompt=prompts[i],
+                    prompt_ids=encoded[i],
+                    ids=np.asarray(row.ids, np.int32),
+                    text=self.encoder.completion(row.ids, ()),
+                    ended=row.finish_reason == "stop",
+                    logprobs=np.asarray(row.logprobs),
+                )
+        model.train(training)
+        return [out[key] for key in sorted(out)]
+
+    def _batches(self, lengths: Sequence[int], n: int, device: str) -> list[list[int]]:
+        """Prompts of like length together, within the tokens of one batch."""
+        budget = DECODE_TOKENS.get(device, 16_384)
+        batches: list[list[int]] = []
+        for i in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+            if batches:
+                size = (len(batches[-1]) + 1) * n * (lengths[batches[-1][0]] + self.max_new_tokens)
+                if size <= budget:
+                    batches[-1].append(i)
+                    continue
+            batches.append([i])
+        return batches
+
+    def _ends(self, ids: list[int]) -> bool:
+        stop = self.encoder.stop
+        tail = max((len(s.encode()) for s in stop), default=0) + 4  # a token is a byte at least
+        return bool(stop) and any(s in self.encoder.decode(ids[-tail:]) for s in stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A forward pass over b episodes, right-padded to the longest of them, S.
+
+    Behind the trunk only their N states are left, in one row: what is padding costs nothing there.
+    """
+
+    ids: Tensor  # (b, S)
+    where: Tensor  # (N,) place of each state in the flat (b·S)
+    tokens: Tensor  # (N,) the token chosen in each state; 0 in the state after the end
+    acts: Tensor  # (N,) 1 where a token was chosen
+    index: Tensor  # (N,) place of each state in the flat (B·T) of the whole batch
+    n_acts: int
+
+
+def make_parts(
+    episodes: Sequence[Episode], parts: Sequence[Sequence[int]], filler: int, device: Any
+) -> list[Part]:
+    """The tensors of some forward passes, each over a list of rows of the batch."""
+    T = max(e.states for e in episodes)
+    return [_part(episodes, rows, T, filler, device) for rows in parts]
+
+
+def _part(
+    episodes: Sequence[Episode], rows: Sequence[int], T: int, filler: int, device: Any
+) -> Part:
+    ids, _ = pad([episodes[i].sequence for i in rows], filler)
+    where, tokens, acts, index = [], [], [], []
+    for k, i in enumerate(rows):
+        episode = episodes[i]
+        t = np.arange(episode.states)
+        where.append(k * ids.shape[1] + len(episode.prompt_ids) - 1 + t)
+        tokens.append(np.append(episode.ids, 0)[: episode.states].astype(np.int64))
+        acts.append((t < len(episode.ids)).astype(np.float32))
+        index.append(i * T + t)
+    flat = [torch.from_numpy(np.concatenate(c)).to(device) for c in (where, tokens, acts, index)]
+    n_acts = sum(len(episodes[i].ids) for i in rows)
+    return Part(ids.to(device), flat[0], flat[1], flat[2], flat[3], n_acts)
+
+
+def plan_update(
+    lengths: Sequence[int],
+    *,
+    epochs: int,
+    minibatches: int,
+    seed: Sequence[int],
+    device: str = "cpu",
+) -> list[list[list[list[int]]]]:
+    """Episodes by epoch, minibatch and forward pass; every epoch is shuffled anew."""
+    overhead, plan = PASS_OVERHEAD.get(device, 64), []
+    for epoch in range(epochs):
+        order = np.random.default_rng([*seed, epoch]).permutation(len(lengths))
+        shares = np.array_split(order, min(minibatches, len(lengths)))
+        plan.append([split_by_length(m.tolist(), lengths, BATCH_TOKENS, overhead) for m in shares])
+    return plan
+
+
+def split_by_length(
+    rows: Sequence[int], lengths: Sequence[int], budget: int, overhead: int
+) -> list[list[int]]:
+    """Rows, longest first, in passes of at most `budget` padded tokens (or one row).
+
+    A new pass begins as soon as the padding of the open one would cost more than a pass does.
+    """
+    out: list[list[int]] = []
+    waste = 0
+    for i in sorted(rows, key=lambda i: (-lengths[i], i)):
+        longest = lengths[out[-1][0]] if out else 0
+        waste += longest - lengths[i]
+        if not out or waste > overhead or (len(out[-1]) + 1) * longest > budget:
+            out.append([i])
+            waste = 0
+        else:
+            out[-1].append(i)
+    return out

@@ -1,0 +1,138 @@
+"""What PPO is rewarded by: a reward model, a judge that is asked live, or a Python function.
+
+A score is a number a completion, or None where the scorer abstains: such episodes are left out of
+the update and counted. A scorer's `key` hashes everything that can change its scores.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rlaif.errors import ConfigError, TrainingError
+from rlaif.records import Pair, Preference, Prompt, content_id
+
+RewardFunction = Callable[[list[Prompt], list[str]], Sequence[float | None]]
+Label = Callable[[Sequence[Pair]], Sequence[Preference]]
+
+
+class Scorer(Protocol):
+    """Anything that scores completions."""
+
+    key: str
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
+    ) -> list[float | None]:
+        """One score a completion, in their order. `ended`: False where a limit cut it off."""
+        ...
+
+
+class ModelScorer:
+    """The normalised rewards of a reward model's folder."""
+
+    def __init__(self, path: str, *, device: str = "auto") -> None:
+        from rlaif.engines.checkpoint import model_folder
+        from rlaif.engines.fingerprint import folder_fingerprint
+        from rlaif.resources import model_path
+        from rlaif.training.reward import RewardModel
+
+        self._model = RewardModel(path, device=device)
+        normalisation = self._model.normalisation
+        weights = folder_fingerprint(model_folder(model_path(path)))
+        self.key = content_id("model", weights, normalisation.gain, normalisation.bias)
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
+    ) -> list[float | None]:
+        return list(self._model.rewards(prompts, completions, ended))
+
+
+class FunctionScorer:
+    """A Python function of prompts and completions; None or NaN is an abstention.
+
+    `name` stands for it in the resume key, beside the source of its module: a function that reads
+    anything else must be renamed when that changes.
+    """
+
+    def __init__(self, function: RewardFunction, name: str | None = None) -> None:
+        self._function = function
+        self._name = name or getattr(function, "__qualname__", type(function).__name__)
+        module = inspect.getmodule(function)
+        try:
+            source = inspect.getsource(module or type(function))
+        except (OSError, TypeError):
+            source = ""
+        self.key = content_id("function", self._name, source)
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
+    ) -> list[float | None]:
+        found = list(self._function(list(prompts), list(completions)))
+        if len(found) != len(ended):
+            raise TrainingError(
+                f"the reward function {self._name} gave {len(found)} scores for {len(ended)} "
+                "completions: it must return one a completion, None where it cannot tell"
+            )
+        return [None if x is None or math.isnan(x) else float(x) for x in found]
+
+
+class JudgeScorer:
+    """Direct RLAIF (Lee et al. 2023) with a judge of pairs: P(completion ≻ reference's).
+
+    `label` gives a preference a pair, as for a win rate: both orders and the mean over principles
+    are its business. `reference` answers a prompt as the policy did before training, and is asked
+    once a prompt. Equal texts score ½ unasked; a pair on which the judge abstains has no score.
+    """
+
+    def __init__(
+        self, label: Label, reference: Callable[[Sequence[Prompt]], Sequence[str]], key: str
+    ) -> None:
+        self._label, self._reference = label, reference
+        self._answers: dict[str, str] = {}
+        self.key = content_id("judge", key)
+
+    def score(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
+    ) -> list[float | None]:
+        new = {p.id: p for p in prompts if p.id not in self._answers}
+        if new:
+            texts = self._reference(list(new.values()))
+            self._answers.update(zip(new, texts, strict=True))
+        pairs = [
+            Pair(prompt, text, self._answers[prompt.id])
+            for prompt, text, _ in zip(prompts, completions, ended, strict=True)
+        ]
+        asked = {pair.id: pair for pair in pairs if pair.first != pair.second}
+        labels = self._label(list(asked.values())) if asked else []
+        p_of: dict[str, float | None] = {
+            pair_id: None if label.status == "abstained" else _p(label)
+            for pair_id, label in zip(asked, labels, strict=True)
+        }
+        return [p_of[pair.id] if pair.id in asked else 0.5 for pair in pairs]
+
+
+def _p(label: Preference) -> float:
+    return 0.5 if label.p_first is None else label.p_first  # no principle had anything to say
+
+
+def load_function(name: str) -> FunctionScorer:
+    """The function named `module:function`, the working folder being searched too."""
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ConfigError(f"a reward function is named `module:function`, got '{name}'")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"cannot import the reward function's module {module}: {error}") from None
+    if not callable(getattr(found, function, None)):
+        raise ConfigError(f"{module} has no function '{function}'")
+    return FunctionScorer(getattr(found, function), name)

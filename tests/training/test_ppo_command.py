@@ -1,0 +1,72 @@
+"""`rlaif train ppo` and the evaluation of what it leaves, on the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlaif.config import load_config
+from rlaif.errors import DataError
+from rlaif.stages import Run, describe, evaluate, train_ppo, write_report
+from rlaif.store import RunStore
+
+
+class Silent:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def warn(self, text: str) -> None:
+        self.said.append(text)
+
+    def progress(self, title: str, total: int | None):
+        from contextlib import nullcontext
+
+        del title, total
+        return nullcontext(lambda *_: None)
+
+
+def run_stages(out: Path, settings: list[str], *stages) -> list[str]:
+    config = load_config("demo", settings, {"out": str(out)})
+    reporter = Silent()
+    with RunStore(config.out) as store, Run(config, store, reporter) as run:
+        describe(run)
+        for stage in stages:
+            stage(run)
+    return reporter.said
+
+
+def test_ppo_on_a_live_judge_is_evaluated_and_summarised(tmp_path):
+    settings = [
+        "train.ppo={reward: judge, steps: 2, batch_size: 4, minibatches: 2, epochs: 2}",
+        "prompts.limit=8", "evaluate.prompts.limit=6", "train.ppo.alarms.ended=1.0",
+        "train.ppo.learning_rate=0.0001",
+    ]  # fmt: skip
+    said = run_stages(tmp_path / "r", settings, train_ppo, evaluate)
+    assert any(text.startswith("ppo: 2 steps") for text in said)
+    write_report(tmp_path / "r", Silent())
+    summary = json.loads((tmp_path / "r/summary.json").read_text())
+    assert set(summary["policies"]) == {"base", "dpo", "ppo"}
+    assert summary["policies"]["dpo"]["legal"] is None
+    assert summary["policies"]["ppo"]["legal"] is not None
+    assert summary["policies"]["ppo"]["kl"] is not None
+    assert summary["policies"]["ppo"]["win_rate"]["value"] is not None
+    assert summary["seconds"]["ppo"] > 0
+    lines = (tmp_path / "r/models/ppo/training.jsonl").read_text().splitlines()
+    assert [json.loads(x)["first_ratio_gap"] for x in lines] == [0, 0]
+    scores = [json.loads(x)["score"] for x in lines]
+    assert all(0 <= x <= 1 for x in scores)  # probabilities of being better
+    before = (tmp_path / "r/models/ppo/model.safetensors").stat().st_mtime_ns
+    run_stages(tmp_path / "r", settings, train_ppo)
+    assert (tmp_path / "r/models/ppo/model.safetensors").stat().st_mtime_ns == before
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(DataError, match="run `rlaif train reward` first"):
+        run_stages(tmp_path / "r", ["train.ppo={}"], train_ppo)
