@@ -18,8 +18,8 @@ from rlaif.store import RunStore
 RUNNER = CliRunner()
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COMMANDS = [
-    "run", "sample", "label", "export", "train reward", "train dpo", "eval winrate", "report",
-    "constitution check", "constitution show", "config check", "config schema", "init",
+    "run", "sample", "label", "export", "train reward", "train dpo", "train ppo", "eval winrate",
+    "report", "constitution check", "constitution show", "config check", "config schema", "init",
 ]  # fmt: skip
 
 

@@ -49,10 +49,15 @@ class SharedCritic(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, part: Part, hidden: Tensor) -> Tensor:
+    def hidden(self, part: Part, hidden: Tensor) -> Tensor:
+        """The hidden states (N, d) that values are read from: the policy's."""
         del part
-        values: Tensor = self.head(hidden)[:, 0]
-        return values
+        return hidden
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """Values (N,) of hidden states (N, d)."""
+        found: Tensor = self.head(hidden)[:, 0]
+        return found
 
 
 class SeparateCritic(nn.Module):
@@ -77,14 +82,19 @@ class SeparateCritic(nn.Module):
         self.model = loaded.model
         self._inner = [inner]  # in a list: registered once, as `model`
 
-    def forward(self, part: Part, hidden: Tensor) -> Tensor:
-        del hidden  # the policy's
+    def hidden(self, part: Part, hidden: Tensor) -> Tensor:
+        """Hidden states (N, d) of a trunk of its own; the policy's are not looked at."""
+        del hidden
         inner = self._inner[0]
         trunk = getattr(inner, inner.base_model_prefix)
         own = trunk(input_ids=part.ids, use_cache=False).last_hidden_state
-        picked = own.reshape(-1, own.shape[-1]).index_select(0, part.where)
-        values: Tensor = inner.score(picked)[:, 0]
-        return self.scale.gain * values.float() + self.scale.bias
+        picked: Tensor = own.reshape(-1, own.shape[-1]).index_select(0, part.where)
+        return picked
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """Values (N,) of hidden states (N, d), normalised as the reward model's rewards are."""
+        raw: Tensor = self._inner[0].score(hidden)[:, 0]
+        return self.scale.gain * raw + self.scale.bias
 
 
 class ActorCritic:
@@ -107,14 +117,14 @@ class ActorCritic:
         if lora is not None:
             add_lora(loaded, lora, "policy")
         self.policy = loaded.model
-        self.critic: nn.Module
+        self.critic: SharedCritic | SeparateCritic
         if value == "shared":
             self.critic = SharedCritic(self.policy.get_output_embeddings().in_features)
         else:
             self.critic = SeparateCritic(value_model or loaded.source, lora)
         self.critic.to(device)
         self.policy.train()  # dropout is off; gradient checkpointing asks for it
-        self._autocast: Any = (
+        self.autocast: Any = (
             (lambda: torch.autocast(self.policy.device.type, torch.bfloat16))
             if bf16
             else nullcontext
@@ -131,9 +141,10 @@ class ActorCritic:
 
     def outcome(self, part: Part, *, entropy: bool) -> Outcome:
         """Policy and values of a part, differentiable; without `entropy` that is 0."""
-        with self._autocast():
+        with self.autocast():
             logits, hidden = at_states(self.policy, part)
-            values = self.critic(part, hidden.float())
+            own = self.critic.hidden(part, hidden)
+        values = self.critic.values(own.float())  # in full precision, as small steps matter here
         heat = logits.float() / self.temperature
         logp = token_logprobs(heat, part.tokens) * part.acts
         uncertain = categorical_entropy(heat) * part.acts if entropy else torch.zeros_like(logp)
@@ -142,7 +153,7 @@ class ActorCritic:
     @torch.no_grad()
     def reference_logp(self, part: Part) -> Tensor:
         """log π_ref of the tokens chosen, (N,): the frozen copy, or the policy without adapters."""
-        with self._autocast(), self.reference() as model:
+        with self.autocast(), self.reference() as model:
             logits, _ = at_states(model, part)
         return token_logprobs(logits.float() / self.temperature, part.tokens) * part.acts
 

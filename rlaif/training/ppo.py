@@ -208,7 +208,8 @@ class PPO:
         """
         s = self.settings
         seed = int(content_id("rollout", s.seed, index)[:15], 16)
-        sampled = self.sampler.sample(self.nets.policy, prompts, seed, s.samples)
+        with self.nets.autocast():
+            sampled = self.sampler.sample(self.nets.policy, prompts, seed, s.samples)
         asked = [e.ended or s.no_end_score is None for e in sampled]
         found = iter(
             score_all(self.scorer, [e for e, ask in zip(sampled, asked, strict=True) if ask])

@@ -45,7 +45,7 @@ def make_ppo(causal: str, scorer=None, ptx=(), **options) -> PPO:
     )
     nets = ActorCritic(
         loaded, "cpu", temperature=settings.temperature, value=settings.value,
-        value_model=settings.value_model, lora=settings.lora,
+        value_model=settings.value_model, lora=settings.lora, bf16=settings.bf16,
     )  # fmt: skip
     return PPO(nets, sampler, scorer or FunctionScorer(vowels), settings, ptx)
 
@@ -59,7 +59,14 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"lora": LoraSettings(rank=4)}, {"value": "separate"}, {"temperature": 0.7}]
+    "options",
+    [
+        {},
+        {"lora": LoraSettings(rank=4)},
+        {"value": "separate"},
+        {"temperature": 0.7},
+        {"bf16": True},
+    ],
 )
 def test_the_first_ratio_is_exactly_one_and_the_reference_stays(causal, options):
     ppo = make_ppo(causal, **options)
@@ -68,7 +75,7 @@ def test_the_first_ratio_is_exactly_one_and_the_reference_stays(causal, options)
         assert facts["first_ratio_gap"] == 0.0
         assert facts["first_approx_kl"] == 0.0
         assert facts["approx_kl"] > 0
-        assert facts["rollout_gap"] < 1e-4
+        assert facts["rollout_gap"] < (0.1 if "bf16" in options else 1e-4)
         assert facts["kl_k3"] >= 0
         if index == 0:  # the policy still is the reference
             assert facts["kl"] == 0.0
