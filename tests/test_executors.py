@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -138,6 +139,15 @@ def test_a_failure_of_reading_or_writing_is_told() -> None:
         run_judge(PAIRS, judge(), PRINCIPLES, Full(), chunk=2)
 
 
+@pytest.fixture
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """A test runner's workers ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_is_heard")
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     whole: Memory[Verdict] = Memory()
     run_judge(PAIRS, judge(), PRINCIPLES, whole, chunk=2)

@@ -167,6 +167,7 @@ def wire() -> type:
     class Wire:
         reply = Reply
         chat = staticmethod(chat)
+        handler = staticmethod(make_handler)
         key = KEY
 
     return Wire

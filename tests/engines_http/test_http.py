@@ -297,11 +297,11 @@ def test_an_unknown_model_is_named_with_the_nearest(server, connect, wire):
         connect().score([ask("x")], [AB])
 
 
-def test_a_server_that_is_still_starting_is_waited_for(server, connect):
+def test_a_server_that_is_still_starting_is_waited_for(server, connect, wire):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    handler = sys.modules[type(server).__module__].make_handler(server)
+    handler = wire.handler(server)
     started: list[ThreadingHTTPServer] = []
 
     def start() -> None:
