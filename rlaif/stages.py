@@ -29,7 +29,7 @@ from rlaif.config import (
     to_yaml,
 )
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Engine, Sampling, load_engine
+from rlaif.engines.base import Engine, Sampling, Usage, load_engine
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.metrics import LabelQuality
 from rlaif.executors import Done, Judged, Progress, counted, run_judge, run_sampling
@@ -741,8 +741,7 @@ def finish(run: Run, stage: str, started: float, facts: Mapping[str, Any]) -> No
     old = stages.get(stage, {})
     if facts.get("new_rows") == 0 and old:
         seconds = old.get("seconds", seconds)
-        kept = ("requests", "submitted_tokens", "computed_tokens", "generated_tokens")
-        facts = {**facts, **{k: old[k] for k in kept if k in old}}
+        facts = {**facts, **{k: old[k] for k in Usage.__slots__ if k in old}}
     stages[stage] = {"seconds": seconds, **facts}
     run.store.update_manifest("stages", stages)
 
