@@ -60,9 +60,10 @@ def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     model = args.model or make_model(args.out / "model", args.shape, texts_of(args.pairs))
-    workload = Workload.read(args.pairs, args.n, args.principles, args.layout)
+    workload = Workload.read(args.pairs, args.n, args.principles, args.layout, args.characters)
     job = make_job(model, workload) | {
         "pairs": str(args.pairs), "n": args.n, "principles": args.principles, "layout": args.layout,
+        "characters": args.characters,
     }  # fmt: skip
     found = {}
     for name in args.ways:
@@ -82,6 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=Path, required=True, help="hh-rlhf or TRL rows")
     parser.add_argument("--n", type=int, default=16, help="pairs")
     parser.add_argument("--principles", type=int, default=16)
+    parser.add_argument("--characters", type=int, default=0, help="of a pair's text, at least")
     parser.add_argument("--layout", choices=TEMPLATES, default="last")
     parser.add_argument("--shape", choices=SHAPES, default="15m")
     parser.add_argument("--model", type=Path, help="a folder, instead of a random model")
@@ -215,6 +217,7 @@ def make_record(
         "pairs": args.n,
         "principles": args.principles,
         "layout": args.layout,
+        "characters": args.characters,
         "requests": len(lengths),
         "submitted_tokens": sum(lengths),
         "bound_tokens": job["bound_tokens"],

@@ -109,7 +109,8 @@ def rlaif(engine: str, model: str, job: dict[str, Any]) -> dict[str, Any]:
     from rlaif.bench.judge import bench_judge
     from rlaif.bench.workload import Workload
 
-    workload = Workload.read(job["pairs"], job["n"], job["principles"], job["layout"])
+    sizes = (job[name] for name in ("n", "principles", "layout", "characters"))
+    workload = Workload.read(job["pairs"], *sizes)
     run = bench_judge(model, workload, engine=engine, threads=1, check=1)
     answers = []
     for verdict in run.verdicts:

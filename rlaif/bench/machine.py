@@ -73,7 +73,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def matmul_rate(device: str, dtype: str, threads: int, seconds: float = 0.5) -> float:
+def matmul_rate(device: str, dtype: str, threads: int, seconds: float = 0.25) -> float:
     """Floating-point operations a second of square matrix products: the best of several sizes.
 
     `seconds` is the time spent on each size. The ceiling of every share of the limit.

@@ -64,14 +64,21 @@ class Workload:
     template: str
 
     @classmethod
-    def read(cls, source: str | Path, pairs: int, principles: int, layout: str) -> Workload:
-        """The first pairs of a source that a judge can judge; DataError if they are too few."""
+    def read(
+        cls, source: str | Path, pairs: int, principles: int, layout: str, characters: int = 0
+    ) -> Workload:
+        """The first pairs of a source that a judge can judge, each of `characters` or more.
+
+        DataError if they are too few.
+        """
         if layout not in TEMPLATES:
             raise ConfigError(f"no layout '{layout}'. Choices: {', '.join(TEMPLATES)}.")
         if not 1 <= principles <= len(QUESTIONS):
             raise ConfigError(f"principles must be from 1 to {len(QUESTIONS)}, got {principles}")
         asked = tuple(Principle(id=f"p{i}", compare=q) for i, q in enumerate(QUESTIONS, 1))
-        return cls(tuple(judgeable(source, pairs)), asked[:principles], TEMPLATES[layout])
+        return cls(
+            tuple(judgeable(source, pairs, characters)), asked[:principles], TEMPLATES[layout]
+        )
 
     def judge(self, engine: Engine) -> PairwiseJudge:
         """A judge that abstains from nothing: random models give the labels little mass."""
@@ -88,12 +95,12 @@ class Workload:
         return Workload((other,), self.principles, WARM_UP_TEMPLATE)
 
 
-def judgeable(source: str | Path, count: int) -> list[Pair]:
-    """The first `count` pairs with something to judge on either side."""
+def judgeable(source: str | Path, count: int, characters: int = 0) -> list[Pair]:
+    """The first `count` pairs with something to judge on either side, each of so much text."""
     if count < 1:
         raise ConfigError(f"the number of pairs must be at least 1, got {count}")
     asked = (p for p in read_pairs(source, on_bad=lambda _: None) if _can_be_judged(p))
-    pairs = list(islice(asked, count))
+    pairs = list(islice((p for p in asked if _size(p) >= characters), count))
     if len(pairs) < count:
         raise DataError(f"{source}: {count} pairs were asked for, it has {len(pairs)} to judge")
     return pairs
@@ -102,6 +109,11 @@ def judgeable(source: str | Path, count: int) -> list[Pair]:
 def _can_be_judged(pair: Pair) -> bool:
     probe = Principle(id="any", compare="any")
     return Ask(pair, probe, "first_second").unjudgeable() is None
+
+
+def _size(pair: Pair) -> int:
+    messages = pair.prompt.messages
+    return len(pair.first) + len(pair.second) + sum(len(m.content) for m in messages)
 
 
 def _backwards(text: str) -> str:

@@ -38,6 +38,7 @@ def judge(
     n: Annotated[int, typer.Option("--n", "-n", help="Pairs.")] = 16,
     principles: Annotated[int, typer.Option(help="Principles, each in both orders.")] = 16,
     layout: Annotated[str, typer.Option(help="The principle `last` or `first`.")] = "last",
+    characters: Annotated[int, typer.Option(help="Of a pair's text, at least.")] = 0,
     engine: EngineOption = "hf",
     check: Annotated[int, typer.Option(help="Requests compared with plain passes.", min=1)] = 32,
     threads: ThreadsOption = None,
@@ -54,7 +55,7 @@ def judge(
     from rlaif.bench.judge import bench_judge
     from rlaif.bench.workload import Workload
 
-    workload = Workload.read(pairs, n, principles, layout)
+    workload = Workload.read(pairs, n, principles, layout, characters)
     run = bench_judge(
         model, workload, engine=engine, threads=threads, check=check, device=device, dtype=dtype,
         **_given(batch_tokens=batch_tokens),

@@ -76,6 +76,10 @@ def test_pairs_nobody_can_judge_are_left_out(pairs: Path) -> None:
     assert all(p.first and p.second for p in judgeable(pairs, 4))
     with pytest.raises(DataError, match="5 pairs were asked for, it has 4"):
         judgeable(pairs, 5)
+    long = judgeable(pairs, 2, characters=80)
+    assert [len(p.prompt.messages[0].content + p.first + p.second) >= 80 for p in long] == [
+        True
+    ] * 2
 
 
 def test_a_wrong_workload_is_refused(pairs: Path) -> None:
