@@ -8,7 +8,6 @@ option from the command line. Library functions take plain arguments: only the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -470,8 +469,3 @@ def to_yaml(config: Config) -> str:
 def schema() -> dict[str, Any]:
     """The JSON Schema of a config file, for editors."""
     return Config.model_json_schema()
-
-
-def resolve_out(config: Config) -> Path:
-    """The run directory of a config."""
-    return Path(config.out)
