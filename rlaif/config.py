@@ -441,6 +441,10 @@ class PPOConfig(Section):
     from all tokens."""
     mask_every: int = Field(default=20, ge=1)
     """Steps after which the masking policy becomes a copy of the policy again."""
+    rollouts: Literal["hf", "vllm"] = "hf"
+    """Who samples: `hf`, Transformers; `vllm`, a vLLM that gets the policy's weights each step."""
+    vllm: VLLMConfig = VLLMConfig()
+    """With `rollouts: vllm`: its settings; weights are never quantised."""
     no_end_score: float | None = -1.0
     """The score of a completion that never ended; null asks for one as for any other."""
     ptx: str | None = None

@@ -24,10 +24,12 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlaif.engines.base import Generation, Sampling, Scores, Usage
 from rlaif.engines.checkpoint import (
@@ -63,13 +65,23 @@ _ENVIRONMENT = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A completion in tokens. `finish_reason`: "stop" (end token or stop string) or "length"."""
+
+    ids: Ids  # (L,), the end token included
+    logprobs: NDArray[np.float64]  # (L,), nats, at the temperature of the sampling
+    finish_reason: str
+
+
 class VLLMEngine:
     """A causal language model in vLLM, from a folder or a hub name.
 
     `batch_tokens` bounds the tokens of one step; `block_size` the tokens of a block of the cache,
     of which only whole ones are shared (None: the smallest that the device takes). `cache_gib` is
     the size of the cache; None takes what `gpu_memory_utilization` leaves, or 4 GiB on a CPU.
-    `sleep_mode` lets `sleep()` free the GPU's memory for training.
+    `sleep_mode` lets `sleep()` free the GPU's memory for training; `rollouts` makes an engine for
+    `rollout()`.
     """
 
     def __init__(
@@ -88,6 +100,7 @@ class VLLMEngine:
         cache_gib: float | None = None,
         enforce_eager: bool | None = None,
         sleep_mode: bool = False,
+        rollouts: bool = False,
     ) -> None:
         self._vllm = _import_vllm()
         self.device = _device(device, sleep_mode)
@@ -100,6 +113,7 @@ class VLLMEngine:
         self._last_path = np.zeros(0, ">i4")
         self._adapter = _adapter(adapter) if adapter else None
         self._sleep_mode, self._asleep, self._empty = sleep_mode, False, False
+        self._rollouts = rollouts
         context = max_model_len or context_length(config, tokenizer)
         settings = {
             "dtype": _dtype(dtype, self.device, quantization, config),
@@ -131,7 +145,8 @@ class VLLMEngine:
         try:
             llm = self._vllm.LLM(
                 model=path,
-                logprobs_mode="raw_logprobs",
+                # "processed": divided by the temperature, of which scoring has none
+                logprobs_mode="processed_logprobs" if self._rollouts else "raw_logprobs",
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 **settings,
@@ -225,13 +240,38 @@ class VLLMEngine:
         Each sample has a seed of its own, made of the prompt, the seed and its number. On a GPU the
         rounding of a batch may still tip a token; vLLM's VLLM_BATCH_INVARIANT=1 forbids that.
         """
+        encoded = [self._encode(prompt) for prompt in prompts]
+        drawn = self._draw(encoded, sampling)
+        return [[self._generation(sample, sampling) for sample in row] for row in drawn]
+
+    def rollout(self, prompts: Sequence[Ids], sampling: Sampling) -> list[list[Drawn]]:
+        """`sampling.n` completions of the ids of each prompt, with what each token's chance was.
+
+        They are those of `generate`. The engine must have been loaded with `rollouts=True`.
+        EngineError where a prompt leaves no room.
+        """
+        if not self._rollouts:
+            raise EngineError(f"{self.name}: load the engine with rollouts=True for rollouts")
+        longest = max(map(len, prompts), default=0)
+        if longest >= self.max_length:
+            raise EngineError(
+                f"{self.name}: a prompt of {longest} tokens leaves no room in a context of "
+                f"{self.max_length}"
+            )
+        self.usage.requests += len(prompts)
+        self.usage.submitted_tokens += sum(map(len, prompts))
+        return [[_drawn(s) for s in row] for row in self._draw(prompts, sampling, logprobs=True)]
+
+    def _draw(
+        self, encoded: Sequence[Ids], sampling: Sampling, *, logprobs: bool = False
+    ) -> list[list[Any]]:
+        """vLLM's completions of each prompt; None for prompts that do not fit."""
         if not (sampling.temperature == 0 or 0.01 <= sampling.temperature <= 2):
             raise ConfigError(
                 "vLLM samples at temperature 0 or from 0.01 to 2, "
                 f"got temperature {sampling.temperature}"
             )
-        encoded = [self._encode(prompt) for prompt in prompts]
-        out = [[Generation("", "too_long", 0) for _ in range(sampling.n)] for _ in encoded]
+        out: list[list[Any]] = [[None] * sampling.n for _ in encoded]
         # Samples without randomness are one.
         count = sampling.n if sampling.temperature > 0 else 1
         requests = sorted(
@@ -240,15 +280,15 @@ class VLLMEngine:
             if len(ids) < self.max_length
             for j in range(count)
         )
-        params = [self._params(path, j, sampling) for path, _, j in requests]
+        params = [self._params(path, j, sampling, logprobs) for path, _, j in requests]
         outputs = self._run([path for path, _, _ in requests], params)
         for (_, i, j), output in zip(requests, outputs, strict=True):
-            generation = self._finish(output.outputs[0], sampling)
+            self._check(output.outputs[0])
             for k in range(j, sampling.n, count):
-                out[i][k] = generation
+                out[i][k] = output.outputs[0]
         return out
 
-    def _params(self, path: bytes, sample: int, sampling: Sampling) -> Any:
+    def _params(self, path: bytes, sample: int, sampling: Sampling, logprobs: bool) -> Any:
         digest = hashlib.sha256(f"{sampling.seed}:{sample}:".encode() + path).digest()
         stop = [*sampling.stop, *self.encoder.stop]
         return self._vllm.SamplingParams(
@@ -259,19 +299,26 @@ class VLLMEngine:
             stop=stop,
             stop_token_ids=sorted(self._eos),
             detokenize=bool(stop),  # vLLM looks for stop strings in its own text
+            logprobs=0 if logprobs else None,  # of the chosen token, and of no others
         )
 
-    def _finish(self, sample: Any, sampling: Sampling) -> Generation:
+    def _check(self, sample: Any) -> None:
+        """Counts a completion; EngineError if vLLM gave it up."""
         if sample.finish_reason not in ("stop", "length"):
             raise EngineError(
                 f"{self.name}: vLLM ended a completion with '{sample.finish_reason}'",
                 retryable=True,
             )
+        self.usage.generated_tokens += len(sample.token_ids)
+        self.usage.computed_tokens += len(sample.token_ids) - 1
+
+    def _generation(self, sample: Any, sampling: Sampling) -> Generation:
+        if sample is None:
+            return Generation("", "too_long", 0)
         ids = list(sample.token_ids)
-        self.usage.generated_tokens += len(ids)
-        self.usage.computed_tokens += len(ids) - 1
-        text = self.encoder.completion(ids, sampling.stop)
-        return Generation(text, sample.finish_reason, len(ids))
+        return Generation(
+            self.encoder.completion(ids, sampling.stop), sample.finish_reason, len(ids)
+        )
 
     # ---- requests
 
@@ -372,6 +419,12 @@ def _packed(ids: Ids) -> bytes:
 def _steps(prompt: Ids, option: Ids) -> list[_Step]:
     """What to look up for an option: each of its tokens after those before it."""
     return [(_packed(np.concatenate([prompt, option[:k]])), int(t)) for k, t in enumerate(option)]
+
+
+def _drawn(sample: Any) -> Drawn:
+    ids = list(sample.token_ids)
+    chances = [table[token].logprob for token, table in zip(ids, sample.logprobs, strict=True)]
+    return Drawn(np.array(ids, np.int32), np.array(chances, np.float64), sample.finish_reason)
 
 
 def _scores(

@@ -33,7 +33,7 @@ def train_ppo(run: Run) -> None:
     rejected.write(run)
     reward = reward_folder(run, config.reward)
     options = config.model_dump(
-        exclude={"reward", "lora", "alarms", "checkpoint_every", "held_out", "ptx"}
+        exclude={"reward", "lora", "alarms", "checkpoint_every", "held_out", "ptx", "vllm"}
     )
     once = 4 if config.algorithm == "ppo" else 1
     options["epochs"] = config.epochs or once
@@ -66,7 +66,7 @@ def train_ppo(run: Run) -> None:
             ),
             ptx=ptx, held_out=held_out, device=run.config.policy.device,
             checkpoint_every=config.checkpoint_every, log_to=run.config.train.log_to,
-            on_log=on_log,
+            on_log=on_log, vllm=config.vllm.model_dump(exclude_none=True),
         )  # fmt: skip
     metrics = result.metrics
     _tell_ppo(run, metrics)

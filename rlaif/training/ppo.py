@@ -51,6 +51,8 @@ from rlaif.training.scorers import Scorer
 
 Algorithm = Literal["ppo", "a2c", "reinforce"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo", "a2c", "reinforce")
+Rollouts = Literal["hf", "vllm"]
+ROLLOUTS: tuple[Rollouts, ...] = ("hf", "vllm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ class PPOSettings:
     max_new_tokens: int = 256
     mask_top_p: float | None = None  # NLPO: choose among this nucleus of a masking policy
     mask_every: int = 20  # steps between renewals of the masking policy
+    rollouts: Rollouts = "hf"  # who samples: Transformers, or vLLM with the policy's weights
     no_end_score: float | None = -1.0  # in place of the score of what never ended; None keeps it
     max_grad_norm: float = 1.0
     value: Value = "shared"
@@ -120,10 +123,34 @@ class PPOSettings:
             raise ConfigError(f"mask_top_p must lie between 0 and 1, got {self.mask_top_p}")
         if self.mask_every < 1:
             raise ConfigError(f"mask_every must be at least 1, got {self.mask_every}")
+        self._check_rollouts()
         for name in ("samples", "minibatches"):
             n = getattr(self, name)
             if self.batch_size % n:
                 raise ConfigError(f"batch_size {self.batch_size} is not a multiple of {name} {n}")
+
+    def _check_rollouts(self) -> None:
+        """ConfigError if vLLM is to sample what it cannot."""
+        if self.rollouts not in ROLLOUTS:
+            raise ConfigError(
+                f"unknown rollouts '{self.rollouts}'.{nearest(self.rollouts, ROLLOUTS)}"
+            )
+        if self.rollouts == "hf":
+            return
+        if self.mask_top_p is not None:
+            raise ConfigError(
+                "rollouts: vllm cannot sample from a masking policy's nucleus (NLPO): take "
+                "rollouts: hf, or mask_top_p: null"
+            )
+        if self.lora is not None and self.lora.four_bit:
+            raise ConfigError(
+                "rollouts: vllm needs weights that an adapter can be added to, and four_bit has "
+                "none: take rollouts: hf, or lora.four_bit: false"
+            )
+        if not 0.01 <= self.temperature <= 2:
+            raise ConfigError(
+                f"rollouts: vllm samples at temperatures from 0.01 to 2, got {self.temperature}"
+            )
 
     @property
     def score_weight(self) -> float:
@@ -396,6 +423,7 @@ class Meter:
         sampled = [torch.from_numpy(e.logprobs) for e in episodes]
         error = returns[seen] - old.values[seen]
         pairs = zip(old.logp.cpu().double(), sampled, strict=True)
+        gaps = torch.cat([(row[: len(x)] - x).abs() for row, x in pairs])
         self.facts |= {
             "kl": kl.mean().item(),
             "kl_k3": (k3(old.log_ratio).sum() / n).item(),
@@ -407,7 +435,8 @@ class Meter:
             "length": old.acts.sum().item() / n,
             "value": old.values[seen].mean().item(),
             "explained_variance": 1 - (error.var() / returns[seen].var().clamp_min(1e-8)).item(),
-            "rollout_gap": max(float((row[: len(x)] - x).abs().max()) for row, x in pairs),
+            "rollout_gap": gaps.max().item(),
+            "rollout_gap_mean": gaps.mean().item(),
         }
 
     def add(self, name: str, value: Tensor) -> None:

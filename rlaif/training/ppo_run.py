@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from rlaif.training.models import Loaded, load_policy, save_model
 from rlaif.training.ppo import PPO, AlarmLimits, PPOSettings
 from rlaif.training.processes import join, rank, refuse_spread, same_parameters
 from rlaif.training.rollout import Sampler
+from rlaif.training.rollout_vllm import VLLMSampler
 from rlaif.training.scorers import Scorer
 from rlaif.training.settings import Tracker
 from rlaif.training.trackers import check_trackers
@@ -68,6 +70,7 @@ def train_ppo(
     log_to: Sequence[Tracker] = (),
     resume: bool = True,
     on_log: OnLog | None = None,
+    vllm: Mapping[str, Any] | None = None,
 ) -> PPOResult:
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
@@ -76,13 +79,14 @@ def train_ppo(
     `held_out` looks on and changes no weight. `on_log` gets each step's line of `training.jsonl`,
     whose `alarms` say what has gone wrong; without it they are warned of. `log_to` names trackers
     beside it. `checkpoint_every` steps are what a kill can cost at most; with `resume` a finished
-    run returns at once.
+    run returns at once. `vllm` are options of the vLLM engine, for `rollouts: vllm`.
     """
     settings, folder = settings or PPOSettings(), Path(out)
     check_trackers(log_to)
     refuse_spread()
     place = join(device)
-    done = prepare(folder, _run_key(prompts, model, scorer, settings, ptx), resume)
+    room = (vllm or {}).get("max_model_len") if settings.rollouts == "vllm" else None
+    done = prepare(folder, _run_key(prompts, model, scorer, settings, ptx, room), resume)
     if done is not None:
         return PPOResult(folder, done["steps"], done["seconds"], done)
 
@@ -92,29 +96,17 @@ def train_ppo(
         four_bit=settings.lora is not None and settings.lora.four_bit,
     )
     held = _fitting(ptx, loaded)
-    sampler = Sampler(
-        loaded, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens
-    )
-    kept = [prompt for prompt in prompts if sampler.fits(prompt)]
-    if len(kept) * settings.samples < settings.batch_size:
-        raise TrainingError(
-            f"{len(kept)} of {len(prompts)} prompts fit the context with {settings.max_new_tokens} "
-            f"tokens of completion; a step takes {settings.batch_size // settings.samples}"
-        )
-    nets = ActorCritic(
-        loaded,
-        str(place),
-        temperature=settings.temperature,
-        value=settings.value,
-        value_model=settings.value_model,
-        lora=settings.lora,
-        bf16=settings.bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        seed=settings.seed,
-    )
-    same_parameters(nets.trainable().values())
-    ppo = PPO(nets, sampler, scorer, settings, held)
-    journal = _run(ppo, kept, folder, checkpoint_every, on_log, log_to, held_out)
+    # Before the policy is on the GPU, of whose free memory vLLM takes its share.
+    with closing(_sampler(loaded, model, settings, place, vllm or {})) as sampler:
+        kept = [prompt for prompt in prompts if sampler.fits(prompt)]
+        if len(kept) * settings.samples < settings.batch_size:
+            raise TrainingError(
+                f"{len(kept)} of {len(prompts)} prompts fit the context with "
+                f"{settings.max_new_tokens} tokens of completion; a step takes "
+                f"{settings.batch_size // settings.samples}"
+            )
+        ppo = PPO(_nets(loaded, settings, place), sampler, scorer, settings, held)
+        journal = _run(ppo, kept, folder, checkpoint_every, on_log, log_to, held_out)
     made = None
     if rank() == 0:
         save_model(loaded, folder, lora=settings.lora is not None, merge=True)
@@ -127,6 +119,43 @@ def train_ppo(
         }
     metrics = finish(folder, made)
     return PPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
+
+
+def _sampler(
+    loaded: Loaded,
+    model: str,
+    settings: PPOSettings,
+    place: torch.device,
+    vllm: Mapping[str, Any],
+) -> Sampler:
+    heat, longest = settings.temperature, settings.max_new_tokens
+    if settings.rollouts == "hf":
+        return Sampler(loaded, temperature=heat, max_new_tokens=longest)
+    return VLLMSampler(
+        loaded,
+        model,
+        temperature=heat,
+        max_new_tokens=longest,
+        dtype="bfloat16" if settings.bf16 else "float32",
+        sleeps=place.type == "cuda",
+        options=vllm,
+    )
+
+
+def _nets(loaded: Loaded, settings: PPOSettings, place: torch.device) -> ActorCritic:
+    nets = ActorCritic(
+        loaded,
+        str(place),
+        temperature=settings.temperature,
+        value=settings.value,
+        value_model=settings.value_model,
+        lora=settings.lora,
+        bf16=settings.bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        seed=settings.seed,
+    )
+    same_parameters(nets.trainable().values())
+    return nets
 
 
 def _fitting(ptx: Sequence[Ids | Demonstration], loaded: Loaded) -> list[Ids]:
@@ -270,12 +299,16 @@ def _run_key(
     scorer: Scorer,
     settings: PPOSettings,
     ptx: Sequence[Ids | Demonstration],
+    room: int | None = None,
 ) -> str:
-    """Hash of all that decides the weights; alarms only look on."""
+    """Hash of all that decides the weights; alarms only look on.
+
+    `room` is a context that is smaller than the model's, into which fewer prompts fit.
+    """
     chosen = settings.as_dict()
     del chosen["alarms"]
     value = chosen["value_model"]
     models = [folder_fingerprint(model_folder(model_path(m))) for m in (model, value) if m]
     ids = [p.id for p in prompts]
     held = [x.id if isinstance(x, Demonstration) else x.tolist() for x in ptx]
-    return content_id("ppo", models, ids, scorer.key, chosen, held)
+    return content_id("ppo", models, ids, scorer.key, chosen, held, room)

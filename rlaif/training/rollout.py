@@ -57,7 +57,7 @@ class Episode:
 
 
 class Sampler:
-    """Samples completions from a model that may change between calls."""
+    """Samples completions from a model that may change between calls, by its own forward pass."""
 
     def __init__(self, loaded: Loaded, *, temperature: float, max_new_tokens: int) -> None:
         with warnings.catch_warnings():
@@ -74,6 +74,9 @@ class Sampler:
     def fits(self, prompt: Prompt) -> bool:
         """Whether the prompt and the longest completion fit the context."""
         return 0 < len(self.encode(prompt)) <= self._room - self.max_new_tokens
+
+    def close(self) -> None:
+        """Frees what is held beside the model: here nothing."""
 
     @torch.no_grad()
     def sample(
