@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rlaif.errors import TrainingError
 from rlaif.resources import model_path
+from rlaif.training.last_layer import last_layer_at
 from rlaif.training.losses import token_logprobs
 from rlaif.training.models import Loaded, LoraSettings, add_lora, load_reward
 from rlaif.training.nlpo import restrict
@@ -91,7 +92,8 @@ class SeparateCritic(nn.Module):
         del hidden
         inner = self._inner[0]
         trunk = getattr(inner, inner.base_model_prefix)
-        own = trunk(input_ids=part.ids, use_cache=False).last_hidden_state
+        with last_layer_at(trunk, part.where):
+            own = trunk(input_ids=part.ids, use_cache=False).last_hidden_state
         picked: Tensor = own.reshape(-1, own.shape[-1]).index_select(0, part.where)
         return picked
 
@@ -208,7 +210,8 @@ def at_states(model: Any, part: Part) -> tuple[Tensor, Tensor]:
 
     hook = model.get_output_embeddings().register_forward_pre_hook(cut)
     try:
-        logits: Tensor = model(input_ids=part.ids, use_cache=False).logits[0]
+        with last_layer_at(model, part.where):
+            logits: Tensor = model(input_ids=part.ids, use_cache=False).logits[0]
     finally:
         hook.remove()
     return logits, kept[0]
