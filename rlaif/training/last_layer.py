@@ -40,7 +40,7 @@ def last_layer_at(model: nn.Module, where: Tensor) -> Iterator[None]:
 
 
 def _parts(model: nn.Module) -> list[nn.Module]:
-    """The modules of the last layer that may be cut; none where the layer is not of the usual make."""
+    """The modules of the last layer that may be cut; none where the layer is of another make."""
     if getattr(model, "is_gradient_checkpointing", False):
         return []
     stacks = [m for n, m in model.named_modules() if n.split(".")[-1] == "layers"]
@@ -65,7 +65,7 @@ class _Cut:
         self._shape = x.shape[:-1]
         return (x.reshape(-1, x.shape[-1]).index_select(0, self._where)[None], *args[1:])
 
-    def put(self, _: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    def put(self, _: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> Tensor:
         rows = out[0]  # (N, e)
         whole = rows.new_zeros(self._shape.numel(), rows.shape[-1])
         return whole.index_copy(0, self._where, rows).reshape(*self._shape, -1)
