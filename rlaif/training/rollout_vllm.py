@@ -27,8 +27,8 @@ from rlaif.training.rollout import Episode, Sampler
 class VLLMSampler(Sampler):
     """Samples from a model by giving its weights to a vLLM engine of the same checkpoint.
 
-    `sleeps`: vLLM leaves the GPU's memory to training between two calls. `options` are further ones
-    of the engine.
+    `dtype` is what vLLM computes in, `float32` or `bfloat16`. `sleeps`: it leaves the GPU's memory
+    to training between two calls. `options` are further ones of the engine.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class VLLMSampler(Sampler):
                 f"null, not {given['quantization']}"
             )
         self.engine = VLLMEngine(model, dtype=dtype, sleep_mode=sleeps, rollouts=True, **given)
-        self._sleeps = sleeps
+        self._sleeps, self._dtype = sleeps, getattr(torch, dtype)
         self._room = min(self._room, self.engine.max_length)
         self._rest()
 
@@ -84,7 +84,9 @@ class VLLMSampler(Sampler):
             n=n, temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=seed
         )
         self.engine.wake()
-        self.engine.update_weights(merged_weights(model))
+        # Rounded here as vLLM would: half as much to hash and to carry in bfloat16.
+        weights = ((name, value.to(self._dtype)) for name, value in merged_weights(model))
+        self.engine.update_weights(weights)
         drawn = self.engine.rollout(encoded, sampling)
         self._rest()
         return [

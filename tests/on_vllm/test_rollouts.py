@@ -143,10 +143,10 @@ def stop_at(step: int):
     return on_log
 
 
-def train(out, **options):
+def train(out, *, steps: int = 3, bf16: bool = False, **options):
     settings = PPOSettings(
-        steps=3, batch_size=12, epochs=2, minibatches=2, max_new_tokens=24, learning_rate=1e-3,
-        temperature=0.7, rollouts="vllm",
+        steps=steps, batch_size=12, epochs=2, minibatches=2, max_new_tokens=24, learning_rate=1e-3,
+        temperature=0.7, rollouts="vllm", bf16=bf16,
     )  # fmt: skip
     options = {"on_log": lambda _: None, "checkpoint_every": 1} | options
     scorer = FunctionScorer(brevity)
@@ -163,6 +163,14 @@ def test_ppo_learns_from_vllms_rollouts_and_goes_on_after_a_kill(tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     start = load_policy("tiny").model.state_dict()
     assert any(not torch.equal(one[name], start[name]) for name in one)
+
+
+def test_ppo_in_bfloat16(tmp_path):
+    """Both round otherwise, by as much as bfloat16's eight bits let them."""
+    lines = train(tmp_path, bf16=True, steps=1)
+    assert 1e-4 < lines[0]["rollout_gap"] < 0.2
+    assert lines[0]["rollout_gap_mean"] < 0.01
+    assert lines[0]["first_ratio_gap"] == 0.0
 
 
 class Silent:
