@@ -161,8 +161,8 @@ class RationaleConfig(Section):
     `cot/default`."""
 
 
-class JudgeConfig(EngineConfig):
-    """The judge: a model, a method, and which principles it applies."""
+class JudgingConfig(EngineConfig):
+    """A model that compares, and how: what a judge and a juror share."""
 
     method: Literal["pairwise", "cot", "adaptive", "pointwise", "rubric", "listwise", "text"] = (
         "pairwise"
@@ -174,15 +174,6 @@ class JudgeConfig(EngineConfig):
     template: str | None = None
     """A prompt template by path or shipped name; null takes the model's own or `METHOD/default`.
     With `adaptive` it is the pairwise one."""
-    principles: Literal["all"] | tuple[str, ...] = "all"
-    """`all`, or a list of principle ids."""
-    draw: int | None = Field(default=None, ge=1)
-    """Draw so many of those principles for each pair, at random; null applies all. 1 is what the
-    Constitutional AI paper does."""
-    draw_weighted: bool = False
-    """Draw in proportion to the constitution's weights."""
-    draw_seed: int = 0
-    """Of the draw. A pair's principles depend on it and on the pair only."""
     rationale: RationaleConfig = RationaleConfig()
     """What `cot`, `text` and `adaptive` write before they decide."""
     band: float = Field(default=0.1, ge=0, le=0.5)
@@ -197,6 +188,29 @@ class JudgeConfig(EngineConfig):
     """The judge abstains (`low_mass`) when the labels together have less probability."""
     max_not_finite: float = Field(default=0.01, ge=0, le=1)
     """The stage fails when more than this share of verdicts has NaN or infinite log-probs."""
+
+
+class JudgeConfig(JudgingConfig):
+    """The judge: a model, a method, and which principles it applies."""
+
+    principles: Literal["all"] | tuple[str, ...] = "all"
+    """`all`, or a list of principle ids. A jury is asked about the same ones."""
+    draw: int | None = Field(default=None, ge=1)
+    """Draw so many of those principles for each pair, at random; null applies all. 1 is what the
+    Constitutional AI paper does."""
+    draw_weighted: bool = False
+    """Draw in proportion to the constitution's weights."""
+    draw_seed: int = 0
+    """Of the draw. A pair's principles depend on it and on the pair only."""
+
+
+class JurorConfig(JudgingConfig):
+    """One of several judges whose verdicts are combined (`docs/ensembles.md`)."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """What it is called in manifest and report. Another name asks nothing again."""
+    weight: float = Field(default=1.0, gt=0)
+    """What its word counts for, with `preferences.jury: weighted`."""
 
 
 class SamplingConfig(Section):
@@ -249,6 +263,12 @@ class PreferencesConfig(Section):
     )
     """Over principles: plain mean; weighted by the constitution's weights; mean of log-odds; share
     of votes; what all agree on; SALMON's rule (`docs/ensembles.md`)."""
+    jury: Literal["mean", "weighted", "log_odds", "majority", "minimum", "sign_agreement"] = "mean"
+    """Over the jurors of a principle, before the principles are combined; `weighted` takes the
+    jurors' weights. Without a jury it does nothing."""
+    quorum: int = Field(default=1, ge=1)
+    """A principle counts for a pair when so many jurors could tell. Where none counts, the pair's
+    label is an abstention (`quorum`)."""
     soft: bool = True
     """Keep probabilities as labels; false rounds them to 0 or 1."""
     principle_margin: float = Field(default=0.0, ge=0, lt=0.5)
@@ -665,7 +685,10 @@ class Config(Section):
     policy: EngineConfig = EngineConfig()
     """The model that answers, and that DPO improves."""
     judge: JudgeConfig = JudgeConfig()
-    """The model that compares."""
+    """The model that compares, and the principles it is asked about."""
+    jury: tuple[JurorConfig, ...] = ()
+    """Several judges in its place, whose verdicts are combined by `preferences.jury`. The
+    principles are still those of `judge`."""
     sampling: SamplingConfig = SamplingConfig()
     """Sampling of completions."""
     revise: ReviseConfig = ReviseConfig()
@@ -688,15 +711,52 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _clamp_leaves_room(self) -> Config:
-        clamp, rule = self.judge.rationale.clamp, self.preferences
+        rule = self.preferences
         margin = max(rule.principle_margin, rule.min_margin)
-        if self.judge.method in ("cot", "adaptive") and clamp is not None and clamp + margin >= 0.5:
+        asked: dict[str, JudgingConfig] = {f"juror {j.name}: ": j for j in self.jury}
+        clamps = {
+            name: judge.rationale.clamp
+            for name, judge in (asked or {"judge.": self.judge}).items()
+            if judge.method in ("cot", "adaptive") and judge.rationale.clamp is not None
+        }
+        tight = {name: c for name, c in clamps.items() if c + margin >= 0.5}
+        if self.jury and (rule.jury == "majority" or not tight):
+            return self  # votes are not clamped
+        if self.jury and rule.jury != "minimum" and len(tight) < len(self.jury):
+            return self  # the others may carry a label over the margin
+        if tight:
+            name, clamp = next(iter(tight.items()))
             raise ValueError(
-                f"judge.rationale.clamp={clamp} keeps |p − ½| within {0.5 - clamp:.2f} after a "
+                f"{name}rationale.clamp={clamp} keeps |p − ½| within {0.5 - clamp:.2f} after a "
                 f"rationale, so the margin of {margin} in preferences would make a tie of all such "
-                "labels: set judge.rationale.clamp=null, or lower preferences.principle_margin and "
-                "preferences.min_margin"
+                f"labels: set {name}rationale.clamp=null, or lower preferences.principle_margin "
+                "and preferences.min_margin"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _jury_can_decide(self) -> Config:
+        names = [juror.name for juror in self.jury]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"jury: two jurors are called '{twice}': give each a name of its own")
+        most, quorum = max(len(names), 1), self.preferences.quorum
+        if quorum > most:
+            raise ValueError(
+                f"preferences.quorum={quorum} can never be met: "
+                + (f"the jury has {most} jurors" if names else "there is one judge and no jury")
+                + f"; set it to {most} or less"
+            )
+        seen: dict[str, str] = {}
+        for juror in self.jury:
+            same = {"name", "weight", "device", "batch_tokens", "max_not_finite"}
+            settings = juror.model_dump_json(exclude=same)
+            if settings in seen:
+                raise ValueError(
+                    f"jury: '{seen[settings]}' and '{juror.name}' are the same judge, and would "
+                    "always agree: leave one out, and give it a weight"
+                )
+            seen[settings] = juror.name
         return self
 
 

@@ -17,6 +17,7 @@ from rlaif.ensembles import RULES, Rule, agree, combine, strongest
 from rlaif.errors import ConfigError
 from rlaif.records import ORDERS, Order, Pair, Preference, PreferenceStatus, Verdict
 
+Orders = Sequence[Order] | Mapping[str, Sequence[Order]]  # asked; by judge where they differ
 Columns = dict[str, dict[str, dict[Order, Verdict]]]
 
 
@@ -29,7 +30,7 @@ def aggregate(
     jury: Rule = "mean",
     judge_weights: Mapping[str, float] | None = None,
     quorum: int = 1,
-    orders: Sequence[Order] = ORDERS,
+    orders: Orders = ORDERS,
     principle_margin: float = 0.0,
     min_margin: float = 0.0,
     soft: bool = True,
@@ -42,7 +43,10 @@ def aggregate(
     (SALMON, Sun et al. 2023) a judge whose orders lean to different sides says ½ of that principle,
     and the principle farthest from ½ decides.
 
-    `weights` are the principles', `judge_weights` the judges'. `min_margin`: an aggregate with
+    `weights` are the principles', `judge_weights` the judges'; `orders` those asked, by the name
+    of the judge where judges differ (one that marks each completion by itself has but one). An
+    abstention has a `reason`: `quorum` where too few judges could tell, `judge` where none could.
+    `min_margin`: an aggregate with
     |p − ½| under it, or exactly ½, is a tie. `soft=False` rounds the label of a preferred pair to 0
     or 1.
     """
@@ -57,9 +61,10 @@ def aggregate(
     out = []
     for pair in pairs:
         columns = by_pair.get(pair.id, {})
-        values = {}
+        values, told = {}, False
         for principle, judges in columns.items():
             opinions = debias(judges, orders, agreeing=rule == "sign_agreement")
+            told = told or bool(opinions)
             opinion = combine(opinions, jury, judge_weights)
             if opinion is not None and len(opinions) >= quorum:
                 values[principle] = opinion
@@ -68,7 +73,7 @@ def aggregate(
         status = _status(p, bool(values), min_margin)
         if status == "preferred" and not soft and p is not None:
             p = float(p > 0.5)
-        made = [v for judges in columns.values() for told in judges.values() for v in told.values()]
+        made = [v for judges in columns.values() for row in judges.values() for v in row.values()]
         out.append(
             Preference(
                 pair=pair,
@@ -78,6 +83,7 @@ def aggregate(
                 p_principles=tuple(kept.values()),
                 verdicts=len(made),
                 abstained=sum(v.abstained for v in made),
+                reason=None if status != "abstained" else "quorum" if told else "judge",
             )
         )
     return out
@@ -85,19 +91,22 @@ def aggregate(
 
 def debias(
     columns: Mapping[str, Mapping[Order, Verdict]],
-    orders: Sequence[Order] = ORDERS,
+    orders: Orders = ORDERS,
     *,
     agreeing: bool = False,
 ) -> dict[str, float]:
-    """P(first) of each column with every order judged: the mean over the orders.
+    """P(first) of each column (a judge's) with every order judged: the mean over the orders.
 
     `agreeing`: ½ where the orders lean to different sides.
     """
     out = {}
     for name, column in columns.items():
-        found = [column[o].p_first for o in orders if o in column]
+        asked = orders.get(name, ()) if isinstance(orders, Mapping) else orders
+        if not asked:
+            raise ConfigError(f"no orders for the judge '{name}'")
+        found = [column[o].p_first for o in asked if o in column]
         known = [p for p in found if p is not None]
-        if len(known) == len(orders):
+        if len(known) == len(asked):
             out[name] = agree(known) if agreeing else sum(known) / len(known)
     return out
 

@@ -219,6 +219,8 @@ class Revision:
 
 
 PreferenceStatus = Literal["preferred", "tie", "abstained"]
+# Why a pair has no label: no judge could tell, or fewer of a jury than its quorum.
+PreferenceReason = Literal["judge", "quorum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,8 @@ class Preference:
     """A pair with its aggregated soft label.
 
     `p_first` is None exactly when every principle abstained or was masked. Only `preferred` rows
-    have a chosen and a rejected completion; a tie never pretends to.
+    have a chosen and a rejected completion; a tie never pretends to. `reason` says why an
+    `abstained` row has no label.
     """
 
     pair: Pair
@@ -236,6 +239,7 @@ class Preference:
     p_principles: tuple[float, ...] = ()
     verdicts: int = 0
     abstained: int = 0
+    reason: PreferenceReason | None = None
 
     @property
     def first_is_chosen(self) -> bool:

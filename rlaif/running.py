@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
 from rlaif import executors
-from rlaif.config import Config, EngineConfig, JudgeConfig
+from rlaif.config import Config, EngineConfig, JudgingConfig
 from rlaif.engines.base import Engine, Sampling, load_engine
 from rlaif.executors import Finished, Item, Judged, Row, Sink
 from rlaif.judges.adaptive import AdaptiveJudge
@@ -71,22 +71,24 @@ class Work(Generic[Item, Row]):
 
 def judging(
     config: Config,
+    section: JudgingConfig,
     judge: Callable[[], AnyJudge],
     pairs: Iterable[Pair],
     principles: Principles,
     orders: Sequence[Order],
     sink: Sink[Verdict],
 ) -> Work[Pair, Verdict]:
-    """Labelling by the config. `judge` gives this process's own, loaded only if it is needed."""
-    limit = config.judge.max_not_finite
+    """Labelling by the judge of a section, or a juror. `judge` gives this process's own, loaded
+    only if it is needed."""
+    limit = section.max_not_finite
     if config.executor == "ray":
         from rlaif import executors_ray
 
         tally = executors_ray.Tally()
         far = executors_ray.judge_stream(
-            pairs, partial(load_judge, config.judge, config.threads), about_judge, principles, sink,
+            pairs, partial(load_judge, section, config.threads), about_judge, principles, sink,
             orders=orders, chunk=config.chunk, max_not_finite=limit, workers=workers(config),
-            tally=tally, together=JUDGES[config.judge.method].together,
+            tally=tally, together=JUDGES[section.method].together,
         )  # fmt: skip
         return Work(far, tally.usage, lambda: tally.about)
     own = judge()
@@ -137,12 +139,12 @@ def load_policy(config: EngineConfig, threads: int | None) -> Engine:
     return load_engine(config.model, config.engine, **config.options())
 
 
-def load_judge(config: JudgeConfig, threads: int | None) -> AnyJudge:
+def load_judge(config: JudgingConfig, threads: int | None) -> AnyJudge:
     """The judge by its section, on a worker."""
     return make_judge(config, load_policy(config, threads))
 
 
-def make_judge(config: JudgeConfig, engine: Engine) -> AnyJudge:
+def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:
     """The judge of a section, with its engine loaded."""
     method, template, min_mass = config.method, config.template, config.min_mass
     reasoning = Reasoning(**config.rationale.model_dump(exclude={"template"}))

@@ -130,6 +130,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("p_principles", pa.list_(_FLOAT)),
             ("verdicts", _COUNT),
             ("abstained", _COUNT),
+            ("reason", _TEXT),
         ]
     ),
 }
@@ -178,7 +179,7 @@ def _revision_of_row(
 
 
 def _preference_of_row(*row: Any) -> Preference:
-    status, p_first, principles, p_principles, verdicts, abstained = row[7:]
+    status, p_first, principles, p_principles, verdicts, abstained, reason = row[7:]
     return Preference(
         pair=_pair_of_row(*row[:7]),
         status=status,
@@ -187,6 +188,7 @@ def _preference_of_row(*row: Any) -> Preference:
         p_principles=tuple(p_principles),
         verdicts=verdicts,
         abstained=abstained,
+        reason=reason,
     )
 
 

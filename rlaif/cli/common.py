@@ -58,11 +58,19 @@ def configure(
 ) -> Config:
     """The config of a command. Without --config, a run directory's own run.yaml is taken up."""
     from rlaif.config import load_config
+    from rlaif.errors import ConfigError
 
     if name is None and out is not None and (Path(out) / "run.yaml").is_file():
         name = str(Path(out) / "run.yaml")
     given = {k: v for k, v in {**named, "out": out}.items() if v is not None}
-    return load_config(name, overrides or (), given)
+    config = load_config(name, overrides or (), given)
+    alone = next((key for key in ("judge.model", "judge.method") if key in given), None)
+    if config.jury and alone is not None:
+        raise ConfigError(
+            f"{alone} is given for one judge, but the config has a jury, which is asked instead: "
+            "change the jury, or ask one judge with --set jury=[]"
+        )
+    return config
 
 
 def with_section(

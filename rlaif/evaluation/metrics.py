@@ -291,6 +291,7 @@ class LabelQuality:
         self.pairs = self.verdicts = 0
         self.status: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
+        self.unlabelled: Counter[str] = Counter()  # pairs, by why they have no label
         self._truth = truth or (lambda pair: pair.label)
         self._p, self._y = array("d"), array("d")
         self._mass, self._masses = 0.0, 0
@@ -306,6 +307,7 @@ class LabelQuality:
         self.pairs += len(pairs)
         self.verdicts += len(made)
         self.status.update(p.status for p in preferences)
+        self.unlabelled.update(p.reason for p in preferences if p.reason is not None)
         self.reasons.update(v.reason for v in made if v.reason is not None)
         masses = [v.mass for v in made if v.mass is not None]
         self._mass, self._masses = self._mass + math.fsum(masses), self._masses + len(masses)
@@ -327,6 +329,7 @@ class LabelQuality:
             "status": dict(self.status),
             "abstained": self.reasons.total(),
             "abstained_by_reason": dict(self.reasons),
+            "unlabelled_by_reason": dict(self.unlabelled),
             "label_mass": self._mass / self._masses if self._masses else None,
             "gold_agreement": None,
             "ece": None,
@@ -364,12 +367,12 @@ def _with_truth(preferences: Sequence[Preference], truth: Truth) -> list[tuple[f
 
 def _in_both_orders(verdicts: Iterable[Verdict]) -> dict[str, list[tuple[float, float]]]:
     """P(first) where it was shown first and where second, of each question, by principle."""
-    questions: dict[tuple[str, str], dict[Order, float]] = defaultdict(dict)
+    questions: dict[tuple[str, str, str], dict[Order, float]] = defaultdict(dict)
     for v in verdicts:
         if v.p_first is not None:
-            questions[v.principle, v.pair_id][v.order] = v.p_first
+            questions[v.principle, v.pair_id, v.judge][v.order] = v.p_first
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for (principle, _), orders in questions.items():
+    for (principle, *_), orders in questions.items():
         if len(orders) == 2:
             found[principle].append((orders["first_second"], orders["second_first"]))
     return found

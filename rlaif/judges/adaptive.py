@@ -13,7 +13,7 @@ from typing import Any
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine
 from rlaif.errors import ConfigError
-from rlaif.judges.base import Ask, verdict_key
+from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.reasoning import Reasoning
@@ -54,11 +54,10 @@ class AdaptiveJudge:
             "adaptive", self.fast.fingerprint, self.slow.fingerprint, band
         )
 
+    key_by = staticmethod(EngineJudge.key_by)
+
     def key(self, ask: Ask) -> str:
-        principle = ask.principle
-        return verdict_key(
-            self.fingerprint, ask.pair.id, ask.order, principle.id, principle.compare
-        )
+        return self.key_by(self.fingerprint, ask)
 
     def about(self) -> dict[str, Any]:
         """What the manifest tells of a judge."""

@@ -101,10 +101,13 @@ class EngineJudge(ABC):
         )
 
     def key(self, ask: Ask) -> str:
+        return self.key_by(self.fingerprint, ask)
+
+    @staticmethod
+    def key_by(fingerprint: str, ask: Ask) -> str:
+        """The key of a judge with this fingerprint: rows are found without loading its model."""
         principle = ask.principle
-        return verdict_key(
-            self.fingerprint, ask.pair.id, ask.order, principle.id, principle.compare
-        )
+        return verdict_key(fingerprint, ask.pair.id, ask.order, principle.id, principle.compare)
 
     @abstractmethod
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:

@@ -51,10 +51,11 @@ class ListwiseJudge(EngineJudge):
                 f"as `options: [A, B, C, D]`; it has {list(self.template.options)}"
             )
 
-    def key(self, ask: Ask) -> str:
+    @staticmethod
+    def key_by(fingerprint: str, ask: Ask) -> str:
         principle, group = ask.principle, _group_id(group_of(ask))
         return verdict_key(
-            self.fingerprint, ask.pair.id, ask.order, principle.id, principle.compare, group
+            fingerprint, ask.pair.id, ask.order, principle.id, principle.compare, group
         )
 
     def render(self, prompt: Prompt, texts: Sequence[str], principle: str) -> Rendered:

@@ -11,7 +11,8 @@ from rlaif.stages.audit import audit, require_fit, stored_labels
 from rlaif.stages.best_of_n import best_of_n
 from rlaif.stages.evaluation import POLICIES, evaluate, trained_policies, winrate_file
 from rlaif.stages.inputs import TINY_PROMPTS, is_tiny, load_prompts, sampling_of, tiny_target, truth
-from rlaif.stages.labelling import READ_PAIRS, current_verdicts, label, prefer, prefer_stream, read
+from rlaif.stages.jury import READ_PAIRS
+from rlaif.stages.labelling import current_verdicts, label, prefer, prefer_stream, read
 from rlaif.stages.learning import cut_completions, lora_of, train_dpo, train_reward
 from rlaif.stages.online import train_grpo, train_online_dpo, train_rloo
 from rlaif.stages.ppo import train_ppo

@@ -7,14 +7,15 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlaif.errors import DataError
+from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.attacks import Labels, Trial, clear_questions, draw, report, trials
 from rlaif.executors import FiniteGuard, chunks, judge_missing
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.scores import ScoreJudge
 from rlaif.records import Verdict
 from rlaif.running import AnyJudge
-from rlaif.stages.labelling import READ_PAIRS, current_verdicts
+from rlaif.stages.jury import READ_PAIRS
+from rlaif.stages.labelling import current_verdicts
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
@@ -28,6 +29,11 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
     Attacks at most `limit` questions that the run's judge has answered clearly; their verdicts lie
     in `evaluation/attacks/`, so that it resumes. Another method's results stay in the file.
     """
+    if run.config.jury:
+        raise ConfigError(
+            "attacks are made on one judge, and this run has a jury: give one juror's settings as "
+            "`judge`, and set jury=[]; the verdicts it has given are found"
+        )
     clock, judge, orders = time.monotonic(), run.judge(), run.orders()
     clear = [
         question

@@ -13,6 +13,7 @@ from rlaif.executors import run_judge, run_sampling
 from rlaif.records import Completion, Pair, Preference, Prompt
 from rlaif.sampling import completion_keys
 from rlaif.stages.inputs import is_tiny, load_prompts, sampling_of
+from rlaif.stages.jury import bench
 from rlaif.stages.labelling import current_verdicts, prefer
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
@@ -104,19 +105,22 @@ def _winrate(
 ) -> dict[str, Any]:
     from rlaif.evaluation.winrate import winrate
 
-    judge, principles, orders = run.judge(), run.principles(), run.orders()
+    judges, principles = bench(run), run.principles()
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
         known = store.table("pairs").keys()
         store.table("pairs").append([pair for pair in pairs if pair.id not in known])
-        with run.reporter.progress("win rate", len(pairs)) as progress:
-            run_judge(
-                pairs, judge, run.asked(), store.table("verdicts"), orders=orders,
-                chunk=run.config.chunk, max_not_finite=run.config.judge.max_not_finite,
-                total=len(pairs), on_progress=progress,
-            )  # fmt: skip
-        verdicts = current_verdicts(store, pairs, judge, run.asked(), orders)
-        return prefer(run.config, pairs, verdicts, principles, orders)
+        verdicts = []
+        for juror, judge in judges.seats:
+            with run.reporter.progress(juror.title("win rate"), len(pairs)) as progress:
+                run_judge(
+                    pairs, judge, run.asked(), store.table("verdicts"), orders=juror.orders,
+                    chunk=run.config.chunk, max_not_finite=juror.section.max_not_finite,
+                    total=len(pairs), on_progress=progress,
+                )  # fmt: skip
+            said = current_verdicts(store, pairs, judge, run.asked(), juror.orders)
+            verdicts += juror.named(said)
+        return prefer(run.config, pairs, verdicts, principles, judges.orders)
 
     a, b = [c.text for c in samples[name]], [c.text for c in samples["base"]]
     rate = winrate(prompts, a, b, label, seed=run.config.evaluate.seed).as_dict()

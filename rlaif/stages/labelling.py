@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 
 from rlaif.config import Config
 from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.metrics import LabelQuality
-from rlaif.executors import Done, Judged, counted
+from rlaif.executors import Judged
 from rlaif.judges.base import Judge, Principles, expand
-from rlaif.preferences import aggregate
+from rlaif.preferences import Orders, aggregate
 from rlaif.readers import read_pairs
 from rlaif.records import Order, Pair, Preference, Verdict
-from rlaif.running import Reasoned, judging
+from rlaif.running import Reasoned
 from rlaif.stages.inputs import truth
+from rlaif.stages.jury import Panel
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
-
-READ_PAIRS = 1_024  # pairs read at a time
 
 
 def read(run: Run) -> None:
@@ -65,28 +63,22 @@ def label(run: Run) -> None:
     total = len(store.table("pairs"))
     if not total:
         raise DataError(f"{store.root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
-    principles, orders, done = run.principles(), run.orders(), Done()
+    principles, panel = run.principles(), Panel(run)
     require(principles, "label")
     quality, reasoned = LabelQuality(truth(run)), Reasoned()
-    with run.reporter.progress("label", total) as progress:
-        pairs = chain.from_iterable(store.table("pairs").iter_batches(READ_PAIRS))
-        work = judging(run.config, run.judge, pairs, run.asked(), orders, store.table("verdicts"))
-        parts = reasoned.counted(counted(work.stream, done, total, progress))
+    panel.first_ones()
+    with run.reporter.progress(panel.title, total) as progress:
+        parts = reasoned.counted(panel.last_one(progress))
         store.table("preferences").replace(
-            prefer_stream(run.config, parts, principles, orders, quality)
+            prefer_stream(run.config, parts, principles, panel.orders, quality)
         )
-    _tell_labels(run, done.new_rows, quality, reasoned)
+    _tell_labels(run, panel.new_rows, quality, reasoned)
     store.path("evaluation", "audit.json").unlink(missing_ok=True)  # it was of other labels
     write_json(store.path("evaluation", "labels.json"), quality.result())
-    about = work.about()
-    device = about.pop("device")
-    run.store.update_manifest(
-        "judge",
-        {"model": run.config.judge.model, "method": run.config.judge.method, **about},
-    )
+    run.store.update_manifest("judge", panel.about())
     finish(run, "label", clock, {
-        "rows": quality.verdicts, "new_rows": done.new_rows, "abstained": dict(quality.reasons),
-        "preferences": dict(quality.status), **reasoned.facts(), **work.spent(), "device": device,
+        "rows": quality.verdicts, "new_rows": panel.new_rows, "abstained": dict(quality.reasons),
+        "preferences": dict(quality.status), **reasoned.facts(), **panel.facts(),
     })  # fmt: skip
 
 
@@ -94,7 +86,7 @@ def prefer_stream(
     config: Config,
     parts: Iterable[Judged],
     principles: Sequence[Principle],
-    orders: Sequence[Order],
+    orders: Orders,
     quality: LabelQuality,
 ) -> Iterator[Preference]:
     """The preferences of each chunk, of which nothing but `quality` is kept."""
@@ -127,23 +119,26 @@ def prefer(
     pairs: Sequence[Pair],
     verdicts: Sequence[Verdict],
     principles: Sequence[Principle],
-    orders: Sequence[Order],
+    orders: Orders,
 ) -> list[Preference]:
-    """Preferences by the config's rule."""
+    """Preferences by the config's rules. A jury's verdicts have the jurors' names as judges."""
     rule = config.preferences
     return aggregate(
         pairs, verdicts, rule=rule.aggregate, weights={p.id: p.weight for p in principles},
+        jury=rule.jury if config.jury else "mean",
+        judge_weights={juror.name: juror.weight for juror in config.jury}, quorum=rule.quorum,
         orders=orders, principle_margin=rule.principle_margin, min_margin=rule.min_margin,
         soft=rule.soft,
     )  # fmt: skip
 
 
 def _tell_labels(run: Run, new: int, quality: LabelQuality, reasoned: Reasoned) -> None:
-    status = quality.status
+    status, short = quality.status, quality.unlabelled["quorum"]
     run.reporter.say(
         f"{quality.verdicts:,} verdicts ({new:,} new); {quality.pairs:,} pairs: "
         f"{status['preferred']:,} preferred, {status['tie']:,} ties, "
         f"{status['abstained']:,} abstained"
+        + (f" ({short:,} for want of a quorum)" if short else "")
     )
     if reasoned.verdicts:
         run.reporter.say(

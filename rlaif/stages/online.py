@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from rlaif.config import GRPOConfig, RLOOConfig
 from rlaif.errors import ConfigError
-from rlaif.judges.scores import ScoreJudge
 from rlaif.records import Prompt
 from rlaif.stages.inputs import load_prompts
 from rlaif.stages.learning import lora_of
 from rlaif.stages.record import Rejected, finish
-from rlaif.stages.rewards import judge_tokens, live_label, reward_folder, scorer_of
+from rlaif.stages.rewards import judge_tokens, live_label, reward_folder, scorer_alone, scorer_of
 from rlaif.stages.run import Run
 
 
@@ -37,7 +36,7 @@ def _train_group(
     if config is None:
         raise ConfigError(f"train.{name} is null in this config: give it settings, or {{}}")
     folder = reward_folder(run, config.reward)
-    pairwise = config.reward == "judge" and not isinstance(run.judge(), ScoreJudge)
+    pairwise = config.reward == "judge" and scorer_alone(run) is None
     if pairwise and config.against == "group":
         scorer: Any = GroupScorer(*live_label(run), config.rounds)
     else:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import DataError
-from rlaif.judges.base import expand
 from rlaif.judges.scores import ScoreJudge
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.stages.inputs import sampling_of
+from rlaif.stages.jury import bench
 from rlaif.stages.labelling import prefer
 from rlaif.stages.run import Run
 from rlaif.templates import Rendered
@@ -46,9 +46,9 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
         return ModelScorer(folder, device=run.config.policy.device)
     if reward != "judge":
         return load_function(reward)
-    judge, principles = run.judge(), run.principles()
-    if isinstance(judge, ScoreJudge):
-        rule = run.config.preferences.model_dump()
+    judge, principles = scorer_alone(run), run.principles()
+    if judge is not None:
+        rule = rule_of(run)
         ids = [(p.id, p.compare, p.weight) for p in principles]
         reward_of = partial(
             judge.rewards, principles=principles, weighted=rule["aggregate"] == "weighted"
@@ -66,20 +66,36 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
 
 
 def live_label(run: Run) -> tuple[Label, str]:
-    """The run's judge and rule as a function of pairs, and a hash of what decides its labels."""
-    judge, principles, orders = run.judge(), run.principles(), run.orders()
+    """The run's judges and rules as a function of pairs, and a hash of what decides its labels.
+
+    The jurors of a jury are in memory together: the pairs come as the policy makes them.
+    """
+    judges, principles = bench(run), run.principles()
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
-        verdicts = judge.judge(expand(pairs, run.asked(), orders, together=judge.together))
-        return prefer(run.config, pairs, verdicts, principles, orders)
+        return prefer(run.config, pairs, judges.judge(run, pairs), principles, judges.orders)
 
     ids = [(p.id, p.compare, p.weight) for p in principles]
-    rule, section = run.config.preferences.model_dump(), run.config.judge
+    rule, section = rule_of(run), run.config.judge
     drawn = [] if section.draw is None else [section.draw, section.draw_weighted, section.draw_seed]
-    return label, content_id(judge.fingerprint, ids, orders, rule, *drawn)
+    weights = [[juror.name, juror.weight] for juror in run.config.jury]
+    return label, content_id(judges.fingerprint, ids, judges.orders, rule, *drawn, *weights)
+
+
+def rule_of(run: Run) -> dict[str, Any]:
+    """The rules that make labels of verdicts, for a hash: without a jury those over jurors are not
+    among them."""
+    over_jurors = set() if run.config.jury else {"jury", "quorum"}
+    return run.config.preferences.model_dump(exclude=over_jurors)
+
+
+def scorer_alone(run: Run) -> ScoreJudge | None:
+    """The run's judge, if it marks each completion by itself and there is no jury."""
+    judge = None if run.config.jury else run.judge()
+    return judge if isinstance(judge, ScoreJudge) else None
 
 
 def judge_tokens(run: Run) -> float:
-    """Tokens of the judge's requests so far."""
-    usage = run.engine(run.config.judge).usage
-    return usage.submitted_tokens + usage.generated_tokens
+    """Tokens of the judges' requests so far."""
+    engines = {id(e): e for e in (run.engine(j) for j in run.config.jury or [run.config.judge])}
+    return sum(e.usage.submitted_tokens + e.usage.generated_tokens for e in engines.values())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rlaif.config import Config, EngineConfig
+from rlaif.config import Config, EngineConfig, JudgingConfig
 from rlaif.constitution import Constitution, Principle, require
 from rlaif.engines.base import Engine, load_engine
 from rlaif.executors import Progress
@@ -25,6 +26,10 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None: ...
 
     def progress(self, title: str, total: int | None) -> AbstractContextManager[Progress]: ...
+
+
+def _engine_id(config: EngineConfig) -> str:
+    return content_id(config.model, config.engine, config.options())
 
 
 @dataclass
@@ -52,15 +57,24 @@ class Run:
 
     def engine(self, config: EngineConfig) -> Engine:
         """The engine of a section, loaded once."""
-        options = config.options()
-        name = content_id(config.model, config.engine, options)
+        name = _engine_id(config)
         if name not in self._engines:
-            self._engines[name] = load_engine(config.model, config.engine, **options)
+            self._engines[name] = load_engine(config.model, config.engine, **config.options())
         return self._engines[name]
 
-    def judge(self) -> AnyJudge:
+    def release(self, config: EngineConfig, keep: Iterable[EngineConfig] = ()) -> None:
+        """Closes the engine of a section, unless one of `keep` has the same."""
+        if _engine_id(config) in map(_engine_id, keep):
+            return
+        engine = self._engines.pop(_engine_id(config), None)
+        if engine is not None:
+            engine.close()
+
+    def judge(self, section: JudgingConfig | None = None) -> AnyJudge:
+        """The run's judge, or the juror of a section."""
         require(self.principles(), "label")
-        return make_judge(self.config.judge, self.engine(self.config.judge))
+        section = section or self.config.judge
+        return make_judge(section, self.engine(section))
 
     def principles(self) -> tuple[Principle, ...]:
         """All that may be asked about."""
@@ -74,10 +88,12 @@ class Run:
             return every
         return Draw(every, judge.draw, judge.draw_weighted, judge.draw_seed)
 
-    def orders(self) -> tuple[Order, ...]:
-        if not JUDGES[self.config.judge.method].both_orders:
+    def orders(self, section: JudgingConfig | None = None) -> tuple[Order, ...]:
+        """Those in which the run's judge, or the juror of a section, is asked."""
+        section = section or self.config.judge
+        if not JUDGES[section.method].both_orders:
             return ("first_second",)  # the other would be the same verdict again
-        return ORDERS if self.config.judge.orders == "both" else ("first_second",)
+        return ORDERS if section.orders == "both" else ("first_second",)
 
     def close(self) -> None:
         for engine in self._engines.values():

@@ -1,0 +1,204 @@
+"""The judges of a run: its one judge, or the jurors of a jury.
+
+Each juror goes over all pairs by itself, and what it says is stored, so that one model is in memory
+at a time. The last one's chunks are joined with the stored words of the others, so that memory does
+not grow with the number of pairs. Verdicts are stored under keys that do not know the jurors'
+names: another name, weight or rule asks nothing again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+from rlaif.config import JudgingConfig
+from rlaif.executors import Done, Finished, Judged, Progress, counted
+from rlaif.judges.base import expand
+from rlaif.preferences import Orders
+from rlaif.records import Order, Pair, Verdict
+from rlaif.running import JUDGES, AnyJudge, Work, judging
+from rlaif.stages.run import Run
+
+READ_PAIRS = 1_024  # pairs read at a time
+
+
+@dataclass
+class Juror:
+    """One judge of a run, and what it did. `name` is None for a judge without a jury."""
+
+    name: str | None
+    section: JudgingConfig
+    orders: tuple[Order, ...]
+    done: Done = field(default_factory=Done)
+    about: dict[str, Any] = field(default_factory=dict)
+    spent: dict[str, Any] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)  # to abstain
+
+    @property
+    def together(self) -> bool:
+        """Whether it wants all pairs of a prompt in one chunk."""
+        return JUDGES[self.section.method].together
+
+    def title(self, what: str) -> str:
+        """Of a progress bar."""
+        return what if self.name is None else f"{what}: {self.name}"
+
+    def named(self, verdicts: Iterable[Verdict]) -> list[Verdict]:
+        """Its verdicts under its name in the jury."""
+        if self.name is None:
+            return list(verdicts)
+        return [replace(v, judge=self.name) for v in verdicts]
+
+
+def jurors(run: Run) -> list[Juror]:
+    """The run's judges. One that wants a prompt's pairs together comes last, as the chunks that
+    all are joined in are the last one's."""
+    if not run.config.jury:
+        return [Juror(None, run.config.judge, run.orders())]
+    found = [Juror(j.name, j, run.orders(j)) for j in run.config.jury]
+    return sorted(found, key=lambda juror: juror.together)
+
+
+def orders_of(asked: Iterable[Juror]) -> Orders:
+    """The orders of the run's judges, as the aggregation takes them."""
+    return {j.name: j.orders for j in asked if j.name is not None} or next(iter(asked)).orders
+
+
+class Panel:
+    """A run's judges over its pairs, one after the other."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.jurors = jurors(run)
+        self.orders = orders_of(self.jurors)
+        self.total = len(run.store.table("pairs"))
+
+    def first_ones(self) -> None:
+        """All but the last judge what they have not judged; each lets go of its model."""
+        for i, juror in enumerate(self.jurors[:-1]):
+            with self.run.reporter.progress(juror.title("label"), self.total) as progress:
+                work = self._work(juror)
+                for _ in counted(work.stream, juror.done, self.total, progress):
+                    pass
+            self._finish(juror, work)
+            del work
+            later = [other.section for other in self.jurors[i + 1 :]]
+            self.run.release(juror.section, keep=[*later, self.run.config.policy])
+
+    def last_one(self, progress: Progress) -> Iterator[Judged]:
+        """The last judge's chunks, each with what all said of its pairs."""
+        *others, juror = self.jurors
+        find = self.run.store.table("verdicts").finder() if others else None
+        work = self._work(juror)
+        for part in counted(work.stream, juror.done, self.total, progress):
+            heard = [(juror, part.rows)]
+            if find is not None:
+                heard = [(other, self._stored(other, part.items, find)) for other in others] + heard
+            for one, rows in heard:
+                one.reasons.update(v.reason for v in rows if v.reason is not None)
+            yield Finished(
+                part.items, [v for one, rows in heard for v in one.named(rows)], part.new
+            )
+        self._finish(juror, work)
+
+    def _work(self, juror: Juror) -> Work[Pair, Verdict]:
+        run, table = self.run, self.run.store.table("pairs")
+        return judging(
+            run.config, juror.section, lambda: run.judge(juror.section),
+            chain.from_iterable(table.iter_batches(READ_PAIRS)), run.asked(), juror.orders,
+            run.store.table("verdicts"),
+        )  # fmt: skip
+
+    def _finish(self, juror: Juror, work: Work[Pair, Verdict]) -> None:
+        juror.about, juror.spent = work.about(), work.spent()
+
+    def _stored(
+        self,
+        juror: Juror,
+        pairs: Sequence[Pair],
+        find: Callable[[Sequence[str]], Mapping[str, Verdict]],
+    ) -> list[Verdict]:
+        """What a juror that has finished said of some pairs."""
+        key_by, fingerprint = JUDGES[juror.section.method].key_by, juror.about["fingerprint"]
+        asks = expand(pairs, self.run.asked(), juror.orders, together=juror.together)
+        keys = list(dict.fromkeys(key_by(fingerprint, ask) for ask in asks))
+        found = find(keys)
+        return [found[key] for key in keys]
+
+    # what it came to
+
+    @property
+    def new_rows(self) -> int:
+        return sum(juror.done.new_rows for juror in self.jurors)
+
+    @property
+    def title(self) -> str:
+        """Of the last one's progress."""
+        return self.jurors[-1].title("label")
+
+    def facts(self) -> dict[str, Any]:
+        """What all engines did, and what each juror of a jury did."""
+        names = {name: None for juror in self.jurors for name in juror.spent}
+        spent = {n: sum(j.spent.get(n, 0) for j in self.jurors) for n in names}
+        devices = dict.fromkeys(str(j.about["device"]) for j in self.jurors)
+        each = {j.name: _did(j) for j in self.jurors if j.name is not None}
+        return {**spent, "device": ", ".join(devices), **({"jurors": each} if each else {})}
+
+    def about(self) -> dict[str, Any]:
+        """The manifest's `judge`: the one, or `jury`: all of them by name."""
+        each = {juror.name: _about(juror) for juror in self.jurors}
+        if None in each:
+            return each[None]
+        names = [j.name for j in self.run.config.jury]  # in the config's order
+        rule = self.run.config.preferences
+        weights = {j.name: {"weight": j.weight} for j in self.run.config.jury}
+        return {
+            "jury": {name: weights[name] | each[name] for name in names},
+            "rule": rule.jury, "quorum": rule.quorum,
+        }  # fmt: skip
+
+
+def _did(juror: Juror) -> dict[str, Any]:
+    done = juror.done
+    return {
+        "rows": done.new_rows + done.old_rows, "new_rows": done.new_rows,
+        "abstained": dict(juror.reasons), "device": juror.about["device"], **juror.spent,
+    }  # fmt: skip
+
+
+def _about(juror: Juror) -> dict[str, Any]:
+    facts = {k: v for k, v in juror.about.items() if k != "device"}
+    return {"model": juror.section.model, "method": juror.section.method, **facts}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A run's judges in this process, all loaded: for pairs that come as they are made."""
+
+    seats: tuple[tuple[Juror, AnyJudge], ...]
+    orders: Orders
+
+    def judge(self, run: Run, pairs: Sequence[Pair]) -> list[Verdict]:
+        """What all say of some pairs, under their names."""
+        return [
+            verdict
+            for juror, judge in self.seats
+            for verdict in juror.named(
+                judge.judge(expand(pairs, run.asked(), juror.orders, together=judge.together))
+            )
+        ]
+
+    @property
+    def fingerprint(self) -> str | list[tuple[str | None, str]]:
+        """Of all that can change a verdict: the judge's, or the jurors' with their names."""
+        each = [(juror.name, judge.fingerprint) for juror, judge in self.seats]
+        return each[0][1] if each[0][0] is None else each
+
+
+def bench(run: Run) -> Bench:
+    """Loads all of a run's judges."""
+    asked = jurors(run)
+    return Bench(tuple((j, run.judge(j.section)) for j in asked), orders_of(asked))
