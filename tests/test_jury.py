@@ -15,6 +15,7 @@ from rlaif.config import load_config
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict
+from rlaif.report.data import Run as StoredRun
 from rlaif.stages import Run
 from rlaif.stages.jury import Panel
 from rlaif.store import RunStore
@@ -162,7 +163,7 @@ def test_lists_judge_a_prompts_pairs_together_wherever_they_stand_in_the_jury() 
     assert "16 verdicts (8 new)" in label(LISTS, QUICK, more=("chunk=1",))
     expected = [(p + q) / 2 for p, q in zip(lists, quick, strict=True)]
     assert [p.p_first for p in preferences()] == pytest.approx(expected)
-    assert list(manifest()["judge"]["jury"]) == ["lists", "quick"]
+    assert manifest()["judge"]["jury"].keys() == {"lists", "quick"}
 
 
 def test_what_a_juror_said_before_another_one_failed_is_kept() -> None:
@@ -180,6 +181,36 @@ def test_each_model_is_in_memory_by_itself() -> None:
         panel.first_ones()
         assert not at_work._engines
         assert panel.jurors[0].done.new_rows > 0
+
+
+@pytest.mark.parametrize("last", [QUICK, LISTS])
+def test_an_audit_takes_only_the_verdicts_of_the_present_judges(last: str) -> None:
+    label(LISTS if last == QUICK else QUICK)
+    label(last)
+    (name,) = manifest()["judge"]["jury"]
+    cube = StoredRun(Path("r")).cube
+    assert cube.principles == (f"a · {name}",)
+    assert cube.debiased[:, 0].tolist() == pytest.approx(labels_of("r"))
+
+
+def test_audit_and_report_show_each_principle_once_a_juror() -> None:
+    jurors = {"quick": QUICK, "marks": MARKS, "lists": LISTS}
+    alone = {}
+    for name, juror in jurors.items():
+        label(juror)
+        alone[name] = labels_of("r")
+    assert "20 verdicts (0 new)" in label(*jurors.values(), more=("preferences.quorum=3",))
+    cube = StoredRun(Path("r")).cube
+    assert cube.principles == ("a · lists", "a · marks", "a · quick")
+    for c, name in enumerate(sorted(jurors)):
+        assert cube.debiased[:, c].tolist() == pytest.approx(alone[name])
+    assert int(cube.asked.sum()) == 4 * (2 + 1 + 2)
+    assert "a · marks" in run("eval", "audit", "--out", "r")
+    run("report", "--out", "r")
+    page = Path("r/report.html").read_text()
+    assert "Juror marks" in page
+    assert "a · lists" in page
+    assert json.loads(Path("r/summary.json").read_text())
 
 
 # ----------------------------------------------------------------------------------------- mistakes

@@ -1,4 +1,4 @@
-"""`rlaif label` killed with -9 at 25 random moments and run again: the same store, row for row."""
+"""`rlaif label` killed with -9 at random moments and run again: the same store, row for row."""
 
 from __future__ import annotations
 
@@ -95,10 +95,19 @@ def rows_of(path: Path) -> list[dict[str, object]]:
     return sorted(table.to_pylist(), key=lambda row: str(row["key"]))
 
 
-def test_killed_at_25_random_moments_ends_with_the_same_store(
-    server: Server, tmp_path: Path
+# By whom, the kills, verdicts a pair. The second judge of the jury marks in one order.
+JUDGE = ("", KILLS, 4)
+JURY = ("--config jury.yaml ", 10, 6)
+
+
+@pytest.mark.parametrize(("options", "kills", "verdicts"), [JUDGE, JURY])
+def test_killed_at_random_moments_ends_with_the_same_store(
+    server: Server, tmp_path: Path, options: str, kills: int, verdicts: int
 ) -> None:
-    command = "label --pairs pairs.jsonl --judge tiny --set chunk=2 --set judge.min_mass=0 --out "
+    (tmp_path / "jury.yaml").write_text(
+        "jury:\n- {name: a, min_mass: 0}\n- {name: b, method: rubric, min_mass: 0}\n"
+    )
+    command = "label --pairs pairs.jsonl --set chunk=2 --set judge.min_mass=0 " + options + "--out "
     started = time.monotonic()
     server.start(command + "whole")
     assert server.end() == 0
@@ -106,7 +115,7 @@ def test_killed_at_25_random_moments_ends_with_the_same_store(
     rng = random.Random(7)
     killed = 0
     sizes = set()
-    while killed < KILLS:
+    while killed < kills:
         child = server.start(command + "parts")
         wait_for_shards(tmp_path / "parts", rng.randrange(6), seconds)
         time.sleep(rng.uniform(0, seconds / 20))
@@ -125,7 +134,7 @@ def test_killed_at_25_random_moments_ends_with_the_same_store(
     server.start(command + "parts")
     assert server.end() == 0, (tmp_path / "log.txt").read_text()[-2000:]
     assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
-    assert len(rows_of(tmp_path / "parts")) == PAIRS * 4
+    assert len(rows_of(tmp_path / "parts")) == PAIRS * verdicts
     assert len(sizes) > 3, f"the kills did not strike at different moments: {sizes}"
     for table in ("pairs", "preferences"):
         whole = RunStore(tmp_path / "whole", read_only=True).table(table).to_arrow()  # type: ignore[call-overload]

@@ -162,14 +162,14 @@ def expand(
     """
     return [
         Ask(pair, principle, order, group)
-        for pair, group in (_grouped(pairs) if together else ((pair, ()) for pair in pairs))
+        for pair, group in (grouped(pairs) if together else ((pair, ()) for pair in pairs))
         for asked in [principles(pair) if callable(principles) else principles]
         for order in orders
         for principle in asked
     ]
 
 
-def _grouped(pairs: Iterable[Pair]) -> Iterator[tuple[Pair, tuple[str, ...]]]:
+def grouped(pairs: Iterable[Pair]) -> Iterator[tuple[Pair, tuple[str, ...]]]:
     """Each pair with all completions of its prompt, sorted: so that the order of pairs is none."""
     for _, neighbours in groupby(pairs, key=lambda pair: pair.prompt.id):
         same = list(neighbours)

@@ -21,7 +21,7 @@ from rlaif.judges.base import Ask, EngineJudge, sigmoid, verdict_key
 from rlaif.records import Prompt, Reason, Verdict, content_id
 from rlaif.templates import Rendered
 
-_group_id = lru_cache(maxsize=4_096)(lambda group: content_id("group", group))
+group_id = lru_cache(maxsize=4_096)(lambda group: content_id("group", group))
 _View = tuple[str, tuple[str, ...], str]  # prompt id, completions as listed first, principle
 
 
@@ -53,7 +53,7 @@ class ListwiseJudge(EngineJudge):
 
     @staticmethod
     def key_by(fingerprint: str, ask: Ask) -> str:
-        principle, group = ask.principle, _group_id(group_of(ask))
+        principle, group = ask.principle, group_id(group_of(ask))
         return verdict_key(
             fingerprint, ask.pair.id, ask.order, principle.id, principle.compare, group
         )
@@ -129,8 +129,12 @@ def group_of(ask: Ask) -> tuple[str, ...]:
 
     Empty ones are left out: nothing can be said of them.
     """
-    own = {ask.pair.first, ask.pair.second}
-    return tuple(sorted(text for text in own.union(ask.group) if text.strip()))
+    return listed({ask.pair.first, ask.pair.second, *ask.group})
+
+
+def listed(texts: Iterable[str]) -> tuple[str, ...]:
+    """Those of a prompt's completions that can be judged, each once, sorted."""
+    return tuple(sorted({text for text in texts if text.strip()}))
 
 
 def _view(ask: Ask) -> _View:

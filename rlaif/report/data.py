@@ -17,7 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from rlaif.errors import DataError
-from rlaif.judges.base import verdict_key
+from rlaif.judges.base import grouped, verdict_key
+from rlaif.judges.listwise import group_id, listed
 from rlaif.records import ORDERS, Pair
 from rlaif.report.labels import Cube, Floats
 from rlaif.store import RunStore
@@ -25,6 +26,7 @@ from rlaif.tiny.gold import gold, principle_trait
 from rlaif.tiny.grammar import TRAITS
 
 Json = dict[str, Any]
+JOINT = " · "  # between a principle and a juror; neither has a space in it
 
 
 def read_json(path: Path) -> Any:
@@ -158,7 +160,8 @@ class Run:
         """As `known`, but by the world's truth of this principle where it has one of its own."""
         if np.isfinite(self.labelled).any():
             return self.labelled
-        tags = next((p.get("tags") or () for p in self._principles if p["id"] == principle), ())
+        name = principle.partition(JOINT)[0]
+        tags = next((p.get("tags") or () for p in self._principles if p["id"] == name), ())
         try:
             found = principle_trait(tags)
         except ValueError:  # a tag of a world that this version does not know
@@ -216,7 +219,7 @@ class Run:
 
     @cached_property
     def cube(self) -> Cube:
-        """The verdicts of this run's pairs, principles and judge as arrays."""
+        """The verdicts of this run's pairs, principles and judge, or jurors, as arrays."""
         table = self._verdicts
         axes = [
             pc.index_in(table[column], value_set=pa.array(values, pa.string()))
@@ -228,33 +231,61 @@ class Run:
         ]
         codes = np.stack([a.fill_null(-1).to_numpy() for a in axes])
         rows = np.flatnonzero((codes >= 0).all(axis=0))
-        shape = (len(self._pairs), len(self.principles), len(ORDERS))
+        names = self.principles
+        if self.jury:
+            names = tuple(f"{p}{JOINT}{juror}" for p in self.principles for juror in self.jury)
+            juror = self._jurors_of(table.take(rows))
+            codes[1, rows] = codes[1, rows] * len(self.jury) + juror
+            rows = rows[juror >= 0]
+        shape = (len(self._pairs), len(names), len(ORDERS))
         flat = np.ravel_multi_index(tuple(codes[:, rows]), shape)
         if np.unique(flat).size < flat.size:
-            order = np.argsort(self._current(table.take(rows)), kind="stable")
+            judge = self.manifest.get("judge") or {}
+            order = np.argsort(self._given_by(judge, table.take(rows)), kind="stable")
             rows, flat = rows[order], flat[order]  # where two rows meet, the last one stays
         p, mass = np.full(shape, np.nan), np.full(shape, np.nan)
         p.flat[flat] = _floats(table["p_first"])[rows]
         mass.flat[flat] = _floats(table["mass"])[rows]
         reason = np.full(shape, "", dtype=object)
         reason.flat[flat] = table["reason"].fill_null("judged").to_numpy()[rows]
-        return Cube(self.principles, p, mass, reason)
+        return Cube(names, p, mass, reason)
 
-    def _current(self, verdicts: pa.Table) -> NDArray[np.bool_]:
-        """Which rows the judge and the principles of the manifest would give.
+    @property
+    def jury(self) -> Json:
+        """What the manifest says of each juror; empty where one judge labelled."""
+        return (self.manifest.get("judge") or {}).get("jury") or {}
+
+    def _jurors_of(self, verdicts: pa.Table) -> NDArray[np.int64]:
+        """The number of the juror that gave each row, -1 for those of none."""
+        found = np.full(len(verdicts), -1, dtype=np.int64)
+        for i, judge in enumerate(self.jury.values()):
+            found[self._given_by(judge, verdicts)] = i
+        return found
+
+    def _given_by(self, judge: Json, verdicts: pa.Table) -> NDArray[np.bool_]:
+        """Which rows a judge of the manifest would give under its principles.
 
         A run keeps the verdicts of a principle's former wording and of a former judge.
         """
-        judge = str((self.manifest.get("judge") or {}).get("fingerprint"))
-        wording = {p["id"]: p.get("compare") for p in self._principles}
+        fingerprint, lists = str(judge.get("fingerprint")), judge.get("method") == "listwise"
+        wording = {p["id"]: str(p.get("compare")) for p in self._principles}
         columns = (verdicts[n].to_pylist() for n in ("key", "pair_id", "principle", "order"))
         return np.array(
             [
-                key == verdict_key(judge, pair, order, principle, str(wording.get(principle)))
+                key == verdict_key(
+                    fingerprint, pair, order, principle, wording.get(principle, "None"),
+                    *([self._groups.get(pair, "")] if lists else []),
+                )
                 for key, pair, principle, order in zip(*columns, strict=True)
             ],
             dtype=bool,
-        )
+        )  # fmt: skip
+
+    @cached_property
+    def _groups(self) -> dict[str, str]:
+        """By pair, the id of all completions of its prompt: a part of the keys of `listwise`."""
+        pairs = chain.from_iterable(self.store.table("pairs").iter_batches())
+        return {pair.id: group_id(listed(group)) for pair, group in grouped(pairs)}
 
     def read_pairs(self, rows: Sequence[int]) -> dict[int, Pair]:
         """The pairs of these row numbers, their texts included; the others pass by in batches."""

@@ -22,6 +22,7 @@ DECIDED = 0.1  # a principle has something to say about a pair when |p − ½| i
 class Cube:
     """All current verdicts. Axes: pairs (P), principles (C), orders (2: first shown first, second).
 
+    With a jury each principle is there once a juror, as `principle · juror`.
     `p` is P(first ≻ second), NaN where the judge abstained or was not asked; `mass` the probability
     of the offered labels together; `reason` "" where nothing was asked, "judged", or why not.
     """
@@ -47,13 +48,13 @@ class Cube:
 
     @property
     def debiased(self) -> Floats:
-        """P(first) of a pair under a principle, (P, C): the mean over the run's orders.
+        """P(first) of a pair under a principle, (P, C): the mean over the orders it is asked in.
 
         NaN where one of them is an abstention or still to be asked, as in the aggregation.
         """
-        orders = self.asked.any(axis=(0, 1))
-        p: Floats = self.p[:, :, orders].mean(axis=2) if orders.any() else self.p[:, :, 0]
-        return p
+        orders = self.asked.any(axis=0)  # (C, 2): jurors may differ
+        total = np.where(orders, self.p, 0.0).sum(axis=2)
+        return np.where(orders.any(axis=1), total / np.maximum(orders.sum(axis=1), 1), np.nan)
 
     def positions(self, principle: int | None = None) -> tuple[dict[str, float] | None, int]:
         """Position bias of one principle or of all, and over how many questions.

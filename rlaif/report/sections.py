@@ -272,7 +272,7 @@ def examples(run: Run) -> list[Json]:
 
 def _example(run: Run, i: int, pair: Pair) -> Json:
     verdicts = []
-    for c, name in enumerate(run.principles):
+    for c, name in enumerate(run.cube.principles):
         first, second = (number(v) for v in run.cube.p[i, c].tolist())
         reasons = [r for r in run.cube.reason[i, c] if r not in ("", "judged")]
         if first is not None or second is not None or reasons:
@@ -344,6 +344,11 @@ def provenance(run: Run) -> list[tuple[str, Any]]:
         ("Judge", judge.get("model")),
         ("Judge's method, fingerprint", _joined(judge, "method", "fingerprint")),
         ("Prompt template, hash", _joined(judge, "template", "template_hash")),
+        *(
+            (f"Juror {name}", _joined(juror, "model", "method", "template", "fingerprint"))
+            for name, juror in run.jury.items()
+        ),
+        ("Jury's rule, quorum", _joined(judge, "rule", "quorum")),
         ("Pairs read from", (run.manifest.get("read") or {}).get("source")),
         ("Seed", about.get("seed")),
         ("Device", ", ".join(dict.fromkeys(devices)) or about.get("device")),

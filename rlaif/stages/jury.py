@@ -152,13 +152,9 @@ class Panel:
         each = {juror.name: _about(juror) for juror in self.jurors}
         if None in each:
             return each[None]
-        names = [j.name for j in self.run.config.jury]  # in the config's order
         rule = self.run.config.preferences
-        weights = {j.name: {"weight": j.weight} for j in self.run.config.jury}
-        return {
-            "jury": {name: weights[name] | each[name] for name in names},
-            "rule": rule.jury, "quorum": rule.quorum,
-        }  # fmt: skip
+        jury = {j.name: {"weight": j.weight, **each[j.name]} for j in self.run.config.jury}
+        return {"jury": jury, "rule": rule.jury, "quorum": rule.quorum}
 
 
 def _did(juror: Juror) -> dict[str, Any]:
