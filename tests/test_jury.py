@@ -206,7 +206,7 @@ def test_audit_and_report_show_each_principle_once_a_juror() -> None:
         assert cube.debiased[:, c].tolist() == pytest.approx(alone[name])
     assert int(cube.asked.sum()) == 4 * (2 + 1 + 2)
     assert "a · marks" in run("eval", "audit", "--out", "r")
-    run("report", "--out", "r")
+    run("report", "r")
     page = Path("r/report.html").read_text()
     assert "Juror marks" in page
     assert "a · lists" in page

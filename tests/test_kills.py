@@ -68,14 +68,19 @@ class Server:
         return int(self.read())
 
 
-@pytest.fixture
-def server(tmp_path: Path):  # type: ignore[no-untyped-def]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path):  # type: ignore[no-untyped-def]
     rows = []
     for i in range(PAIRS):
         prompt = f"\n\nHuman: Tell me about thing {i}.\n\nAssistant:"
         rows.append({"chosen": f"{prompt} It is good.", "rejected": f"{prompt} No, number {i}."})
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    server = Server(tmp_path)
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    server = Server(folder)
     yield server
     server.process.kill()
 
@@ -97,45 +102,49 @@ def rows_of(path: Path) -> list[dict[str, object]]:
 
 # By whom, the kills, verdicts a pair. The second judge of the jury marks in one order.
 JUDGE = ("", KILLS, 4)
-JURY = ("--config jury.yaml ", 10, 6)
+JURY = ("--config jury.yaml ", 5, 6)
 
 
 @pytest.mark.parametrize(("options", "kills", "verdicts"), [JUDGE, JURY])
 def test_killed_at_random_moments_ends_with_the_same_store(
-    server: Server, tmp_path: Path, options: str, kills: int, verdicts: int
+    server: Server, folder: Path, options: str, kills: int, verdicts: int
 ) -> None:
-    (tmp_path / "jury.yaml").write_text(
+    whole, parts = f"whole{verdicts}", f"parts{verdicts}"
+    (folder / "jury.yaml").write_text(
         "jury:\n- {name: a, min_mass: 0}\n- {name: b, method: rubric, min_mass: 0}\n"
     )
-    command = "label --pairs pairs.jsonl --set chunk=2 --set judge.min_mass=0 " + options + "--out "
+    command = f"label --pairs pairs.jsonl --set chunk=2 --set judge.min_mass=0 {options}--out "
     started = time.monotonic()
-    server.start(command + "whole")
+    server.start(command + whole)
     assert server.end() == 0
     seconds = time.monotonic() - started
     rng = random.Random(7)
     killed = 0
     sizes = set()
     while killed < kills:
-        child = server.start(command + "parts")
-        wait_for_shards(tmp_path / "parts", rng.randrange(6), seconds)
+        child = server.start(command + parts)
+        wait_for_shards(folder / parts, rng.randrange(6), seconds)
         time.sleep(rng.uniform(0, seconds / 20))
         with suppress(ProcessLookupError):  # it was faster
             os.kill(child, signal.SIGKILL)
         code = server.end()
-        assert code in (-signal.SIGKILL, 0), (tmp_path / "log.txt").read_text()[-2000:]
+        assert code in (-signal.SIGKILL, 0), (folder / "log.txt").read_text()[-2000:]
         if code == 0:  # done before the kill: begin again, so that every kill hits work
-            assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
-            shutil.rmtree(tmp_path / "parts")
+            assert rows_of(folder / parts) == rows_of(folder / whole)
+            shutil.rmtree(folder / parts)
             continue
         killed += 1
-        sizes.add(
-            sum(len(pq.read_table(f)) for f in (tmp_path / "parts").glob("verdicts/*.parquet"))
-        )
-    server.start(command + "parts")
-    assert server.end() == 0, (tmp_path / "log.txt").read_text()[-2000:]
-    assert rows_of(tmp_path / "parts") == rows_of(tmp_path / "whole")
-    assert len(rows_of(tmp_path / "parts")) == PAIRS * verdicts
-    assert len(sizes) > 3, f"the kills did not strike at different moments: {sizes}"
+        sizes.add(sum(len(pq.read_table(f)) for f in (folder / parts).glob("verdicts/*.parquet")))
+    server.start(command + parts)
+    assert server.end() == 0, (folder / "log.txt").read_text()[-2000:]
+    assert rows_of(folder / parts) == rows_of(folder / whole)
+    assert len(rows_of(folder / parts)) == PAIRS * verdicts
+    assert len(sizes) > min(3, kills // 3), (
+        f"the kills did not strike at different moments: {sizes}"
+    )
     for table in ("pairs", "preferences"):
-        whole = RunStore(tmp_path / "whole", read_only=True).table(table).to_arrow()  # type: ignore[call-overload]
-        assert RunStore(tmp_path / "parts", read_only=True).table(table).to_arrow() == whole  # type: ignore[call-overload]
+        found, expected = (
+            RunStore(folder / name, read_only=True).table(table).to_arrow()  # type: ignore[call-overload]
+            for name in (parts, whole)
+        )
+        assert found == expected

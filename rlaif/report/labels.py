@@ -52,8 +52,8 @@ class Cube:
 
         NaN where one of them is an abstention or still to be asked, as in the aggregation.
         """
-        orders = self.asked.any(axis=0)  # (C, 2): jurors may differ
-        total = np.where(orders, self.p, 0.0).sum(axis=2)
+        orders = np.asarray(self.asked.any(axis=0), dtype=bool)  # (C, 2): jurors may differ
+        total: Floats = np.where(orders, self.p, 0.0).sum(axis=2)
         return np.where(orders.any(axis=1), total / np.maximum(orders.sum(axis=1), 1), np.nan)
 
     def positions(self, principle: int | None = None) -> tuple[dict[str, float] | None, int]:
