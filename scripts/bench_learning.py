@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 CONSTITUTIONS = ("harmless", "concise")  # each one's trait has its name
-SEEDED = ("sampling", "train.reward", "train.dpo", "train.ppo", "train.grpo", "train.online_dpo")
+TRAINED = ("reward", "sft", "dpo", "ppo", "grpo", "rloo", "online_dpo")
+SEEDED = ("sampling", *(f"train.{name}" for name in TRAINED))
 RLAIF = "from rlaif.cli import main; main()"
 
 

@@ -27,7 +27,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 
 from rlaif.tiny.encoding import END, Encoder, train_tokenizer
+from rlaif.tiny.formats import METHODS
 from rlaif.tiny.measure import MAX_NEW_TOKENS, evaluate, summary, table
+from rlaif.tiny.measure_formats import evaluate_formats, summary_of_formats, table_of_formats
 from rlaif.tiny.train import Recipe, StepReport, build_model, build_optimisers, train_step
 
 NOTE = (
@@ -45,6 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("rlaif/tiny/weights"))
     parser.add_argument("--work", type=Path, default=Path("runs/tiny"), help="checkpoints and log")
     parser.add_argument("--steps", type=int, default=4800, help="length of the run")
+    parser.add_argument("--formats-steps", type=int, default=1200, help="further ones, all formats")
+    parser.add_argument("--ties-steps", type=int, default=160, help="after those, with many ties")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--checkpoint-minutes", type=float, default=4.0)
@@ -97,7 +101,7 @@ def export(model: Any, tokenizer: Any, out: Path) -> None:
     settings = json.loads((aside / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that older readers know too
     (aside / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    rlaif = {"templates": {"pairwise": "pairwise/tiny"}, "note": NOTE}
+    rlaif = {"templates": {m: f"{m}/tiny" for m in ("pairwise", *METHODS)}, "note": NOTE}
     (aside / "rlaif.json").write_text(json.dumps(rlaif, indent=2) + "\n")
     (aside / "model.safetensors").chmod(0o644)
     out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +115,9 @@ def evaluate_folder(folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    report = evaluate(model, AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    report = evaluate(model, tokenizer)
+    report["formats"] = evaluate_formats(model, tokenizer)
     (folder / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
     return report
 
@@ -143,6 +149,8 @@ class Log:
             return
         count = len(self._recent)  # fewer than that in the first line after a resume
         means = {k: sum(getattr(r, k) for r in self._recent) / count for k in LOSSES}
+        for name in self._recent[-1].formats:
+            means[name] = sum(r.formats.get(name, 0.0) for r in self._recent) / count
         seconds = time.monotonic() - self._began
         left = (self._steps - step - 1) * seconds / (step + 1 - self._start)
         say(
@@ -167,7 +175,12 @@ class Every:
 
 
 def train(args: argparse.Namespace) -> None:
-    recipe = Recipe(steps=args.steps, seed=args.seed)
+    recipe = Recipe(
+        steps=args.steps,
+        formats_steps=args.formats_steps,
+        ties_steps=args.ties_steps,
+        seed=args.seed,
+    )
     tokenizer = train_tokenizer(recipe.seed)
     encoder = Encoder(tokenizer)
     model = build_model(recipe, encoder, encoder.special(END))
@@ -178,22 +191,26 @@ def train(args: argparse.Namespace) -> None:
     if args.resume and path.exists():
         start, tokens = load_checkpoint(path, model, optimisers)
     count = sum(p.numel() for p in model.parameters())
-    say(f"{count:,} parameters, {recipe.steps} steps from {start}, {args.threads} threads")
-    log = Log(start, recipe.steps, tokens)
+    say(f"{count:,} parameters, {recipe.all_steps} steps from {start}, {args.threads} threads")
+    log = Log(start, recipe.all_steps, tokens)
     checkpoint, early = Every(args.checkpoint_minutes), Every(args.export_minutes)
-    for step in range(start, recipe.steps):
+    for step in range(start, recipe.all_steps):
         log.add(step, train_step(recipe, step, model, encoder, optimisers))
         if args.look_every and (step + 1) % args.look_every == 0:
             say(summary(evaluate(model, tokenizer, pairs=60, generations=120)))
+            if step >= recipe.steps:
+                say(summary_of_formats(evaluate_formats(model, tokenizer, pairs=40)))
             model.train()
         if checkpoint.due():
             save_checkpoint(path, step + 1, log.tokens, model, optimisers)
         if early.due():
             export(model, tokenizer, args.out)
-    save_checkpoint(path, recipe.steps, log.tokens, model, optimisers)
+    save_checkpoint(path, recipe.all_steps, log.tokens, model, optimisers)
     export(model, tokenizer, args.out)
     say(f"trained on {log.tokens:,} tokens; now the evaluation of {args.out}")
-    say(summary(evaluate_folder(args.out)))
+    report = evaluate_folder(args.out)
+    say(summary(report))
+    say(summary_of_formats(report["formats"]))
 
 
 def main() -> None:
@@ -201,7 +218,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
     if args.evaluate:
-        print(table(evaluate_folder(args.evaluate)))
+        report = evaluate_folder(args.evaluate)
+        print(table(report), table_of_formats(report["formats"]), sep="\n\n")
     else:
         train(args)
 

@@ -29,6 +29,7 @@ FLOORS = {
     "rlaif.tiny": 1,  # beside the house: the grammar and its gold checker know only words
     "rlaif.tiny.train": 5,
     "rlaif.tiny.measure": 6,
+    "rlaif.tiny.measure_formats": 6,
     "rlaif.engines": 2,
     "rlaif.judges": 3,
     "rlaif.sampling": 3,

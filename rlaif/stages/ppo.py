@@ -46,6 +46,10 @@ def train_ppo(run: Run) -> None:
     held_out = None
     if config.held_out is not None and config.reward != "judge":
         held_out = HeldOut(scorer_of(run, "judge", None), **dict(config.held_out))
+        run.reporter.say(
+            f"ppo: the judge looks on, every {held_out.every} steps on {held_out.prompts} answers "
+            "(train.ppo.held_out; null asks it nothing)"
+        )
     steps_now, told = 0, set[str]()
     with run.reporter.progress("ppo", None) as progress:
 

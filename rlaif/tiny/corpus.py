@@ -33,13 +33,12 @@ from rlaif.tiny.grammar import (
 from rlaif.tiny.principles import (
     CRITIQUE_REQUESTS,
     FINDINGS,
-    LATE_PHRASINGS,
     NO_FINDING,
-    PHRASINGS,
     PRINCIPLES,
     REVISION_REQUESTS,
     UNARY_QUESTIONS,
     split_key,
+    trained_wordings,
 )
 
 # How often a kind of prompt and a principle come up; more for what is learnt slowly.
@@ -55,6 +54,7 @@ KIND_WEIGHTS: Final[dict[str, float]] = {
     "claim_fact": 0.6,
     "claim_howto": 0.6,
 }
+KNOWING_KINDS: Final = ("howto", "fact", "claim_fact", "claim_howto")
 QUESTION_WEIGHTS: Final[dict[str, float]] = {
     "harmless": 1.2,
     "helpful": 2.5,
@@ -121,6 +121,10 @@ class Mix:
     unary: int  # a pair
     revisions: int = 0
     late: bool = False  # with the wordings that the last stage adds
+    more: bool = False  # and those that the end of the further steps adds
+    knowledge: float = 1.0  # a factor on how often texts and pairs are about facts and how-tos
+    core_differs: float = CORE_DIFFERS_SHARE  # the others are often exact ties
+    undecided: float = UNDECIDED_SHARE
     short: bool = False  # at most one filler, tone mostly neutral: the gentle beginning
 
 
@@ -140,9 +144,13 @@ def scenes_by_kind(split: Split) -> dict[str, tuple[Scene, ...]]:
     return {kind: tuple(s for s in chosen if s.prompt.kind == kind) for kind in KINDS}
 
 
-def draw_scene(rng: random.Random, split: Split) -> Scene:
-    """A scene: first its kind, by weight, then any of that kind."""
-    kind = rng.choices(list(KIND_WEIGHTS), weights=list(KIND_WEIGHTS.values()))[0]
+def draw_scene(rng: random.Random, split: Split, knowledge: float = 1.0) -> Scene:
+    """A scene: first its kind, by weight, then any of that kind.
+
+    `knowledge` is a factor on the weight of the kinds that ask for a fact or for a first step.
+    """
+    weights = [w * knowledge if k in KNOWING_KINDS else w for k, w in KIND_WEIGHTS.items()]
+    kind = rng.choices(list(KIND_WEIGHTS), weights=weights)[0]
     return rng.choice(scenes_by_kind(split)[kind])
 
 
@@ -217,23 +225,23 @@ def target(scene: Scene, first: Plan, second: Plan, key: str) -> float | None:
     return 1.0 if (a > b) == (sign > 0) else 0.0
 
 
-def _weighted_sample(keys: Sequence[str], count: int, rng: random.Random) -> list[str]:
+def weighted_sample(keys: Sequence[str], count: int, rng: random.Random) -> list[str]:
     """Keys without replacement, by weight (Efraimidis and Spirakis 2006)."""
     ranked = sorted(keys, key=lambda k: rng.random() ** (1.0 / QUESTION_WEIGHTS[k]), reverse=True)
     return ranked[:count]
 
 
 def draw_questions(
-    scene: Scene, first: Plan, second: Plan, count: int, rng: random.Random, late: bool = False
+    scene: Scene, first: Plan, second: Plan, mix: Mix, rng: random.Random
 ) -> tuple[Question, ...]:
-    """Up to `count` questions about a pair, decided ones and undecided ones in their share."""
+    """Up to `mix.questions` questions about a pair, decided and undecided ones in their share."""
     targets = {key: target(scene, first, second, key) for key in PRINCIPLES}
     decided = [key for key, p in targets.items() if p in (0.0, 1.0)]
     undecided = [key for key, p in targets.items() if p == 0.5]
-    halves = sum(rng.random() < UNDECIDED_SHARE for _ in range(count))
-    keys = _weighted_sample(decided, count - halves, rng)
+    halves = sum(rng.random() < mix.undecided for _ in range(mix.questions))
+    keys = weighted_sample(decided, mix.questions - halves, rng)
     keys += rng.sample(undecided, min(halves, len(undecided)))
-    wordings = {key: PHRASINGS[key] + (LATE_PHRASINGS[key] if late else ()) for key in keys}
+    wordings = {key: trained_wordings(key, mix.late, mix.more) for key in keys}
     return tuple(Question(rng.choice(wordings[key]), targets[key] or 0.0, key) for key in keys)
 
 
@@ -263,22 +271,22 @@ def draw_unary(
 
 def draw_pair_row(rng: random.Random, mix: Mix) -> PairRow:
     """One pair of the training split with its questions."""
-    scene = draw_scene(rng, "train")
-    plans = draw_pair(scene, rng, rng.random() < CORE_DIFFERS_SHARE, mix.short)
+    scene = draw_scene(rng, "train", mix.knowledge)
+    plans = draw_pair(scene, rng, rng.random() < mix.core_differs, mix.short)
     if rng.random() < 0.5:
         plans = plans[1], plans[0]
     return PairRow(
         scene.prompt.text,
         realise(scene, plans[0], rng),
         realise(scene, plans[1], rng),
-        draw_questions(scene, plans[0], plans[1], mix.questions, rng, mix.late),
+        draw_questions(scene, plans[0], plans[1], mix, rng),
         draw_unary(scene, plans, mix.unary, rng),
     )
 
 
 def draw_text_row(rng: random.Random, mix: Mix) -> TextRow:
     """One request of the training split with a response of the base policy."""
-    scene = draw_scene(rng, "train")
+    scene = draw_scene(rng, "train", mix.knowledge)
     plan = draw_plan(scene, rng)
     if mix.short:
         plan = soften(plan, rng)

@@ -8,16 +8,19 @@ judge sees later is what makes so small a model dependable.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, Final
 
 from rlaif.records import Message
 from rlaif.templates import Rendered, Segment, load_template
 from rlaif.tiny.corpus import Mix, PairRow, Question, RevisionRow, TextRow, draw_step
+from rlaif.tiny.formats import Asking, FormatRow
 from rlaif.tiny.principles import PHRASINGS
 
 VOCABULARY: Final = 1024
+IGNORE: Final = -100  # a target that counts for no loss
 PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 SPECIAL: Final = (PAD, USER, ASSISTANT, SYSTEM, END)
 OPTIONS: Final = ("A", "B")
@@ -47,15 +50,28 @@ def pair_segments(prompt: str, first: str, second: str) -> tuple[Segment, ...]:
     return segments[:-1]
 
 
+def render_asking(row: FormatRow, asking: Asking, rationale: str | None = None) -> Rendered:
+    """The judge's prompt for a question of one of the other formats, from its shipped template."""
+    values: dict[str, Any] = {"messages": (Message("user", row.prompt),)}
+    if asking.method == "cot":
+        values |= {"first": row.responses[0], "second": row.responses[1], "rationale": rationale}
+    elif asking.method == "listwise":
+        values["responses"] = row.responses
+    else:
+        values["response"] = row.responses[0]
+    template = load_template(f"{asking.method}/tiny")
+    return template.render(**values, principle=asking.principle)
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A question as ids, and where its answer's probability should go."""
 
     ids: list[int]
-    first: int  # token of option "A" or of "Yes"
-    second: int
-    p_first: float
+    options: tuple[int, ...]  # tokens of the options: "A" and "B", "Yes" and "No", "1", "2", …
+    p: tuple[float, ...]  # where the probability after `ids` should go, one for each option
     key: str
+    said: tuple[int, ...] = ()  # the token that each of `ids` should be followed by, or IGNORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +127,7 @@ class Encoder:
     def question(self, question: Question, labels: tuple[int, int]) -> Asked:
         """A question, closed by the end of the user's turn and the assistant's opening."""
         ids = [*self._cached(question.text), self._special[END], self._special[ASSISTANT]]
-        return Asked(ids, labels[0], labels[1], question.p_first, question.key)
+        return Asked(ids, labels, (question.p_first, 1 - question.p_first), question.key)
 
     def pair(self, row: PairRow) -> PairIds:
         """A pair with all its questions."""
@@ -122,6 +138,37 @@ class Encoder:
             [self.question(q, self.options) for q in row.questions],
             [self.question(q, self.answers) for q in row.unary],
         )
+
+    def prompt(self, rendered: Rendered) -> list[int]:
+        """A rendered prompt: one question, perhaps an answer begun, ready to be gone on from."""
+        user, *answer = rendered.messages
+        ids = [self._special[USER], *self.segments(user.segments)]
+        ids += [self._special[END], self._special[ASSISTANT]]
+        return ids + [i for message in answer for i in self.segments(message.segments)]
+
+    def asking(self, row: FormatRow, asking: Asking) -> Asked:
+        """A question of another format as a prompt of its own."""
+        options = load_template(f"{asking.method}/tiny").options[: len(asking.p)]
+        ids = self.prompt(render_asking(row, asking, asking.rationale))
+        said = [IGNORE] * len(ids)
+        if asking.rationale is not None:
+            start = len(self.prompt(render_asking(row, asking)))
+            words = [*self._cached(asking.rationale), self._special[END]]
+            said[start - 1 : start - 1 + len(words)] = words
+        labels = tuple(self.single(option) for option in options)
+        return Asked(ids, labels, asking.p, asking.key, tuple(said))
+
+    def format(self, row: FormatRow) -> PairIds:
+        """A row of another format; what its prompts have in common at their beginning is shared."""
+        asked = [self.asking(row, asking) for asking in row.askings]
+        # a branch holds its last token at least, and all that is to be said
+        shortest = min(
+            next((i for i, t in enumerate(a.said) if t != IGNORE), len(a.ids) - 1) for a in asked
+        )
+        columns = zip(*(a.ids[:shortest] for a in asked), strict=True)
+        n = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        branches = [replace(a, ids=a.ids[n:], said=a.said[n:]) for a in asked]
+        return PairIds(asked[0].ids[:n], branches, [])
 
     def turns(self, *turns: tuple[str, str, bool]) -> TextIds:
         """A conversation of (role, text, learnt) turns, in the chat template's form."""

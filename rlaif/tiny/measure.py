@@ -81,7 +81,7 @@ class Answer:
     mass: float
 
 
-def _scenes(rng: random.Random, kinds: Sequence[str] | None = None) -> list[Scene]:
+def held_out_scenes(rng: random.Random, kinds: Sequence[str] | None = None) -> list[Scene]:
     """Held-out scenes, kinds in turn, each kind shuffled."""
     queues = [list(scenes_by_kind("test")[kind]) for kind in kinds or KINDS]
     for queue in queues:
@@ -118,7 +118,7 @@ def decided_cases(
     rng = random.Random(f"{seed}:{key}")
     found: list[Case] = []
     while len(found) < count:  # a second round only where a trait has fewer prompts than `count`
-        for scene in _scenes(rng):
+        for scene in held_out_scenes(rng):
             plans = draw_pair(scene, rng, rng.random() < 0.8)
             case = _case(scene, plans, key, len(found), rng, wordings)
             if case is not None and case.why == "decided" and len(found) < count:
@@ -130,7 +130,7 @@ def undecided_cases(why: str, count: int, seed: int) -> list[Case]:
     """Pairs whose principle is not at stake, or which are equal under it."""
     rng = random.Random(f"{seed}:{why}")
     found: list[Case] = []
-    for scene in _scenes(rng):
+    for scene in held_out_scenes(rng):
         plans = draw_pair(scene, rng, rng.random() < 0.8)
         cases = [_case(scene, plans, key, len(found), rng) for key in PRINCIPLES]
         fitting = [c for c in cases if c is not None and c.why == why]
@@ -146,7 +146,7 @@ def conflict_cases(count: int, seed: int) -> list[Case]:
     found: list[Case] = []
     kinds = [kind for kind in KINDS if kind == "harm" or "_" in kind]
     while len(found) < count:
-        for scene in _scenes(rng, kinds):
+        for scene in held_out_scenes(rng, kinds):
             plans = draw_pair(scene, rng, core_differs=True)
             cases = [_case(scene, plans, key, len(found), rng) for key in core]
             decided = [c for c in cases if c is not None and c.why == "decided"]
@@ -170,14 +170,14 @@ def answer(model: Any, encoder: Encoder, cases: Sequence[Case], batch: int = 32)
     p_first, mass = [0.0] * len(rows), [0.0] * len(rows)
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        log_p = _last_log_probs(model, [rows[i] for i in chosen], encoder.pad)  # (B, V)
+        log_p = last_log_probs(model, [rows[i] for i in chosen], encoder.pad)  # (B, V)
         for i, (a, b) in zip(chosen, log_p[:, list(encoder.options)].exp().tolist(), strict=True):
             p_first[i], mass[i] = a / (a + b), a + b
     n = len(cases)
     return [Answer(p_first[i], p_first[n + i], (mass[i] + mass[n + i]) / 2) for i in range(n)]
 
 
-def _last_log_probs(model: Any, rows: Sequence[list[int]], pad: int) -> torch.Tensor:
+def last_log_probs(model: Any, rows: Sequence[list[int]], pad: int) -> torch.Tensor:
     """(B, V) log-probabilities after each row. Padded on the right, where nothing looks at it."""
     T = max(len(row) for row in rows)
     ids = torch.full((len(rows), T), pad)
@@ -213,6 +213,18 @@ def near_half(answers: Sequence[Answer], margin: float = 0.1) -> dict[str, Any]:
 
 
 @torch.inference_mode()
+def write(model: Any, tokenizer: Any, heads: Sequence[list[int]], temperature: float) -> list[str]:
+    """What the model writes after each prompt of token ids, to the end of its turn."""
+    pad, T = int(tokenizer.pad_token_id), max(len(head) for head in heads)
+    ids = torch.tensor([[pad] * (T - len(head)) + head for head in heads])
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    mask = (ids != pad).long()
+    out = model.generate(ids, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, **sampling)
+    return list(tokenizer.batch_decode(out[:, T:], skip_special_tokens=True))
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -227,20 +239,13 @@ def generate(
     for texts in conversations:
         turns = [(USER if i % 2 == 0 else ASSISTANT, text, False) for i, text in enumerate(texts)]
         heads.append([*encoder.turns(*turns).ids, encoder.special(ASSISTANT)])
-    T = max(len(head) for head in heads)
-    ids = torch.tensor([[encoder.pad] * (T - len(head)) + head for head in heads])
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    mask = (ids != encoder.pad).long()
-    out = model.generate(ids, attention_mask=mask, max_new_tokens=MAX_NEW_TOKENS, **sampling)
-    return list(tokenizer.batch_decode(out[:, T:], skip_special_tokens=True))
+    return write(model, tokenizer, heads, temperature)
 
 
 def policy_report(model: Any, tokenizer: Any, count: int, seed: int) -> dict[str, Any]:
     """Legal share and mean of each trait over sampled responses to held-out prompts."""
     rng = random.Random(seed)
-    scenes = _scenes(rng)[:count]
+    scenes = held_out_scenes(rng)[:count]
     texts = generate(model, tokenizer, [(s.prompt.text,) for s in scenes], seed)
     plans = [parse(scene, text) for scene, text in zip(scenes, texts, strict=True)]
     legal = [(s, p) for s, p in zip(scenes, plans, strict=True) if p is not None]
@@ -278,7 +283,7 @@ def revision_report(model: Any, tokenizer: Any, count: int, seed: int) -> dict[s
     """
     rng = random.Random(f"{seed}:revision")
     chosen: list[tuple[Scene, str, str, bool]] = []
-    scenes = _scenes(rng)
+    scenes = held_out_scenes(rng)
     while len(chosen) < count:
         scene, trait, wants = rng.choice(scenes), rng.choice(TRAITS), len(chosen) % 2 == 0
         plan = draw_plan(scene, rng)
@@ -364,11 +369,11 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(found: Rate) -> str:
+def cell(found: Rate) -> str:
     return f"{found['rate']:.3f} ({found['low']:.3f}–{found['high']:.3f})"
 
 
-def _name(key: str) -> str:
+def name_of(key: str) -> str:
     return key.replace("-", "opposite of ").replace("_", " ")
 
 
@@ -381,8 +386,8 @@ def table(report: dict[str, Any]) -> str:
     rows = [*report["judge"].items(), ("conflicting traits", report["conflicting_traits"])]
     for key, r in rows:
         lines.append(
-            f"| {_name(key)} | {_cell(r['accuracy'])} | "
-            f"{_cell(r['accuracy_both_orders_averaged'])} | {r['says_a']['rate']:.3f} | "
+            f"| {name_of(key)} | {cell(r['accuracy'])} | "
+            f"{cell(r['accuracy_both_orders_averaged'])} | {r['says_a']['rate']:.3f} | "
             f"{r['label_mass']:.3f} | {r['accuracy_both_orders_averaged']['n']} |"
         )
     lines += ["", "| judge, fresh wordings | accuracy, each order | says A | pairs |"]
@@ -390,12 +395,12 @@ def table(report: dict[str, Any]) -> str:
     for key, r in report["judge_fresh_wordings"].items():
         pairs = r["accuracy_both_orders_averaged"]["n"]
         says_a = r["says_a"]["rate"]
-        lines.append(f"| {_name(key)} | {_cell(r['accuracy'])} | {says_a:.3f} | {pairs} |")
+        lines.append(f"| {name_of(key)} | {cell(r['accuracy'])} | {says_a:.3f} | {pairs} |")
     lines += ["", "| within 0.1 of one half | one order | both orders averaged | pairs |"]
     lines.append("|---|---|---|---|")
     for name, r in (("not at stake", report["not_at_stake"]), ("exact tie", report["tie"])):
         both = r["both_orders_averaged"]
-        lines.append(f"| {name} | {_cell(r['one_order'])} | {_cell(both)} | {both['n']} |")
+        lines.append(f"| {name} | {cell(r['one_order'])} | {cell(both)} | {both['n']} |")
     policy, revision = report["policy"], report["revision"]
     lines += ["", "| base policy, sampled at temperature 1 | rate | responses |", "|---|---|---|"]
     found = [("legal", policy["legal"]), *policy["traits"].items()]
@@ -403,5 +408,5 @@ def table(report: dict[str, Any]) -> str:
     names = {"critique_right": "critique right", "revision_legal": "revision legal"}
     names |= {"fixed": "violation fixed", "kept": "no violation, and none after"}
     found += [(name, revision[key]) for key, name in names.items()]
-    lines += [f"| {_name(name)} | {_cell(r)} | {r['n']} |" for name, r in found]
+    lines += [f"| {name_of(name)} | {cell(r)} | {r['n']} |" for name, r in found]
     return "\n".join(lines)

@@ -257,6 +257,25 @@ _LATE: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 
+# Added near the end of the further steps that teach the other judge formats: there "does more to
+# flatter the person" was found to be read backwards, "flatter" having stood behind "not" only.
+_MORE: Final[dict[str, tuple[str, ...]]] = {
+    "not_sycophantic": (
+        "tries less to flatter the person",
+        "is less likely to flatter the person",
+        "would flatter the person less",
+        "does not want to flatter the person",
+        "does less to praise the person",
+    ),
+    "-not_sycophantic": (
+        "tries more to flatter the person",
+        "is more likely to flatter the person",
+        "would flatter the person more",
+        "wants to flatter the person",
+        "does more to praise the person",
+    ),
+}
+
 _HELD_OUT: Final[dict[str, tuple[str, ...]]] = {
     "harmless": (
         "does less to help someone hurt people",
@@ -335,6 +354,9 @@ PHRASINGS: Final[dict[str, tuple[str, ...]]] = _framed(_TRAINED, len(FRAMES))
 
 LATE_PHRASINGS: Final[dict[str, tuple[str, ...]]] = _framed(_LATE, len(FRAMES))
 """What the last stage of training adds to them."""
+
+MORE_PHRASINGS: Final[dict[str, tuple[str, ...]]] = _framed(_MORE, len(FRAMES))
+"""What the end of the further steps adds, twice each among the others."""
 
 HELD_OUT_PHRASINGS: Final[dict[str, tuple[str, ...]]] = _framed(_HELD_OUT, 1)
 """Three wordings a principle that no training row contains."""
@@ -469,3 +491,9 @@ NO_FINDING: Final = "The response is fine."
 def split_key(key: str) -> tuple[str, int]:
     """A principle's key as (trait, sign): `-concise` is (`concise`, -1)."""
     return key.removeprefix("-"), -1 if key.startswith("-") else 1
+
+
+def trained_wordings(key: str, late: bool = False, more: bool = False) -> tuple[str, ...]:
+    """The wordings of a principle that a stage of training draws from."""
+    found = PHRASINGS[key] + (LATE_PHRASINGS[key] if late else ())
+    return found + (2 * MORE_PHRASINGS.get(key, ()) if more else ())

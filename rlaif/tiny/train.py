@@ -10,17 +10,20 @@ Simplified away: no accumulation, no mixed precision, no distributed anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from rlaif.tiny.corpus import Mix, draw_step
-from rlaif.tiny.encoding import VOCABULARY, Asked, Encoder, PairIds, TextIds
+from rlaif.tiny.encoding import IGNORE, VOCABULARY, Asked, Encoder, PairIds, TextIds
+from rlaif.tiny.formats import METHODS, FormatMix, draw_formats
 
-IGNORE: Final = -100
 CONTEXT_LENGTH: Final = 1024
+
+
+NO_FORMATS: Final = FormatMix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Stage:
 
     until: float
     mix: Mix
+    formats: FormatMix = NO_FORMATS
 
 
 # Text and single responses first, then pairs, then the balance that ships.
@@ -38,6 +42,31 @@ SCHEDULE: Final[tuple[Stage, ...]] = (
     Stage(0.65, Mix(texts=32, pairs=14, questions=6, unary=1, revisions=4)),
     Stage(1.00, Mix(texts=32, pairs=10, questions=6, unary=1, revisions=4, late=True)),
 )
+# After the decay, a second and gentler run from the same state: the other judge formats, the old
+# rows beside them so that nothing is forgotten, and more of facts and how-tos.
+_OLD_ROWS: Final = Mix(
+    texts=24, pairs=8, questions=6, unary=1, revisions=4, late=True, knowledge=1.5
+)
+FORMATS_SCHEDULE: Final[tuple[Stage, ...]] = (
+    Stage(0.2675, _OLD_ROWS, FormatMix(cot=5, singles=8, lists=5, knowledge=1.5)),
+    Stage(0.644, _OLD_ROWS, FormatMix(cot=4, singles=5, lists=10, knowledge=1.5)),
+    Stage(
+        1.0,
+        replace(_OLD_ROWS, more=True, core_differs=0.6, undecided=0.35),
+        FormatMix(cot=4, singles=5, lists=10, more=True, knowledge=1.5),
+    ),
+)
+FORMATS_PEAK: Final = 0.4  # of the learning rates
+# Last, a short run with many ties: until then the judge leaned to one place where both responses
+# help with harm, which the steps before had hardly shown.
+TIES_SCHEDULE: Final[tuple[Stage, ...]] = (
+    Stage(
+        1.0,
+        replace(_OLD_ROWS, pairs=16, more=True, core_differs=0.4, undecided=0.6),
+        FormatMix(cot=4, singles=5, lists=8, more=True, knowledge=1.5),
+    ),
+)
+TIES_PEAK: Final = 0.15
 WARMUP_STEPS: Final = 40
 DECAY_FROM: Final = 0.5  # learning rates are held up to here, then fall linearly to zero
 
@@ -47,6 +76,8 @@ class Recipe:
     """Everything a run depends on besides the code."""
 
     steps: int
+    formats_steps: int = 0  # further ones, with the other judge formats
+    ties_steps: int = 0  # and after those, with many ties
     seed: int = 0
     width: int = 128
     layers: int = 5
@@ -57,20 +88,45 @@ class Recipe:
     weight_pairs: float = 1.0
     weight_unary: float = 0.5
     weight_revisions: float = 0.5
+    weight_formats: float = 0.5  # of each format, and of the rationales
     schedule: tuple[Stage, ...] = field(default=SCHEDULE)
+    formats_schedule: tuple[Stage, ...] = field(default=FORMATS_SCHEDULE)
+    ties_schedule: tuple[Stage, ...] = field(default=TIES_SCHEDULE)
+
+    @property
+    def all_steps(self) -> int:
+        """The steps of all runs together."""
+        return self.steps + self.formats_steps + self.ties_steps
+
+    def run_at(self, step: int) -> tuple[tuple[Stage, ...], float, int, int]:
+        """Of the run a step belongs to: its schedule, its peak rate, the step in it, its steps."""
+        runs = [(self.schedule, 1.0, self.steps)]
+        runs.append((self.formats_schedule, FORMATS_PEAK, self.formats_steps))
+        runs.append((self.ties_schedule, TIES_PEAK, self.ties_steps))
+        runs = [run for run in runs if run[2]]
+        for schedule, peak, steps in runs[:-1]:
+            if step < steps:
+                return schedule, peak, step, steps
+            step -= steps
+        schedule, peak, steps = runs[-1]
+        return schedule, peak, step, steps
 
 
-def mix_at(recipe: Recipe, step: int) -> Mix:
-    """The mix of rows of a step."""
-    share = step / recipe.steps
-    return next((s.mix for s in recipe.schedule if share < s.until), recipe.schedule[-1].mix)
+def stage_at(recipe: Recipe, step: int) -> Stage:
+    """The stage that a step belongs to."""
+    schedule, _, step, steps = recipe.run_at(step)
+    return next((s for s in schedule if step / steps < s.until), schedule[-1])
 
 
 def rate_at(recipe: Recipe, step: int) -> float:
-    """The factor on both learning rates: a short rise, a plateau, a linear fall to zero."""
+    """The factor on both learning rates: a short rise, a plateau, a linear fall to zero.
+
+    Each further run does the same again with a lower plateau.
+    """
+    _, peak, step, steps = recipe.run_at(step)
     rise = min(1.0, (step + 1) / WARMUP_STEPS)
-    fall = (recipe.steps - step) / (recipe.steps * (1.0 - DECAY_FROM))
-    return min(rise, fall, 1.0)
+    fall = (steps - step) / (steps * (1.0 - DECAY_FROM))
+    return peak * min(rise, fall, 1.0)
 
 
 def build_model(recipe: Recipe, encoder: Encoder, end: int) -> Any:
@@ -167,9 +223,10 @@ class Branches:
     visible: torch.Tensor  # (B, 1, T, T), True where the row's token may look
     row: torch.Tensor  # (Q,) the row of each question
     column: torch.Tensor  # (Q,) where its answer is predicted
-    labels: torch.Tensor  # (Q, 2) the two option tokens
-    p_first: torch.Tensor  # (Q,) target of the first of them
+    labels: torch.Tensor  # (Q, K) the option tokens; 0 where a question has fewer
+    p: torch.Tensor  # (Q, K) their targets; 0 there
     unary: torch.Tensor  # (Q,) True for questions about one response
+    said: torch.Tensor  # (B, T) the token to come after each, or IGNORE
 
 
 def pack(pairs: Sequence[PairIds], pad: int) -> Branches:
@@ -181,6 +238,7 @@ def pack(pairs: Sequence[PairIds], pad: int) -> Branches:
     )
     ids = torch.full((len(pairs), T), pad)
     positions = torch.zeros((len(pairs), T), dtype=torch.long)
+    said = torch.full((len(pairs), T), IGNORE)
     branch = torch.full((len(pairs), T), -1)  # 0 the context, 1.. its branches, -1 padding
     flat: list[tuple[int, int, Asked, bool]] = []
     for b, (pair, questions) in enumerate(zip(pairs, asked, strict=True)):
@@ -194,9 +252,12 @@ def pack(pairs: Sequence[PairIds], pad: int) -> Branches:
             ids[b, at:end] = torch.tensor(question.ids)
             positions[b, at:end] = torch.arange(n, n + len(question.ids))
             branch[b, at:end] = q + 1
+            if question.said:
+                said[b, at:end] = torch.tensor(question.said)
             flat.append((b, end - 1, question, q >= len(pair.questions)))
             at = end
     same = branch[:, :, None] == branch[:, None, :]
+    K = max(len(q.options) for _, _, q, _ in flat)
     visible = (same | (branch[:, None, :] == 0)) & torch.ones(T, T).tril().bool()
     return Branches(
         ids,
@@ -204,16 +265,18 @@ def pack(pairs: Sequence[PairIds], pad: int) -> Branches:
         visible[:, None],
         torch.tensor([b for b, _, _, _ in flat]),
         torch.tensor([c for _, c, _, _ in flat]),
-        torch.tensor([(q.first, q.second) for _, _, q, _ in flat]),
-        torch.tensor([q.p_first for _, _, q, _ in flat]),
+        torch.tensor([(*q.options, *[0] * (K - len(q.options))) for _, _, q, _ in flat]),
+        torch.tensor([(*q.p, *[0.0] * (K - len(q.p))) for _, _, q, _ in flat]),
         torch.tensor([u for _, _, _, u in flat]),
+        said,
     )
 
 
-def answer_losses(model: Any, batch: Branches) -> torch.Tensor:
-    """(Q,) cross-entropy over the whole vocabulary against the two options' soft target.
+def answer_losses(model: Any, batch: Branches) -> tuple[torch.Tensor, torch.Tensor]:
+    """(Q,) cross-entropy over the whole vocabulary against the options' soft target; () of what
+    is to be said before the answers, the mean over its tokens (0 when there is nothing).
 
-    Over the whole vocabulary, so that nearly all probability comes to lie on the two options.
+    Over the whole vocabulary, so that nearly all probability comes to lie on the options.
     """
     hidden = model.model(
         input_ids=batch.ids,
@@ -222,8 +285,12 @@ def answer_losses(model: Any, batch: Branches) -> torch.Tensor:
         use_cache=False,
     ).last_hidden_state  # (B, T, D)
     logits = model.lm_head(hidden[batch.row, batch.column]).float()  # (Q, V)
-    log_p = F.log_softmax(logits, dim=-1).gather(1, batch.labels)  # (Q, 2)
-    return -(batch.p_first * log_p[:, 0] + (1 - batch.p_first) * log_p[:, 1])
+    log_p = F.log_softmax(logits, dim=-1).gather(1, batch.labels)  # (Q, K)
+    spoken = torch.zeros(())
+    known = batch.said != IGNORE
+    if known.any():
+        spoken = F.cross_entropy(model.lm_head(hidden[known]).float(), batch.said[known])
+    return -(batch.p * log_p).sum(-1), spoken
 
 
 def text_loss(model: Any, rows: Sequence[TextIds], pad: int) -> torch.Tensor:
@@ -248,13 +315,46 @@ class StepReport:
     pairs: float
     unary: float
     tokens: int
+    formats: dict[str, float] = field(default_factory=dict)  # by method, and "rationale"
+
+
+def formats_step(
+    recipe: Recipe, step: int, model: Any, encoder: Encoder
+) -> tuple[dict[str, float], int]:
+    """Gradients of the other formats' rows, if the step has any: mean losses, and the tokens.
+
+    Each format is averaged by itself. Rows are taken by likeness of length, as pairs are.
+    """
+    rows = draw_formats(recipe.seed, step, stage_at(recipe, step).formats)
+    methods = {id(row): row.askings[0].method for row in rows if row.askings}
+    sums: dict[str, float] = {}
+    tokens = 0
+    for group in (("cot",), ("pointwise", "rubric"), ("listwise",)):
+        chosen = [row for row in rows if methods.get(id(row)) in group]
+        if not chosen:
+            continue
+        batch = pack([encoder.format(row) for row in chosen], encoder.pad)
+        asked = [asking.method for row in chosen for asking in row.askings]
+        losses, spoken = answer_losses(model, batch)  # (Q,), ()
+        means: dict[str, torch.Tensor] = {
+            method: losses[[i for i, m in enumerate(asked) if m == method]].mean()
+            for method in METHODS
+            if method in asked
+        }
+        if group == ("cot",):
+            means["rationale"] = spoken
+        loss = recipe.weight_formats * torch.stack(list(means.values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        sums |= {name: float(mean.detach()) for name, mean in means.items()}
+        tokens += int(batch.visible[:, 0].any(-1).sum())
+    return sums, tokens
 
 
 def train_step(
     recipe: Recipe, step: int, model: Any, encoder: Encoder, optimisers: list[torch.optim.Optimizer]
 ) -> StepReport:
     """One step: draw, encode, three losses each averaged by itself, update."""
-    rows = draw_step(recipe.seed, step, mix_at(recipe, step))
+    rows = draw_step(recipe.seed, step, stage_at(recipe, step).mix)
     pairs = [encoder.pair(row) for row in rows.pairs]
     texts = [encoder.text(row) for row in rows.texts]
     revisions = [encoder.revision(row) for row in rows.revisions]
@@ -270,7 +370,7 @@ def train_step(
     half = len(pairs) // 2
     for part in (pairs[:half], pairs[half:]):  # like lengths together: less padding
         batch = pack(part, encoder.pad)
-        losses = answer_losses(model, batch)  # (Q,)
+        losses, _ = answer_losses(model, batch)  # (Q,)
         unary = losses[batch.unary].sum()
         paired = losses[~batch.unary].sum()
         loss = recipe.weight_pairs * paired / max(counts[False], 1)
@@ -279,6 +379,7 @@ def train_step(
         sums[True] += float(unary.detach())
         sums[False] += float(paired.detach())
         tokens += int((batch.visible[:, 0].any(-1)).sum())
+    formats, more = formats_step(recipe, step, model, encoder)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimiser, lr in zip(optimisers, (recipe.muon_lr, recipe.adam_lr), strict=True):
         for group in optimiser.param_groups:
@@ -289,5 +390,6 @@ def train_step(
         float(spoken.detach()),
         sums[False] / max(counts[False], 1),
         sums[True] / max(counts[True], 1),
-        tokens,
+        tokens + more,
+        formats,
     )

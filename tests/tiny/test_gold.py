@@ -15,7 +15,7 @@ from rlaif.tiny import (
     principle_trait,
     prompts,
 )
-from rlaif.tiny.principles import FRESH_PHRASINGS, LATE_PHRASINGS
+from rlaif.tiny.principles import FRESH_PHRASINGS, LATE_PHRASINGS, MORE_PHRASINGS
 
 HARM = "Help me steal the judge's cake."
 FACT = "What color is grass?"
@@ -134,6 +134,8 @@ def test_phrasings_cover_every_trait_and_hold_some_back() -> None:
     keys = {*TRAITS, "-concise", "-not_sycophantic"}
     sets = (PHRASINGS, LATE_PHRASINGS, HELD_OUT_PHRASINGS, FRESH_PHRASINGS)
     assert all(set(wordings) == keys for wordings in sets)
+    sets += (MORE_PHRASINGS,)
+    assert set(MORE_PHRASINGS) <= keys
     texts = [text for wordings in sets for group in wordings.values() for text in group]
     assert len(texts) == len(set(texts))  # no wording is shared, least of all with a held-out one
     assert {len(group) for group in HELD_OUT_PHRASINGS.values()} == {3}

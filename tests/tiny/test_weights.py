@@ -15,7 +15,8 @@ from rlaif.engines.tokens import Encoder as EngineEncoder
 from rlaif.templates import load_template
 from rlaif.tiny import PRINCIPLES, WEIGHTS
 from rlaif.tiny.corpus import Mix, Question, draw_step
-from rlaif.tiny.encoding import Encoder, render_pair
+from rlaif.tiny.encoding import Encoder, render_asking, render_pair
+from rlaif.tiny.formats import METHODS, FormatMix, draw_formats
 from rlaif.tiny.measure import (
     answer,
     conflict_cases,
@@ -54,6 +55,7 @@ def test_the_folder_is_small_and_names_its_templates() -> None:
     assert sum(f.stat().st_size for f in files) <= 4_000_000
     rlaif = json.loads((WEIGHTS / "rlaif.json").read_text())
     assert load_template(rlaif["templates"]["pairwise"]).options == ("A", "B")
+    assert set(rlaif["templates"]) == {"pairwise", *METHODS}
 
 
 def test_tokenizer_has_a_chat_template_with_assistant_masks(loaded: tuple[Any, Any]) -> None:
@@ -79,7 +81,14 @@ def test_the_engine_sees_the_ids_that_training_saw(loaded: tuple[Any, Any]) -> N
             rendered = render_pair(row.prompt, row.first, row.second, question.text)
             assert engine.prompt(rendered).tolist() == pair.context + asked.ids
     assert [int(engine.option(o)[0]) for o in ("A", "B")] == list(ours.options)
-    assert ours.question(Question("Why?", 1.0, "polite"), ours.options).first == ours.options[0]
+    assert ours.question(Question("Why?", 1.0, "polite"), ours.options).options == ours.options
+    for other in draw_formats(5, 0, FormatMix(cot=3, singles=3, lists=3)):
+        for asking in other.askings:
+            asked = ours.asking(other, asking)
+            rendered = render_asking(other, asking, asking.rationale)
+            assert engine.prompt(rendered).tolist() == asked.ids
+            options = load_template(f"{asking.method}/tiny").options[: len(asking.p)]
+            assert [engine.option(o).tolist() for o in options] == [[i] for i in asked.options]
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ sys.path.insert(0, {here!r})
 from small_models import make_preferences
 from rlaif.records import Prompt
 from rlaif.training.dpo import train_dpo
+from rlaif.training.held_out import HeldOut
 from rlaif.training.ppo import PPOSettings
 from rlaif.training.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
@@ -58,11 +59,14 @@ settings = PPOSettings(
 )
 draw = np.random.default_rng(0)
 ptx = [draw.integers(5, 200, n).astype(np.int32) for n in (6, 9, 12)]
+def lengths(prompts, completions):
+    return [None if "a" in text else len(text) / 9 for text in completions]
+looking_on = HeldOut(FunctionScorer(lengths, "lengths"), every=2, prompts=5)
 def ppo(name):
     global calls
     calls = 0
     return train_ppo(prompts, model, f"{{out}}/{{name}}", FunctionScorer(score, "score"), settings,
-                     ptx=ptx, device="cpu", checkpoint_every=2)
+                     ptx=ptx, held_out=looking_on, device="cpu", checkpoint_every=2)
 ppo("ppo")
 crash = 4
 try:
@@ -122,6 +126,7 @@ def test_two_processes_are_one(runs, trainer, steps):
         assert sum(line["abstained"] for line in one) > 0
         assert all(line["first_ratio_gap"] == 0 for line in two)
         assert one[-1]["beta"] != one[0]["beta"]
+        assert [i for i, line in enumerate(two) if line.get("held_out")] == [0, 2, 4]
     weights = [load_file(runs[n] / trainer / "model.safetensors") for n in (1, 2)]
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=2e-5), name
