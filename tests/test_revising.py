@@ -308,7 +308,7 @@ def test_what_the_embedded_model_revises_and_what_is_exported(
     store = RunStore("run", read_only=True)
     measured = violations(store.table("revisions").read(), ["concise"])["concise"]
     assert measured["violated"] > 5
-    assert 2 * measured["fixed"][0] > measured["violated"]
+    assert 2 * measured["fixed"][-1] > measured["violated"]
     run("revise", *common, "--rounds", "1")  # fewer rounds: the second is not current any more
     run("export", "run", "sft.jsonl", "--what", "revisions", "--rounds", "all")
     rows = datasets.load_dataset("json", data_files="sft.jsonl")["train"]  # type: ignore[call-overload]
