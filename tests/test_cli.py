@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from rlaif import resources
 from rlaif.cli.app import app
 from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
 from rlaif.store import RunStore
@@ -92,22 +93,20 @@ def test_label_by_another_method(tmp_path: Path) -> None:
     assert "unknown" not in output
 
 
-def test_editing_one_principle_judges_that_one_only(tmp_path: Path) -> None:
+def test_editing_one_principle_of_sixteen_judges_a_sixteenth(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.jsonl")
-    text = (
-        "name: mine\nprinciples:\n"
-        "  - {id: a, compare: 'Which response is kinder?'}\n"
-        "  - {id: b, compare: 'Which response is shorter?'}\n"
-    )
+    text = (resources.folder("constitutions") / "sixteen.yaml").read_text()
     (tmp_path / "mine.yaml").write_text(text)
     arguments = ("label", "--pairs", "pairs.jsonl", "--constitution", "mine.yaml", "--out", "r")
-    assert "16 verdicts (16 new)" in run(*arguments)
-    (tmp_path / "mine.yaml").write_text(text.replace("shorter", "much shorter"))
-    assert "16 verdicts (8 new)" in run(*arguments)
+    assert "128 verdicts (128 new)" in run(*arguments)  # 4 pairs, 16 principles, both orders
+    edited = text.replace("compare: Which response", "compare: Which of the two responses", 1)
+    assert edited != text
+    (tmp_path / "mine.yaml").write_text(edited)
+    assert "128 verdicts (8 new)" in run(*arguments)
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
     assert manifest["stages"]["label"]["new_rows"] == 8
     (tmp_path / "mine.yaml").write_text(text)
-    assert "16 verdicts (0 new)" in run(*arguments)  # the old verdicts are still there
+    assert "128 verdicts (0 new)" in run(*arguments)  # the old verdicts are still there
 
 
 @pytest.fixture(scope="module")
