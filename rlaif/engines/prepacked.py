@@ -5,6 +5,10 @@ reads. Here that is done once. A gated feed-forward layer, act(x·G) * (x·U)·D
 and its product done while the results are still in the cache: for SiLU, as Llama, Qwen and Mistral
 have it.
 
+Weights that are trained change too often for that. `TrainedLinear` has the same kernels read them
+as they lie, which is still faster than the library's own product, forwards and to the gradient of
+what came in (on processors that MKL is not made for).
+
 Simplified away: other activations, other precisions, and models so large that the second copy of
 their weights would be felt. They go the plain way.
 """
@@ -12,6 +16,7 @@ their weights would be felt. They go the plain way.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,8 +38,8 @@ class Prepacked:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = [m for m in model.modules() if type(m) is nn.Linear]
-        if not _possible(layers):
+        layers: list[Any] = [m for m in model.modules() if type(m) in (nn.Linear, TrainedLinear)]
+        if not _possible([layer.weight for layer in layers]):
             layers = []
         packed = {id(m): _pack(m) for m in layers}
         self._forwards: list[tuple[nn.Module, Forward]] = [
@@ -48,23 +53,66 @@ class Prepacked:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """The model runs with these forwards while inside."""
-        for module, forward in self._forwards:
+        """The model runs with these forwards while inside, unless autocast takes another way."""
+        forwards = [] if torch.is_autocast_enabled("cpu") else self._forwards
+        for module, forward in forwards:
             module.forward = forward
         try:
             yield
         finally:
-            for module, _ in self._forwards:
+            for module, _ in forwards:
                 del module.forward  # the class's own shows again
 
 
-def _possible(layers: list[Any]) -> bool:
-    weights = [layer.weight for layer in layers]
-    return (
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
-        and sum(w.nbytes for w in weights) <= LIMIT
-    )
+class TrainedLinear(nn.Linear):
+    """A linear layer whose products are oneDNN's where they can be; else `nn.Linear`'s."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_cpu and not torch.is_autocast_enabled("cpu") and _readable(self.weight):
+            return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return,no-untyped-call]
+        return super().forward(x)
+
+
+def train_faster(model: nn.Module) -> None:
+    """Makes the plain linear layers of a model `TrainedLinear`s, for good; weights stay theirs."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = TrainedLinear
+
+
+class _Product(torch.autograd.Function):
+    """x·Wᵀ + b and its gradients. The weights' own gradient is no faster by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, Any, Any]:
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        rows = grads[0].reshape(-1, weight.shape[0])
+        return (
+            _product(grads[0].contiguous(), weight.t(), None) if to_x else None,
+            rows.t() @ x.reshape(-1, weight.shape[1]) if to_weight else None,
+            rows.sum(0) if to_bias else None,
+        )
+
+
+def _possible(weights: list[torch.Tensor]) -> bool:
+    return all(map(_readable, weights)) and sum(w.nbytes for w in weights) <= LIMIT
+
+
+def _readable(weight: torch.Tensor) -> bool:
+    """Whether oneDNN reads these weights: not on a GPU, of another precision, or spread."""
+    plain = type(weight) in (torch.Tensor, nn.Parameter)
+    return plain and weight.is_cpu and weight.dtype == torch.float32 and _onednn()
+
+
+@functools.cache
+def _onednn() -> bool:
+    return torch.backends.mkldnn.is_available()  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _is_silu(activation: Any) -> bool:

@@ -29,6 +29,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rlaif.engines.checkpoint import model_folder
 from rlaif.engines.fingerprint import folder_fingerprint
+from rlaif.engines.prepacked import train_faster
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.resources import model_path
@@ -254,6 +255,8 @@ def _trainer(
             processing_class=copy.deepcopy(loaded.tokenizer),  # TRL changes its padding
             peft_config=adapters,
         )
+    if trainer.ref_model is not None:  # TRL loads it anew: it must compute as the policy does
+        train_faster(trainer.ref_model)
     trainer.remove_callback(PrinterCallback)
     trainer.sampler, trainer.reward, trainer.draw = sampler, reward, s.seed
     return trainer

@@ -93,6 +93,8 @@ def _load(name: str, auto: Any, needed: str, half: bool, four_bit: bool, **optio
     import torch
     from transformers import AutoTokenizer
 
+    from rlaif.engines.prepacked import train_faster
+
     path = model_path(name)
     notes: list[str] = []
     try:
@@ -112,6 +114,7 @@ def _load(name: str, auto: Any, needed: str, half: bool, four_bit: bool, **optio
         raise TrainingError(f"cannot train {name}: {needed}; its weights lack {missing[0]}")
     notes += [f"missing:{key}" for key in missing]
     disable_dropout(model)
+    train_faster(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said in the notes, which reach metrics.json
         encoder = Encoder(tokenizer, name)
@@ -200,17 +203,21 @@ def _score_last_real_token(model: Any) -> None:
     import torch
     from transformers.modeling_outputs import SequenceClassifierOutput
 
+    from rlaif.training.last_layer import last_layer_at
+
     if "score" not in model._modules:  # an encoder reads its first token: nothing to look for
         return
 
     def forward(self: Any, input_ids: Any, attention_mask: Any, **_: Any) -> Any:  # PEFT adds Nones
         trunk = getattr(self, self.base_model_prefix)
-        hidden = trunk(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state  # (B, T, d)
-        place = torch.arange(hidden.shape[1], device=hidden.device)
-        last = (attention_mask * place).argmax(1)
-        pooled = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        (B, T), device = input_ids.shape, input_ids.device
+        last = (attention_mask * torch.arange(T, device=device)).argmax(1)
+        where = torch.arange(B, device=device) * T + last
+        with last_layer_at(trunk, where):
+            hidden = trunk(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            ).last_hidden_state  # (B, T, d)
+        pooled = hidden.flatten(0, 1).index_select(0, where)
         return SequenceClassifierOutput(logits=self.score(pooled))  # (B, 1)
 
     model.forward = MethodType(forward, model)  # a copy of the model gets one of its own

@@ -329,12 +329,15 @@ class RewardModel:
     def __init__(self, path: str | Path, *, device: str = "auto", batch_tokens: int = 8_192):
         import torch
 
+        from rlaif.engines.prepacked import Prepacked
+
         folder = Path(model_path(str(path)))
         self._loaded = load_reward(str(path))
         self._check_head(str(path))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._loaded.model.to(device).eval()
+        self._faster = Prepacked(self._loaded.model)
         self._batch_tokens = batch_tokens
         self.normalisation = read_normalisation(folder)
 
@@ -364,9 +367,9 @@ class RewardModel:
                     f"reads {self._loaded.max_length}. Leave it out, or use a longer context"
                 )
             sequences.append(sequence)
-        raw = sequence_rewards(
-            self._loaded.model, sequences, self._loaded.filler, batch_tokens=self._batch_tokens
-        )
+        model, filler = self._loaded.model, self._loaded.filler
+        with self._faster.active():
+            raw = sequence_rewards(model, sequences, filler, batch_tokens=self._batch_tokens)
         return [float(x) for x in self.normalisation.gain * raw + self.normalisation.bias]
 
     def quality(self, pairs: Sequence[Pair]) -> dict[str, Any]:

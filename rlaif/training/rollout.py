@@ -19,6 +19,7 @@ from torch import Tensor
 from rlaif.engines.base import Sampling
 from rlaif.engines.checkpoint import end_tokens
 from rlaif.engines.decoding import decode_batch
+from rlaif.engines.prepacked import Prepacked
 from rlaif.engines.tokens import Encoder, Ids
 from rlaif.records import Prompt
 from rlaif.templates import Rendered
@@ -95,18 +96,20 @@ class Sampler:
         out: dict[tuple[int, int], Episode] = {}
         training = model.training
         model.eval()
+        faster = Prepacked(model)  # anew, as the weights have changed
         for batch in self._batches([len(ids) for ids in encoded], n, model.device.type):
             decoder = MaskedPolicy(model, masker) if masker else model
-            rows = decode_batch(
-                decoder,
-                [encoded[i] for i in batch],
-                sampling,
-                room=self._room,
-                pad=self._filler,
-                eos=self._eos,
-                ends=self._ends,
-                logprobs=True,
-            )
+            with faster.active():
+                rows = decode_batch(
+                    decoder,
+                    [encoded[i] for i in batch],
+                    sampling,
+                    room=self._room,
+                    pad=self._filler,
+                    eos=self._eos,
+                    ends=self._ends,
+                    logprobs=True,
+                )
             for k, row in enumerate(rows):
                 i = batch[row.prompt]
                 out[i, row.sample] = Episode(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlaif.engines import prepacked
-from rlaif.engines.prepacked import Prepacked
+from rlaif.engines.prepacked import Prepacked, TrainedLinear, train_faster
 
 
 class Gated(nn.Module):
@@ -76,3 +78,63 @@ def test_an_error_inside_restores_the_model() -> None:
     with pytest.raises(ZeroDivisionError), Prepacked(layer).active():
         _ = 1 / 0
     assert not any("forward" in vars(m) for m in layer.modules())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
+def test_a_trained_layer_and_its_gradients(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(5, 4, bias=bias)
+    fast = copy.deepcopy(plain)
+    train_faster(fast)
+    assert type(fast) is TrainedLinear
+    assert type(plain) is nn.Linear
+    inputs = [torch.randn(shape) for _ in range(2)]
+    inputs[1] = inputs[0].clone()
+    weights = torch.randn(*shape[:-1], 4)
+    for layer, x in zip([plain, fast], inputs, strict=True):
+        y = layer(x.requires_grad_())
+        (y * weights).sum().backward()
+    assert "_ProductBackward" in type(fast(inputs[1]).grad_fn).__name__  # the fast way was taken
+    torch.testing.assert_close(fast(inputs[1]), plain(inputs[0]))
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    for ours, theirs in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_trained_layer_where_onednn_does_not_read() -> None:
+    layer, x = nn.Linear(5, 4), torch.randn(3, 5)
+    train_faster(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer.double()(x.double()).dtype == torch.float64
+    assert layer.to("meta")(x.to("meta")).is_meta
+
+
+def test_autocast_takes_no_packed_layers() -> None:
+    layer, x = Gated(nn.SiLU()), torch.randn(3, 12)
+    with torch.autocast("cpu", torch.bfloat16), Prepacked(layer).active():
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_a_trained_layer_without_rows() -> None:
+    layer, x = nn.Linear(5, 4), torch.randn(0, 5, requires_grad=True)
+    train_faster(layer)
+    layer(x).sum().backward()
+    assert not layer.weight.grad.any()
+
+
+def test_only_what_needs_a_gradient_gets_one() -> None:
+    layer, x = nn.Linear(5, 4), torch.randn(3, 5, requires_grad=True)
+    train_faster(layer)
+    layer.requires_grad_(False)(x).sum().backward()
+    assert layer.weight.grad is None
+    assert x.grad is not None
+
+
+def test_the_packed_layers_of_a_trained_model() -> None:
+    layer = Gated(nn.SiLU())
+    train_faster(layer)
+    with Prepacked(layer).active():
+        assert "forward" in vars(layer)
+        assert "forward" in vars(layer.up_proj)
