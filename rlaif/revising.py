@@ -90,10 +90,7 @@ class Reviser:
 
     def render(self, chain: Chain, principle: Principle, critique: str | None) -> Rendered:
         """The request for a critique, or with one for the revision."""
-        return self.template.render(
-            messages=chain.prompt.messages, response=chain.response, critique=critique,
-            critique_request=principle.critique, revision_request=principle.revise,
-        )  # fmt: skip
+        return request(self.template, chain, principle, critique)
 
     def round(self, chains: Sequence[Chain], round_: int) -> list[Revision]:
         """One round of each chain, two batches in all. A step that failed leaves no revision."""
@@ -124,6 +121,16 @@ class Reviser:
             return []
         seed = int(content_id(self.sampling.seed, round_, step)[:7], 16)
         return [made[0] for made in self.engine.generate(asked, replace(self.sampling, seed=seed))]
+
+
+def request(
+    template: Template, chain: Chain, principle: Principle, critique: str | None
+) -> Rendered:
+    """What the model is sent for a critique of `chain.response`, or with one for the revision."""
+    return template.render(
+        messages=chain.prompt.messages, response=chain.response, critique=critique,
+        critique_request=principle.critique, revision_request=principle.revise,
+    )  # fmt: skip
 
 
 def _why_not(generation: Generation) -> RevisionReason | None:
@@ -203,6 +210,11 @@ def revision_pairs(rows: Iterable[Revision]) -> list[Pair]:
 # ------------------------------------------------------------------------------------- contrasts
 
 
+def wished(template: Template, prompt: Prompt, wish: str | None) -> Rendered:
+    """What the model is sent for an answer that follows a principle, or violates it."""
+    return template.render(messages=prompt.messages, wish=wish)
+
+
 SIDES = (":follow", ":violate")  # what stands after the policy's name in a completion's source
 
 
@@ -250,7 +262,7 @@ def contrast_stream(
         ]
         found = find(keys)
         todo = [(k, w) for k, w in zip(keys, wishes, strict=True) if k not in found]
-        asked = [loaded.render(messages=p.messages, wish=wish) for _, (p, _, wish) in todo]
+        asked = [wished(loaded, p, wish) for _, (p, _, wish) in todo]
         new = [
             Completion(
                 key, prompt.id, engine.name + side, 0, g.text.strip(), g.finish_reason, g.tokens

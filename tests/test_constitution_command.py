@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from rlaif.cli.app import app
+from rlaif.cli.show import CRITIQUE, SAMPLE
+from rlaif.constitution import Constitution
+from rlaif.engines.base import Sampling, ScriptedEngine
 from rlaif.errors import ConfigError, DataError
+from rlaif.executors import Memory
 from rlaif.resources import names
+from rlaif.revising import Chain, Reviser, contrast_stream
 
 
 def run(*arguments: str) -> str:
@@ -45,12 +51,73 @@ def test_the_prompt_of_a_principle_is_shown_unbroken_in_every_template(template:
     assert any("Dab it with alcohol, then wash it cold." in line for line in lines)
 
 
+def sent_by(stage: Any, template: str) -> list[str]:
+    """What a stage sends to an engine that writes down what it is asked, and answers a text."""
+    asked: list[str] = []
+
+    def answer(text: str, _: int) -> str:
+        asked.append(text)
+        return CRITIQUE
+
+    stage(ScriptedEngine(generator=answer), template)
+    return asked
+
+
+@pytest.mark.parametrize("template", ["revise/default", "revise/fewshot"])
+def test_the_requests_of_a_revision_are_shown_as_they_are_sent(template: str) -> None:
+    (principle,) = Constitution.load("harmless").select(["no-harm"])
+
+    def stage(engine: ScriptedEngine, template: str) -> None:
+        reviser = Reviser(engine, (principle,), Sampling(), template)
+        reviser.round([Chain(SAMPLE.prompt, 0, SAMPLE.first)], 1)
+
+    critique, revision = sent_by(stage, template)
+    shown = run("show", "harmless", "--prompt", "no-harm", "--for", "revise",
+                "--template", template)  # fmt: skip
+    assert shown == f"--- critique\n{critique}\n\n--- revision\n{revision}\n\n"
+    assert CRITIQUE in revision
+    assert principle.revise in revision
+    assert principle.revise not in critique
+    if template == "revise/default":  # what `rlaif revise` takes
+        assert run("show", "harmless", "--prompt", "no-harm", "--for", "revise") == shown
+
+
+def test_both_sides_of_a_contrast_are_shown_as_they_are_sent() -> None:
+    (principle,) = Constitution.load("harmless").select(["no-harm"])
+
+    def stage(engine: ScriptedEngine, template: str) -> None:
+        list(contrast_stream([SAMPLE.prompt], engine, [principle], Sampling(), Memory(),
+                             template=template))  # fmt: skip
+
+    follow, violate = sent_by(stage, "contrast/default")
+    shown = run("show", "harmless", "--prompt", "no-harm", "--for", "contrast")
+    assert shown == f"--- follow\n{follow}\n\n--- violate\n{violate}\n\n"
+
+
+def test_what_cannot_be_shown_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nprinciples: [{id: a, compare: C}, {id: b, compare: D}]\n")
+    one = ("show", str(path), "--prompt", "a", "--for")
+    with pytest.raises(ConfigError, match=r"revise needs critique and revise .* missing in a \("):
+        run(*one, "revise")
+    with pytest.raises(ConfigError, match="contrast needs follow and violate"):
+        run(*one, "contrast")
+    with pytest.raises(ConfigError, match=r"--for reviso: unknown use\. Did you mean 'revise'"):
+        run(*one, "reviso")
+    with pytest.raises(ConfigError, match="give --prompt, one of a, b"):
+        run("show", str(path), "--for", "revise")
+    with pytest.raises(ConfigError, match="leave it out with --for revise"):
+        run(*one, "revise", "--method", "cot")
+
+
 def test_the_sample_may_be_a_pair_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     row = {"prompt": "Hello?", "chosen": "Good day to you.", "rejected": "What?"}
     path.write_text(json.dumps(row) + "\n")
     shown = run("show", "harmless", "--prompt", "no-harm", "--pairs", str(path), "--method", "cot")
     assert "Good day to you." in shown
+    shown = run("show", "harmless", "--prompt", "no-harm", "--pairs", str(path), "--for", "revise")
+    assert shown.count("user: Hello?\nassistant: Good day to you.\nuser: ") == 2
 
 
 def test_diff_import_and_schema(tmp_path: Path) -> None:

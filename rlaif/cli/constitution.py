@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rlaif.errors import ConfigError, DataError, nearest
+
+if TYPE_CHECKING:
+    from rlaif.constitution import Use
 
 app = typer.Typer(help="Check, show, compare and import constitutions.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A file, or a shipped name.")]
@@ -27,11 +30,9 @@ def check_constitution(
     Example: rlaif constitution check constitutions/*.yaml --for revise
     """
     from rlaif.cli.console import Terminal
-    from rlaif.constitution import NEEDS, check
+    from rlaif.constitution import check
 
-    wanted = next((known for known in NEEDS if known == use), None)
-    if use is not None and wanted is None:
-        raise ConfigError(f"--for {use}: unknown use.{nearest(use, NEEDS)}")
+    wanted = None if use is None else _use(use)
     faults: list[str] = []
     for name in names:
         try:
@@ -49,11 +50,20 @@ def check_constitution(
 def show_constitution(
     name: Name,
     prompt: Annotated[
-        str | None, typer.Option(help="Show the judge's exact prompt for this principle's id.")
+        str | None, typer.Option(help="Show the exact prompt for this principle's id.")
     ] = None,
+    use: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            help="Whose prompt: the judge's (`label`), or the policy's for critique and revision "
+            "(`revise`), or for both sides of a `contrast`.",
+        ),
+    ] = "label",
     method: Annotated[
-        str, typer.Option(help="The judge's method, by its default template.")
-    ] = "pairwise",
+        str | None,
+        typer.Option(help="The judge's method, by its default template; `pairwise` if not given."),
+    ] = None,
     template: Annotated[
         str | None, typer.Option(help="Another template: a path or a shipped name.")
     ] = None,
@@ -61,22 +71,42 @@ def show_constitution(
         str | None, typer.Option(help="Take the first pair of this file as the sample.")
     ] = None,
 ) -> None:
-    """Show the principles, or the exact prompt the judge gets for one of them.
+    """Show the principles, or the exact prompt that a model gets for one of them.
 
     Example: rlaif constitution show harmless --prompt no-harm --method cot
+
+    Example: rlaif constitution show harmless --prompt no-harm --for revise
     """
     from rlaif.cli.console import Terminal
-    from rlaif.cli.show import SAMPLE, judge_prompt, principles_table
+    from rlaif.cli.show import SAMPLE, judge_prompt, principles_table, prompts_of
     from rlaif.constitution import Constitution
     from rlaif.readers import read_pairs
 
-    found, terminal = Constitution.load(name), Terminal()
+    found, terminal, wanted = Constitution.load(name), Terminal(), _use(use)
+    if method is not None and wanted != "label":
+        raise ConfigError(f"--method is how a judge judges: leave it out with --for {wanted}")
     if prompt is None:
+        if wanted != "label":
+            ids = ", ".join(p.id for p in found.principles)
+            raise ConfigError(f"--for {wanted} shows one principle: give --prompt, one of {ids}")
         terminal.out.print(principles_table(found))
         return
     pair = SAMPLE if pairs is None else next(iter(read_pairs(pairs, limit=1)))
     principle = found.select([prompt])[0]
-    typer.echo(judge_prompt(principle, template or f"{method}/default", pair))  # no line is broken
+    if wanted == "label":  # no line of a prompt is broken
+        typer.echo(judge_prompt(principle, template or f"{method or 'pairwise'}/default", pair))
+        return
+    for step, text in prompts_of(wanted, principle, template or f"{wanted}/default", pair):
+        typer.echo(f"--- {step}\n{text}\n")
+
+
+def _use(name: str) -> Use:
+    from rlaif.constitution import NEEDS
+
+    wanted = next((known for known in NEEDS if known == name), None)
+    if wanted is None:
+        raise ConfigError(f"--for {name}: unknown use.{nearest(name, NEEDS)}")
+    return wanted
 
 
 @app.command("diff")

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from rlaif.constitution import Constitution, Principle, require
+from rlaif.constitution import Constitution, Principle, Use, require
 from rlaif.constitution_diff import Change
 from rlaif.engines.base import transcript
 from rlaif.records import Pair, Prompt
+from rlaif.revising import Chain, request, wished
 from rlaif.templates import load_template
 
 
@@ -75,3 +76,27 @@ def judge_prompt(principle: Principle, template: str, pair: Pair = SAMPLE) -> st
         responses=[pair.first, pair.second], principle=principle.compare, rationale=None,
     )  # fmt: skip
     return f"{transcript(rendered)}\n\noptions: {list(loaded.options)}"
+
+
+CRITIQUE = "(the critique that the policy wrote)"
+Shown = list[tuple[str, str]]  # a heading, and a prompt
+
+
+def prompts_of(use: Use, principle: Principle, template: str, pair: Pair = SAMPLE) -> Shown:
+    """What the policy is sent under a principle, step by step.
+
+    `revise`: for the critique of the pair's first response, then for the revision, with `CRITIQUE`
+    where the policy's own words would stand. `contrast`: to follow the principle, and to violate
+    it.
+    """
+    require([principle], use)
+    loaded = load_template(template)
+    if use == "revise":
+        chain = Chain(pair.prompt, 0, pair.first)
+        steps = {"critique": None, "revision": CRITIQUE}
+        return [
+            (step, transcript(request(loaded, chain, principle, said)))
+            for step, said in steps.items()
+        ]
+    wishes = {"follow": principle.follow, "violate": principle.violate}
+    return [(side, transcript(wished(loaded, pair.prompt, w))) for side, w in wishes.items()]
