@@ -1,4 +1,4 @@
-"""Critique → revision → supervised fine-tuning from the command line, checked by the gold checker."""
+"""Critique → revision → supervised fine-tuning, from the command line; the gold checker counts."""
 
 from __future__ import annotations
 

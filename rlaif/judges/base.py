@@ -171,11 +171,16 @@ def expand(
 
 def grouped(pairs: Iterable[Pair]) -> Iterator[tuple[Pair, tuple[str, ...]]]:
     """Each pair with all completions of its prompt, sorted: so that the order of pairs is none."""
-    for _, neighbours in groupby(pairs, key=lambda pair: pair.prompt.id):
-        same = list(neighbours)
-        group = tuple(sorted({text for pair in same for text in (pair.first, pair.second)}))
+    for same, group in by_prompt(pairs):
         for pair in same:
             yield pair, group
+
+
+def by_prompt(pairs: Iterable[Pair]) -> Iterator[tuple[list[Pair], tuple[str, ...]]]:
+    """Neighbouring pairs of one prompt, and all their completions, sorted."""
+    for _, neighbours in groupby(pairs, key=lambda pair: pair.prompt.id):
+        same = list(neighbours)
+        yield same, tuple(sorted({text for pair in same for text in (pair.first, pair.second)}))
 
 
 def sigmoid(x: float) -> float:

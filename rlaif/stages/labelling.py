@@ -17,6 +17,7 @@ from rlaif.records import Order, Pair, Preference, Verdict
 from rlaif.running import Reasoned
 from rlaif.stages.inputs import truth
 from rlaif.stages.jury import Panel
+from rlaif.stages.lists import require_short_lists
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
@@ -65,6 +66,7 @@ def label(run: Run) -> None:
         raise DataError(f"{store.root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
     principles, panel = run.principles(), Panel(run)
     require(principles, "label")
+    require_short_lists(run)
     quality, reasoned = LabelQuality(truth(run)), Reasoned()
     panel.first_ones()
     with run.reporter.progress(panel.title, total) as progress:

@@ -11,6 +11,7 @@ from rlaif.errors import ConfigError
 from rlaif.records import Prompt
 from rlaif.stages.inputs import load_prompts
 from rlaif.stages.learning import lora_of
+from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.rewards import judge_tokens, live_label, reward_folder, scorer_alone, scorer_of
 from rlaif.stages.run import Run
@@ -37,6 +38,9 @@ def _train_group(
         raise ConfigError(f"train.{name} is null in this config: give it settings, or {{}}")
     folder = reward_folder(run, config.reward)
     pairwise = config.reward == "judge" and scorer_alone(run) is None
+    if pairwise:  # each against one of `policy.model`, or against the others
+        more = int(config.against == "reference")
+        require_room(run, config.group + more, f"train.{name}.group={config.group}")
     if pairwise and config.against == "group":
         scorer: Any = GroupScorer(*live_label(run), config.rounds)
     else:

@@ -11,6 +11,7 @@ from rlaif.readers import read_demonstrations
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import load_prompts
 from rlaif.stages.learning import lora_of
+from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.rewards import reward_folder, scorer_of
 from rlaif.stages.run import Run
@@ -25,6 +26,8 @@ def train_ppo(run: Run) -> None:
     clock, config = time.monotonic(), run.config.train.ppo
     if config is None:
         raise ConfigError("train.ppo is null in this config: give it settings, or {}")
+    if config.reward == "judge":  # and one of `policy.model`, which they are compared with
+        require_room(run, config.samples + 1, f"train.ppo.samples={config.samples}")
     rejected = Rejected("ppo")
     prompts = list(load_prompts(run, run.config.prompts, "train", rejected.add))
     ptx: list[Demonstration] = []

@@ -13,6 +13,7 @@ from rlaif.records import Completion, Prompt
 from rlaif.running import Work, sampling
 from rlaif.sampling import make_pairs
 from rlaif.stages.inputs import load_prompts, sampling_of
+from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 
@@ -20,6 +21,7 @@ from rlaif.stages.run import Run
 def sample(run: Run) -> None:
     """prompts → completions → pairs."""
     clock = time.monotonic()
+    require_room(run, run.config.sampling.n, f"sampling.n={run.config.sampling.n}")
     rejected = Rejected("sample")
     prompts, completions, done, work = sampled(run, rejected)
     store, settings = run.store, sampling_of(run.config)
