@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.cli.console import Silent
 from rlaif.config import load_config
 from rlaif.errors import ConfigError, RlaifError
+from rlaif.evaluation.jury import JuryAgreement
 from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict
 from rlaif.report.data import Run as StoredRun
@@ -101,6 +106,41 @@ def test_an_abstention_says_whether_the_quorum_or_every_judge_was_wanting() -> N
     assert (row.status, row.reason) == ("preferred", None)
 
 
+def test_agreement_of_jurors_by_hand() -> None:
+    """Ten questions; k is asked in one order, and both jurors have an opinion of eight of them."""
+    both, one = ORDERS, ORDERS[:1]
+    j = [(0.9, 0.9), (0.9, 0.7), (0.9, 0.3), (0.9, 0.9), (0.1, 0.1), (0.1, 0.3), (0.6, 0.4),
+         (0.52, 0.52), (0.9, None), (None, None)]  # fmt: skip
+    k = [0.8, 0.8, 0.7, 0.2, 0.2, 0.9, 0.9, 0.9, 0.9, None]
+    counts = JuryAgreement({"j": both, "k": one}, quorum=2, margin=0.05)
+    for i, (asked, p) in enumerate(zip(j, k, strict=True)):
+        said = [verdict("j", order, q) for order, q in zip(both, asked, strict=True)]
+        part = [*said, verdict("k", one[0], p)]
+        counts.add([replace(v, pair_id=f"{i // 2}", principle=f"{i % 2}") for v in part])
+    found = counts.result()
+    assert found["questions"] == 10
+    assert found["short_of_quorum"] == 2  # of one k alone has an opinion, of one nobody
+    assert found["opinions"] == {"j": 8, "k": 9}
+    (row,) = found["agreement"]
+    assert (row["jurors"], row["questions"]) == (["j", "k"], 8)
+    # Both lean on six: of the eight, j is at exactly 1/2 on one, and within the margin on one.
+    #            k first  k second     agreement 4/6, by chance (4*4 + 2*2)/36 = 20/36
+    # j first       3        1         kappa = (24/36 - 20/36) / (1 - 20/36) = 4/16
+    # j second      1        1
+    assert (row["same_side"]["value"], row["same_side"]["n"]) == (pytest.approx(4 / 6), 6)
+    assert row["kappa"] == pytest.approx(1 / 4)
+    sides = ([p > 0.5 for p in (0.9, 0.8, 0.6, 0.9, 0.1, 0.2)], [p > 0.5 for p in k[:6]])
+    assert row["kappa"] == pytest.approx(cohen_kappa_score(*sides))
+
+
+def test_jurors_that_never_speak_of_the_same_question_have_no_agreement() -> None:
+    counts = JuryAgreement({"j": ORDERS[:1], "k": ORDERS[:1]})
+    counts.add([verdict("j", ORDERS[0], 0.9), verdict("k", ORDERS[0], None)])
+    (row,) = counts.result()["agreement"]
+    assert (row["questions"], row["same_side"], row["kappa"]) == (0, None, None)
+    assert counts.result()["short_of_quorum"] == 0
+
+
 # --------------------------------------------------------------------------------- from the command
 
 
@@ -153,6 +193,10 @@ def test_an_abstaining_juror_is_left_out_and_a_quorum_makes_it_matter() -> None:
     }
     labels = json.loads(Path("r/evaluation/labels.json").read_text())
     assert labels["unlabelled_by_reason"] == {"quorum": 4}
+    jury = labels["jury"]
+    assert (jury["questions"], jury["quorum"], jury["short_of_quorum"]) == (4, 2, 4)
+    assert jury["opinions"] == {"mute": 0, "quick": 4}
+    assert "4 of 4 questions are short of the quorum of 2" in output
 
 
 def test_lists_judge_a_prompts_pairs_together_wherever_they_stand_in_the_jury() -> None:
@@ -181,6 +225,29 @@ def test_each_model_is_in_memory_by_itself() -> None:
         panel.first_ones()
         assert not at_work._engines
         assert panel.jurors[0].done.new_rows > 0
+
+
+def test_labels_json_tells_how_the_jurors_agree() -> None:
+    label(MARKS)
+    marks = labels_of("r")
+    assert "jury" in json.loads(Path("r/evaluation/labels.json").read_text())
+    label(LISTS)
+    lists = labels_of("r")
+    label(QUICK)
+    quick = labels_of("r")
+    output = label(QUICK, MARKS, LISTS, more=("chunk=2",))
+    rows = json.loads(Path("r/evaluation/labels.json").read_text())["jury"]["agreement"]
+    alone = {"lists": lists, "marks": marks, "quick": quick}
+    assert [tuple(row["jurors"]) for row in rows] == list(combinations(alone, 2))
+    for row in rows:
+        one, other = (np.array(alone[name]) for name in row["jurors"])
+        leaning = (one != 0.5) & (other != 0.5)
+        assert (row["questions"], row["same_side"]["n"]) == (4, leaning.sum())
+        same = (one > 0.5) == (other > 0.5)
+        assert row["same_side"]["value"] == pytest.approx(same[leaning].mean())
+    assert "least agreement of jurors" in output
+    run("label", "--out", "r", "--set", "jury=[]")
+    assert "jury" not in json.loads(Path("r/evaluation/labels.json").read_text())
 
 
 @pytest.mark.parametrize("last", [QUICK, LISTS])

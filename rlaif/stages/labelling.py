@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rlaif.config import Config
 from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
+from rlaif.evaluation.jury import JuryAgreement
 from rlaif.evaluation.metrics import LabelQuality
 from rlaif.executors import Judged
 from rlaif.judges.base import Judge, Principles, expand
@@ -68,20 +69,35 @@ def label(run: Run) -> None:
     require(principles, "label")
     require_short_lists(run)
     quality, reasoned = LabelQuality(truth(run)), Reasoned()
+    jurors = jury_agreement(run, panel)
     panel.first_ones()
     with run.reporter.progress(panel.title, total) as progress:
         parts = reasoned.counted(panel.last_one(progress))
+        if jurors is not None:
+            parts = jurors.counted(parts)
         store.table("preferences").replace(
             prefer_stream(run.config, parts, principles, panel.orders, quality)
         )
     _tell_labels(run, panel.new_rows, quality, reasoned)
     store.path("evaluation", "audit.json").unlink(missing_ok=True)  # it was of other labels
-    write_json(store.path("evaluation", "labels.json"), quality.result())
+    found = quality.result()
+    if jurors is not None:
+        found["jury"] = jurors.result()
+        _tell_jury(run, jurors)
+    write_json(store.path("evaluation", "labels.json"), found)
     run.store.update_manifest("judge", panel.about())
     finish(run, "label", clock, {
         "rows": quality.verdicts, "new_rows": panel.new_rows, "abstained": dict(quality.reasons),
         "preferences": dict(quality.status), **reasoned.facts(), **panel.facts(),
     })  # fmt: skip
+
+
+def jury_agreement(run: Run, panel: Panel) -> JuryAgreement | None:
+    """An empty count of what the run's jurors agree on; None without a jury."""
+    if not isinstance(panel.orders, Mapping):
+        return None
+    rule = run.config.preferences
+    return JuryAgreement(panel.orders, quorum=rule.quorum, margin=rule.principle_margin)
 
 
 def prefer_stream(
@@ -150,3 +166,21 @@ def _tell_labels(run: Run, new: int, quality: LabelQuality, reasoned: Reasoned) 
     if quality.reasons:
         reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(quality.reasons.items()))
         run.reporter.warn(f"{quality.reasons.total():,} verdicts abstained: {reasons}")
+
+
+def _tell_jury(run: Run, jury: JuryAgreement) -> None:
+    """The two jurors that agree least, and the questions of which too few could tell."""
+    known = [row for row in jury.agreement() if row["kappa"] is not None]
+    if known:
+        row = min(known, key=lambda row: row["kappa"])
+        same, two = row["same_side"], " and ".join(row["jurors"])
+        least = "least agreement of jurors: " if len(known) > 1 else ""
+        run.reporter.say(
+            f"{least}{two} lean to the same side on {same['value']:.1%} of {same['n']:,} questions "
+            f"(κ {row['kappa']:.2f})"
+        )
+    if jury.short:
+        run.reporter.warn(
+            f"{jury.short:,} of {jury.questions:,} questions are short of the quorum of "
+            f"{jury.quorum}"
+        )
