@@ -341,6 +341,8 @@ class RewardConfig(TrainConfig):
     normalise_first: bool = False
     """Bring rewards to mean 0 and standard deviation 1 over the training completions before the
     first step too (Ziegler et al. 2019)."""
+    share_prompt: bool = True
+    """Compute the prompt of several completions once, where the model's attention allows it."""
     references: PairsConfig | None = None
     """Pairs whose chosen completions, demonstrations say, have mean reward 0 in the end (Stiennon
     et al. 2020); null takes all training completions."""

@@ -1,10 +1,11 @@
 """Reward models on soft labels: Bradley–Terry over the score of the last token.
 
-All pairs of a prompt share a step and weigh together as one (Ouyang et al. 2022), and a completion
-that stands in several pairs is computed once. Held-out prompts give accuracy and calibration. The
-rewards are normalised to mean 0 and standard deviation 1 over the training completions (Ziegler et
-al. 2019), or to mean 0 over given references (Stiennon et al. 2020; Ouyang et al. 2022): gain and
-bias lie in `reward.json` beside the weights, which stay as they were trained.
+All pairs of a prompt share a step and weigh together as one (Ouyang et al. 2022); the prompt, and a
+completion that stands in several pairs, are computed once. Held-out prompts give accuracy and
+calibration. The rewards are normalised to mean 0 and standard deviation 1 over the training
+completions (Ziegler et al. 2019), or to mean 0 over given references (Stiennon et al. 2020; Ouyang
+et al. 2022): gain and bias lie in `reward.json` beside the weights, which stay as they were
+trained.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def train_reward(
     margin: float = 0.0,
     centring: float = 0.0,
     normalise_first: bool = False,
+    share_prompt: bool = True,
     references: Sequence[tuple[Prompt, str]] = (),
     cut: Cut = (),
     resume: bool = True,
@@ -103,16 +105,18 @@ def train_reward(
     `held_out` is the share of *prompts* kept for accuracy and calibration. `margin` is what the
     better completion must lead by, `centring` the coefficient of (r₁ + r₂)². `normalise_first`
     scales and shifts the rewards before the first step to mean 0 and standard deviation 1 over the
-    training completions, as after the last one. `references` are completions, demonstrations say,
-    whose mean reward becomes 0 in the end. The rest as in `train_dpo`.
+    training completions, as after the last one. With `share_prompt` the completions of a prompt
+    are one row, where the model can and that is less to compute. `references` are completions,
+    demonstrations say, whose mean reward becomes 0 in the end. The rest as in `train_dpo`.
     """
     from rlaif.training.loop import finish, prepare, run_key, run_loop, training_arguments
+    from rlaif.training.shared import why_not_rewards
 
     kept, folder = preferred(preferences), Path(out)
     settings = LoopSettings(**options)
     arguments = training_arguments(settings, folder)
     asked = [(prompt.id, text) for prompt, text in references]
-    chosen = [held_out, margin, centring, normalise_first, asked, sorted(cut)]
+    chosen = [held_out, margin, centring, normalise_first, share_prompt, asked, sorted(cut)]
     done = prepare(folder, run_key("reward", model, kept, settings, chosen), resume)
     if done is not None:
         return _result(folder, done)
@@ -124,13 +128,16 @@ def train_reward(
     rows = weigh_by_prompt(rows)
     known = _encode(loaded, references, loaded.limit(settings.max_length))
     bias = _scale_head(loaded, rows) if normalise_first else 0.0
+    if share_prompt and (reason := why_not_rewards(loaded, rows)):
+        share_prompt = False
+        loaded.notes.append(f"the prompt of several completions is computed for each: {reason}")
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "reward", settings.seed)
     summary = run_loop(
         loaded,
         rows,
         by_prompt(rows),
-        collator(loaded.filler),
+        collator(loaded.filler, share_prompt),
         pair_loss(margin, centring, bias),
         settings,
         arguments,
@@ -146,6 +153,7 @@ def train_reward(
             "margin": margin,
             "centring": centring,
             "normalise_first": normalise_first,
+            "share_prompt": share_prompt,
             "references": len(references),
         },
     }
@@ -200,10 +208,14 @@ def pair_loss(margin: float, centre: float, bias: float = 0.0) -> PairLoss:
     `bias` is added to every reward.
     """
     from rlaif.training.losses import centring, soft_bradley_terry
+    from rlaif.training.shared import branch_rewards
 
     def compute(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        rewards = output.logits[:, 0].float() + bias  # (N,)
+        if "branches" in batch:
+            rewards = branch_rewards(model, batch) + bias  # (N,)
+        else:
+            output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            rewards = output.logits[:, 0].float() + bias  # (N,)
         chosen, rejected = rewards[batch["chosen"]], rewards[batch["rejected"]]  # (B,)
         losses = soft_bradley_terry(chosen - rejected, batch["p"], margin)
         if centre:
@@ -219,35 +231,56 @@ def pair_loss(margin: float, centre: float, bias: float = 0.0) -> PairLoss:
     return compute
 
 
-def collator(filler: int) -> Callable[[Sequence[Row], float], dict[str, Any]]:
-    """Makes the tensors of a micro-batch: each different sequence once, (N, T)."""
+def collator(
+    filler: int, share_prompt: bool = False
+) -> Callable[[Sequence[Row], float], dict[str, Any]]:
+    """Makes the tensors of a micro-batch: each different sequence once, (N, T).
+
+    With `share_prompt` each different prompt once, its completions behind it in one row, where that
+    is less to compute.
+    """
     import torch
 
+    from rlaif.training.shared import shared_batch
+
     def collate(rows: Sequence[Row], total: float) -> dict[str, Any]:
-        place: dict[bytes, int] = {}
-        sequences: list[Ids] = []
-
-        def index(row: Row, completion: Ids) -> int:
-            sequence = np.concatenate([row.prompt, completion])
-            if sequence.tobytes() not in place:
-                place[sequence.tobytes()] = len(sequences)
-                sequences.append(sequence)
-            return place[sequence.tobytes()]
-
-        chosen = [index(row, row.chosen) for row in rows]
-        rejected = [index(row, row.rejected) for row in rows]
+        found: dict[bytes, tuple[Ids, dict[bytes, Ids]]] = {}  # prompts, and their completions
+        for row in rows:
+            behind = found.setdefault(row.prompt.tobytes(), (row.prompt, {}))[1]
+            behind |= {c.tobytes(): c for c in (row.chosen, row.rejected)}
+        prompts = [prompt for prompt, _ in found.values()]
+        several = [list(behind.values()) for _, behind in found.values()]
+        names = [(prompt, name) for prompt, (_, behind) in found.items() for name in behind]
+        place = {name: i for i, name in enumerate(names)}
+        sequences = [
+            np.concatenate([p, c]) for p, cs in zip(prompts, several, strict=True) for c in cs
+        ]
         ids, mask = pad(sequences, filler)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if share_prompt:
+            shared = shared_batch(prompts, several, filler)
+            batch = shared if _worth_it(shared["input_ids"].shape, ids.shape) else batch
         return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "chosen": torch.tensor(chosen),
-            "rejected": torch.tensor(rejected),
+            **batch,
+            "chosen": torch.tensor([place[r.prompt.tobytes(), r.chosen.tobytes()] for r in rows]),
+            "rejected": torch.tensor(
+                [place[r.prompt.tobytes(), r.rejected.tobytes()] for r in rows]
+            ),
             "p": torch.tensor([row.p for row in rows]),
             "weight": torch.tensor([row.weight for row in rows]),
             "total": torch.tensor(total),
         }
 
     return collate
+
+
+def _worth_it(shared: Sequence[int], plain: Sequence[int]) -> bool:
+    """Whether shared rows (B, T) save more than their mask of T x T wastes, padding included.
+
+    Measured: at twice the token pairs the fewer tokens no longer pay for them.
+    """
+    (B, T), (N, S) = shared, plain
+    return B * T < N * S and B * T**2 <= 2 * N * S**2
 
 
 def reward_quality(margins: Sequence[float], p: Sequence[float]) -> dict[str, Any]:

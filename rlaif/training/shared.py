@@ -1,8 +1,9 @@
 """The completions of a prompt in one row behind it, so that the prompt is computed once.
 
-A row holds prompt, first completion, second completion. Positions count on from the prompt in each,
-and no completion sees another, so every log-probability is that of a row of its own. The mask is
-dense: attention computes what it then throws away, which costs less than the prompt a second time.
+A row holds prompt, first completion, second completion and so on. Positions count on from the
+prompt in each, and no completion sees another, so every log-probability, and every reward, is that
+of a row of its own. The mask is dense: attention computes what it then throws away, which costs
+less than the prompt a second time.
 
 Simplified away: models whose layers do not take a mask a pair of tokens (recurrent ones, sliding
 windows, other attention than SDPA). `why_not` finds them, and training takes rows of their own.
@@ -10,7 +11,8 @@ windows, other attention than SDPA). `why_not` finds them, and training takes ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,12 @@ from torch import Tensor
 
 from rlaif.engines.packed import obstacle
 from rlaif.engines.tokens import Ids
-from rlaif.training.data import Row
+from rlaif.training.data import Row, pad
 from rlaif.training.forward import completion_batch, completion_logprobs, to_device
+from rlaif.training.last_layer import last_layer_at
 from rlaif.training.models import Loaded
+
+Both = tuple[Tensor, Tensor]  # the same numbers from rows of their own, and from shared ones
 
 
 def shared_batch(
@@ -92,12 +97,71 @@ def branch_logprobs(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Te
     return torch.stack(sums, 1), torch.stack(counts, 1)
 
 
-@torch.no_grad()
+def branch_ends(branches: Tensor) -> Tensor:
+    """Where completions end, (N,) places in the flat (B·T), row after row, in their order."""
+    following = torch.nn.functional.pad(branches[:, 1:], (0, 1), value=-1)
+    return ((branches > 0) & (branches != following)).flatten().nonzero()[:, 0]
+
+
+def score_branches(model: Any) -> None:
+    """Makes a reward model score several completions behind one prompt.
+
+    Beside ids and mask its forward pass then takes `position_ids` (B, T) and `where` (N,), places
+    in the flat (B·T); `logits` are the scores there, (N, 1). Without `where` it is as before.
+    """
+    from transformers.modeling_outputs import SequenceClassifierOutput
+
+    plain = model.forward.__func__
+
+    def forward(self: Any, input_ids: Any, attention_mask: Any, **given: Any) -> Any:
+        where = given.pop("where", None)
+        if where is None:
+            return plain(self, input_ids, attention_mask, **given)
+        trunk = getattr(self, self.base_model_prefix)
+        with last_layer_at(trunk, where):
+            hidden = trunk(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=given["position_ids"],
+                use_cache=False,
+            ).last_hidden_state  # (B, T, d)
+        return SequenceClassifierOutput(logits=self.score(hidden.flatten(0, 1)[where]))
+
+    model.forward = MethodType(forward, model)  # a copy of the model gets one of its own
+
+
+def branch_rewards(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The raw reward of each completion, (N,), row after row; of a model by `score_branches`."""
+    branches = batch["branches"]
+    scores: Tensor = model(
+        input_ids=batch["input_ids"],
+        attention_mask=tree_mask(branches),
+        position_ids=batch["position_ids"],
+        where=branch_ends(branches),
+    ).logits
+    return scores[:, 0].float()
+
+
 def why_not(loaded: Loaded, rows: Sequence[Row]) -> str:
-    """Why this model cannot compute its completions in one row; "" if it can.
+    """Why this policy cannot compute its completions in one row; "" if it can.
 
     Tried on some rows: what a config does not tell shows in the numbers.
     """
+    return _obstacle(loaded, rows, _logprobs_both_ways, "log-probabilities")
+
+
+def why_not_rewards(loaded: Loaded, rows: Sequence[Row]) -> str:
+    """The same of a reward model, which from then on takes what `branch_rewards` gives it."""
+    if "score" not in loaded.model._modules:
+        return "it is an encoder, whose tokens see what comes after them"
+    score_branches(loaded.model)
+    return _obstacle(loaded, rows, _rewards_both_ways, "rewards")
+
+
+@torch.no_grad()
+def _obstacle(
+    loaded: Loaded, rows: Sequence[Row], both_ways: Callable[[Loaded, Sequence[Row]], Both], of: str
+) -> str:
     config = loaded.model.config
     reason, longest = obstacle(config)
     if reason:
@@ -107,20 +171,38 @@ def why_not(loaded: Loaded, rows: Sequence[Row]) -> str:
     if config._attn_implementation != "sdpa":
         return f"its attention is {config._attn_implementation}, not sdpa"
     some = sorted(rows, key=lambda row: row.length)[:: max(1, len(rows) // 3)][:3]
-    prompts = [row.prompt for row in some]
-    both = [row.chosen for row in some] + [row.rejected for row in some]
-    plain = to_device(completion_batch(prompts * 2, both, loaded.filler), loaded.model.device)
-    shared = shared_batch(prompts, [(row.chosen, row.rejected) for row in some], loaded.filler)
     training = loaded.model.training
     loaded.model.eval()
     try:
-        wanted = completion_logprobs(loaded.model, plain)[0].sum(1)
-        found = branch_logprobs(loaded.model, to_device(shared, loaded.model.device))[0]
+        wanted, found = both_ways(loaded, some)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         return f"its code cannot do it ({error})"
     finally:
         loaded.model.train(training)
-    apart = float(((found.T.reshape(-1) - wanted) / wanted.abs().clamp_min(1)).abs().max())
+    apart = float(((found - wanted) / wanted.abs().clamp_min(1)).abs().max())
     exact = loaded.model.dtype == torch.float32 and not loaded.four_bit
     limit = 2e-5 if exact else 0.02
-    return "" if apart <= limit else f"its log-probabilities come out {apart:.1g} apart, relatively"
+    return "" if apart <= limit else f"its {of} come out {apart:.1g} apart, relatively"
+
+
+def _logprobs_both_ways(loaded: Loaded, some: Sequence[Row]) -> Both:
+    prompts = [row.prompt for row in some]
+    both = [row.chosen for row in some] + [row.rejected for row in some]
+    plain = to_device(completion_batch(prompts * 2, both, loaded.filler), loaded.model.device)
+    shared = to_device(_pairs(some, loaded.filler), loaded.model.device)
+    wanted = completion_logprobs(loaded.model, plain)[0].sum(1)
+    return wanted, branch_logprobs(loaded.model, shared)[0].T.reshape(-1)
+
+
+def _rewards_both_ways(loaded: Loaded, some: Sequence[Row]) -> Both:
+    each = [np.concatenate([row.prompt, c]) for row in some for c in (row.chosen, row.rejected)]
+    ids, mask = (x.to(loaded.model.device) for x in pad(each, loaded.filler))
+    shared = to_device(_pairs(some, loaded.filler), loaded.model.device)
+    wanted = loaded.model(input_ids=ids, attention_mask=mask).logits[:, 0].float()
+    return wanted, branch_rewards(loaded.model, shared)
+
+
+def _pairs(some: Sequence[Row], filler: int) -> dict[str, Tensor]:
+    return shared_batch(
+        [row.prompt for row in some], [(row.chosen, row.rejected) for row in some], filler
+    )
