@@ -37,15 +37,21 @@ def fit(
     out: Path,
     names: Mapping[str, str],
     on_log: OnLog | None,
+    filler: Mapping[str, Any] | None = None,
 ) -> Journal:
     """Trains `loaded.model` in place by the trainer that `make` makes of TRL's usual arguments.
 
     `names` are the statistics that the journal takes, ours by TRL's. The call goes on from the
-    newest checkpoint.
+    newest checkpoint. `filler` is a row of which nothing is learnt, to fill up the last batches of
+    several processes; without one Accelerate fills them with the first rows once more.
     """
     random = np.random.default_rng(settings.seed)
     order = [i for _ in range(settings.epochs) for i in random.permutation(len(rows)).tolist()]
     size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
+    table = [dict(rows[i]) for i in order]
+    if filler is not None and arguments.world_size > 1:
+        together = settings.batch_size * arguments.world_size
+        table += [dict(filler)] * (-len(table) % together)
     total, checkpoint = math.ceil(len(order) / size), last_checkpoint(out)
     journal = Journal(out / JOURNAL, checkpoint, total, settings.epochs, on_log, settings.log_to)
     tokenizer = copy.deepcopy(loaded.tokenizer)  # TRL changes it
@@ -58,7 +64,7 @@ def fit(
         trainer = make(
             model=loaded.model,
             args=arguments,
-            train_dataset=Dataset.from_list([dict(rows[i]) for i in order]),
+            train_dataset=Dataset.from_list(table),
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)

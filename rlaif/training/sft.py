@@ -72,7 +72,10 @@ def train_sft(
     rows, refused = encode(demonstrations, loaded, settings.max_length, cut)
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed)
-    journal = fit(SFTTrainer, arguments, loaded, rows, settings, folder, _STATISTICS, on_log)
+    filler = {**rows[0], "labels": [-100] * len(rows[0]["labels"])}
+    journal = fit(
+        SFTTrainer, arguments, loaded, rows, settings, folder, _STATISTICS, on_log, filler
+    )
     made = None
     if arguments.process_index == 0:
         save_model(loaded, folder, lora=settings.lora is not None, merge=settings.merge)

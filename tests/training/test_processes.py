@@ -147,9 +147,9 @@ from rlaif.training.scorers import FunctionScorer
 from rlaif.training.sft import train_sft
 
 model, out, processes = {model!r}, {out!r}, {processes}
-answers = [Demonstration(p.pair.prompt, p.pair.first) for p in make_preferences(24)]
-size = dict(batch_size=8 // processes, device="cpu")
-train_sft(answers, model, out + "/sft", learning_rate=3e-3, **size)
+answers = [Demonstration(p.pair.prompt, p.pair.first) for p in make_preferences(22)]
+size = dict(batch_size=4 // processes, gradient_accumulation=2, device="cpu")
+train_sft(answers, model, out + "/sft", learning_rate=3e-3, **size)  # the last step has 6 rows
 
 def label(pairs):
     gaps = [p.first.count("a") - p.second.count("a") + 0.5 for p in pairs]
