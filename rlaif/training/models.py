@@ -98,7 +98,7 @@ def _load(name: str, auto: Any, needed: str, half: bool, four_bit: bool, **optio
     path = model_path(name)
     notes: list[str] = []
     try:
-        with quiet():
+        with quiet(), _whole():
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, info = auto.from_pretrained(
                 path,
@@ -133,6 +133,23 @@ def _load(name: str, auto: Any, needed: str, half: bool, four_bit: bool, **optio
         notes=notes,
         four_bit=four_bit,
     )
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Loads models whole under DeepSpeed's ZeRO-3, too.
+
+    Transformers would spread them at once, and what is spread computes nothing before training:
+    no reference's log-probabilities, no trial.
+    """
+    from transformers.integrations import deepspeed
+
+    known = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = known
 
 
 def _four_bits() -> dict[str, Any]:

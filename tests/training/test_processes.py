@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from rlaif.errors import ConfigError
 from rlaif.resources import folder
 from rlaif.store import RunStore
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import LoraSettings
+from rlaif.training.models import LoraSettings, load_policy
 from rlaif.training.processes import gathered, refuse_spread, share, world
 from rlaif.training.reward import train_reward
 
@@ -285,7 +286,7 @@ accelerate.state.PartialState.__init__ = join
 from small_models import make_preferences
 import rlaif.training.loop as loop
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import LoraSettings
+from rlaif.training.models import LoraSettings, load_policy
 from rlaif.training.reward import train_reward
 
 model, out = {model!r}, {out!r}
@@ -318,6 +319,26 @@ def test_a_model_spread_by_fsdp_learns_the_same(causal, tmp_path):
         "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
     }
     run(causal, tmp_path / "spread", 2, SPREAD, **environment)
+    learns_as_one_process(causal, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_a_model_spread_by_zero3_learns_the_same(causal, tmp_path):
+    shipped = (folder("configs") / "accelerate" / "zero3.yaml").read_text()
+    config, script = tmp_path / "zero3.yaml", tmp_path / "spread.py"
+    config.write_text(shipped.replace("use_cpu: false", "use_cpu: true"))
+    here = str(Path(__file__).parent)
+    script.write_text(SPREAD.format(here=here, model=causal, out=str(tmp_path / "spread")))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--num_processes", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=environment, timeout=240, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    learns_as_one_process(causal, tmp_path)
+
+
+def learns_as_one_process(causal: str, tmp_path: Path) -> None:
     quick = {"learning_rate": 3e-3, "batch_size": 8, "device": "cpu"}
     lora = LoraSettings(rank=4)
     train_dpo(make_preferences(32), causal, tmp_path / "one" / "dpo", lora=lora, **quick)
@@ -334,6 +355,24 @@ def test_a_model_spread_by_fsdp_learns_the_same(causal, tmp_path):
         for where in ("one", "spread")
     ]
     assert rewards[0]["log_loss"] == pytest.approx(rewards[1]["log_loss"], abs=1e-5)
+
+
+def test_a_model_is_loaded_whole_under_zero3(causal):
+    """Spread at once, as Transformers would, it computes nothing before training."""
+    from transformers.integrations import deepspeed
+
+    class Config:  # all that Transformers asks of it
+        def is_zero3(self) -> bool:
+            return True
+
+    config = Config()  # Transformers keeps a weak reference
+    deepspeed.set_hf_deepspeed_config(config)
+    try:
+        model = load_policy(causal).model
+        assert deepspeed.is_deepspeed_zero3_enabled()  # for what comes after
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    assert model.get_input_embeddings().weight.numel() > 0
 
 
 # ---- the files for `accelerate launch`
