@@ -121,6 +121,7 @@ def trl(_: str, model: str, reward: str, job: dict[str, Any]) -> dict[str, Any]:
     episodes = job["batch_size"] * job["steps"]
     return {
         "episodes_per_s": episodes / timer.taken["seconds"],
+        "parameters": sum(p.numel() for p in policy.parameters()),
         "episodes": episodes,
         "steps": job["steps"],
         "prompt_tokens": len(job["ids"][0]),

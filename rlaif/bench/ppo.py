@@ -30,6 +30,7 @@ class PPOReport:
     """What was measured: `--json` prints exactly these. Seconds are as `Clock` counts them."""
 
     episodes_per_s: float
+    parameters: int  # the policy's: a model's name may say otherwise
     episodes: int  # timed
     steps: int  # timed
     prompt_tokens: int  # a prompt
@@ -95,6 +96,7 @@ def bench_ppo(
     sizes = {len(sampler.encode(p)) for p in prompts}
     return PPOReport(
         episodes_per_s=steps * batch_size / taken["seconds"],
+        parameters=sum(p.numel() for p in nets.policy.parameters()),
         episodes=steps * batch_size,
         steps=steps,
         prompt_tokens=max(sizes),

@@ -215,7 +215,8 @@ def _score_last_real_token(model: Any) -> None:
     """Makes a decoder's classification head read the last token that the attention mask shows.
 
     Transformers looks for the last id that is not the padding id. Where padding and end of turn
-    are one id, it would read the token before the end, or any earlier one.
+    are one id, it would read the token before the end, or any earlier one. Given `where` (N,),
+    places in the flat (B·T), the head reads those instead, and `logits` are (N, 1).
     """
     import torch
     from transformers.modeling_outputs import SequenceClassifierOutput
@@ -225,17 +226,26 @@ def _score_last_real_token(model: Any) -> None:
     if "score" not in model._modules:  # an encoder reads its first token: nothing to look for
         return
 
-    def forward(self: Any, input_ids: Any, attention_mask: Any, **_: Any) -> Any:  # PEFT adds Nones
+    def forward(
+        self: Any,
+        input_ids: Any,
+        attention_mask: Any,
+        position_ids: Any = None,
+        where: Any = None,
+        **_: Any,  # PEFT adds Nones
+    ) -> Any:
         trunk = getattr(self, self.base_model_prefix)
-        (B, T), device = input_ids.shape, input_ids.device
-        last = (attention_mask * torch.arange(T, device=device)).argmax(1)
-        where = torch.arange(B, device=device) * T + last
+        if where is None:
+            (B, T), device = input_ids.shape, input_ids.device
+            last = (attention_mask * torch.arange(T, device=device)).argmax(1)
+            where = torch.arange(B, device=device) * T + last
+        given = {} if position_ids is None else {"position_ids": position_ids}
         with last_layer_at(trunk, where):
             hidden = trunk(
-                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **given
             ).last_hidden_state  # (B, T, d)
         pooled = hidden.flatten(0, 1).index_select(0, where)
-        return SequenceClassifierOutput(logits=self.score(pooled))  # (B, 1)
+        return SequenceClassifierOutput(logits=self.score(pooled))  # (N, 1)
 
     model.forward = MethodType(forward, model)  # a copy of the model gets one of its own
 

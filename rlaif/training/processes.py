@@ -6,6 +6,8 @@ Sums come out the same, to the last bit, in every process, so weights that start
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -19,6 +21,20 @@ from rlaif.errors import ConfigError
 
 Item = TypeVar("Item")
 PATIENCE = 24 * 3600  # seconds for which processes wait while the main one scores and writes
+
+
+@atexit.register
+def _leave() -> None:
+    """Ends gloo's threads while Python still stands.
+
+    Such a thread frees the tensors of the last sum; where Python is already being taken down, that
+    aborts the process, and the launcher calls a finished run failed (PyTorch issue and fix, never
+    merged: https://github.com/pytorch/pytorch/pull/179291). NCCL ends its own; asked to after an
+    error in one process, it would wait for the others.
+    """
+    if world() > 1 and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+        gc.collect()  # DDP and FSDP hold the group, in cycles
 
 
 def join(device: str) -> torch.device:

@@ -12,7 +12,6 @@ windows, other attention than SDPA). `why_not` finds them, and training takes ro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from rlaif.engines.packed import obstacle
 from rlaif.engines.tokens import Ids
 from rlaif.training.data import Row, pad
 from rlaif.training.forward import completion_batch, completion_logprobs, to_device
-from rlaif.training.last_layer import last_layer_at
 from rlaif.training.models import Loaded
 
 Both = tuple[Tensor, Tensor]  # the same numbers from rows of their own, and from shared ones
@@ -103,35 +101,8 @@ def branch_ends(branches: Tensor) -> Tensor:
     return ((branches > 0) & (branches != following)).flatten().nonzero()[:, 0]
 
 
-def score_branches(model: Any) -> None:
-    """Makes a reward model score several completions behind one prompt.
-
-    Beside ids and mask its forward pass then takes `position_ids` (B, T) and `where` (N,), places
-    in the flat (B·T); `logits` are the scores there, (N, 1). Without `where` it is as before.
-    """
-    from transformers.modeling_outputs import SequenceClassifierOutput
-
-    plain = model.forward.__func__
-
-    def forward(self: Any, input_ids: Any, attention_mask: Any, **given: Any) -> Any:
-        where = given.pop("where", None)
-        if where is None:
-            return plain(self, input_ids, attention_mask, **given)
-        trunk = getattr(self, self.base_model_prefix)
-        with last_layer_at(trunk, where):
-            hidden = trunk(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=given["position_ids"],
-                use_cache=False,
-            ).last_hidden_state  # (B, T, d)
-        return SequenceClassifierOutput(logits=self.score(hidden.flatten(0, 1)[where]))
-
-    model.forward = MethodType(forward, model)  # a copy of the model gets one of its own
-
-
 def branch_rewards(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The raw reward of each completion, (N,), row after row; of a model by `score_branches`."""
+    """The raw reward of each completion, (N,), row after row; of a model by `load_reward`."""
     branches = batch["branches"]
     scores: Tensor = model(
         input_ids=batch["input_ids"],
@@ -151,10 +122,9 @@ def why_not(loaded: Loaded, rows: Sequence[Row]) -> str:
 
 
 def why_not_rewards(loaded: Loaded, rows: Sequence[Row]) -> str:
-    """The same of a reward model, which from then on takes what `branch_rewards` gives it."""
+    """The same of a reward model."""
     if "score" not in loaded.model._modules:
         return "it is an encoder, whose tokens see what comes after them"
-    score_branches(loaded.model)
     return _obstacle(loaded, rows, _rewards_both_ways, "rewards")
 
 

@@ -62,6 +62,20 @@ def save_causal(folder: Path, tokenizer, *, tied: bool = True, seed: int = 0) ->
     return folder
 
 
+def save_windowed(folder: Path, tokenizer) -> Path:
+    """A model whose layers look back 8 tokens."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=8,
+        max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def make_preferences(n: int, *, per_prompt: int = 1, p: float = 0.9) -> list[Preference]:
     """Pairs in which the completion with `happily` is the better one."""
     draw = random.Random(5)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import make_preferences, make_tokenizer
+from small_models import make_preferences, make_tokenizer, save_windowed
 from test_shapes import save_shape
 
 from rlaif.training.data import Row, encode_rows
@@ -102,17 +102,7 @@ def test_a_run_learns_the_same_either_way(causal, tmp_path):
 
 
 def test_models_that_look_back_a_window_take_rows_of_their_own(tmp_path):
-    from transformers import MistralConfig, MistralForCausalLM
-
-    tokenizer = make_tokenizer()
-    config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, sliding_window=8,
-        max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
-    MistralForCausalLM(config).save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    name = str(tmp_path / "model")
+    name = str(save_windowed(tmp_path / "model", make_tokenizer()))
     result = train_dpo(make_preferences(16), name, tmp_path / "out", device="cpu")
     assert any("computed twice: its layers look back 8" in note for note in result.metrics["notes"])
     assert result.metrics["settings"]["share_prompt"] is False
