@@ -159,7 +159,8 @@ def public(arguments: list[str]) -> list[str]:
 
 def make_table(record: dict[str, Any]) -> Table:
     table = Table(
-        title=f"PPO of {record['rows'][0]['parameters'] / 1e6:.1f}M parameters: {record['batch_size']} episodes a step, prompts of {record['prompt_tokens']}, "
+        title=f"PPO of {record['rows'][0]['parameters'] / 1e6:.1f}M parameters: "
+        f"{record['batch_size']} episodes a step, prompts of {record['prompt_tokens']}, "
         f"completions of {record['response_tokens']} tokens, {record['epochs']} epochs of "
         f"{record['minibatches']} minibatches\n{record['machine']}, one core, {record['date']}"
     )
