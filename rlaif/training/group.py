@@ -29,7 +29,6 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rlaif.engines.checkpoint import model_folder
 from rlaif.engines.fingerprint import folder_fingerprint
-from rlaif.engines.prepacked import train_faster
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.resources import model_path
@@ -44,6 +43,7 @@ from rlaif.training.loop import (
     prepare,
 )
 from rlaif.training.models import Loaded, LoraSettings, load_policy, quiet, save_model
+from rlaif.training.on_cpu import train_faster
 from rlaif.training.ppo_run import prompts_of_step
 from rlaif.training.processes import join, refuse_spread
 from rlaif.training.rollout import Episode, Sampler

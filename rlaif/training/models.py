@@ -93,7 +93,7 @@ def _load(name: str, auto: Any, needed: str, half: bool, four_bit: bool, **optio
     import torch
     from transformers import AutoTokenizer
 
-    from rlaif.engines.prepacked import train_faster
+    from rlaif.training.on_cpu import train_faster
 
     path = model_path(name)
     notes: list[str] = []

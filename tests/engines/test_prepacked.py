@@ -10,7 +10,14 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlaif.engines import prepacked
-from rlaif.engines.prepacked import Prepacked, TrainedLinear, train_faster
+from rlaif.engines.prepacked import Prepacked, TrainedLinear
+from rlaif.training.on_cpu import train_faster
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OneDNN's products whatever their size."""
+    monkeypatch.setattr(prepacked, "_WORTH", 0)
 
 
 class Gated(nn.Module):
@@ -80,6 +87,7 @@ def test_an_error_inside_restores_the_model() -> None:
     assert not any("forward" in vars(m) for m in layer.modules())
 
 
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5)])
 def test_a_trained_layer_and_its_gradients(shape: tuple[int, ...], bias: bool) -> None:
@@ -102,6 +110,7 @@ def test_a_trained_layer_and_its_gradients(shape: tuple[int, ...], bias: bool) -
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.usefixtures("always")
 def test_a_trained_layer_where_onednn_does_not_read() -> None:
     layer, x = nn.Linear(5, 4), torch.randn(3, 5)
     train_faster(layer)
@@ -117,6 +126,7 @@ def test_autocast_takes_no_packed_layers() -> None:
         assert layer(x).dtype == torch.bfloat16
 
 
+@pytest.mark.usefixtures("always")
 def test_a_trained_layer_without_rows() -> None:
     layer, x = nn.Linear(5, 4), torch.randn(0, 5, requires_grad=True)
     train_faster(layer)
@@ -124,12 +134,20 @@ def test_a_trained_layer_without_rows() -> None:
     assert not layer.weight.grad.any()
 
 
+@pytest.mark.usefixtures("always")
 def test_only_what_needs_a_gradient_gets_one() -> None:
     layer, x = nn.Linear(5, 4), torch.randn(3, 5, requires_grad=True)
     train_faster(layer)
     layer.requires_grad_(False)(x).sum().backward()
     assert layer.weight.grad is None
     assert x.grad is not None
+
+
+def test_small_products_are_the_librarys() -> None:
+    small, large = nn.Linear(512, 512), torch.randn(256, 512)
+    train_faster(small)
+    assert "_ProductBackward" in type(small(large).grad_fn).__name__
+    assert "_ProductBackward" not in type(small(large[:255]).grad_fn).__name__
 
 
 def test_the_packed_layers_of_a_trained_model() -> None:
