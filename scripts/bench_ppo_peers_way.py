@@ -126,7 +126,7 @@ def trl(_: str, model: str, reward: str, job: dict[str, Any]) -> dict[str, Any]:
         "episodes": episodes,
         "steps": job["steps"],
         "prompt_tokens": len(job["ids"][0]),
-        "completion_tokens": float(job["response_tokens"]),  # it pads none: they never end
+        "completion_tokens": float(job["response_tokens"]),  # it computes all, ended or not
         "value": "separate",
         **timer.taken,
         "logged": [{k: v for k, v in row.items() if "/" in k} for row in timer.logged],
