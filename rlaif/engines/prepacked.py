@@ -6,8 +6,8 @@ and its product done while the results are still in the cache: for SiLU, as Llam
 have it.
 
 Weights that are trained change too often for that. `TrainedLinear` has the same kernels read them
-as they lie, which is still faster than the library's own product, forwards and to the gradient of
-what came in (on processors that MKL is not made for).
+as they lie. Large products are still faster so than the library's own, forwards and to the gradient
+of what came in (on processors that MKL is not made for).
 
 Simplified away: other activations, other precisions, and models so large that the second copy of
 their weights would be felt. They go the plain way.
@@ -68,7 +68,7 @@ class Prepacked:
 
 
 class TrainedLinear(nn.Linear):
-    """A linear layer whose products are oneDNN's where they can be; else `nn.Linear`'s."""
+    """A linear layer whose products are oneDNN's where that can be and pays; else `nn.Linear`'s."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         worth = x.numel() * self.weight.shape[0] >= _WORTH
@@ -101,10 +101,14 @@ def _possible(weights: list[torch.Tensor]) -> bool:
     return all(map(_readable, weights)) and sum(w.nbytes for w in weights) <= LIMIT
 
 
+def is_plain(x: torch.Tensor) -> bool:
+    """Float32 on a CPU, and whole: not a share of a weight spread over processes."""
+    return x.is_cpu and x.dtype == torch.float32 and type(x) in (torch.Tensor, nn.Parameter)
+
+
 def _readable(weight: torch.Tensor) -> bool:
-    """Whether oneDNN reads these weights: not on a GPU, of another precision, or spread."""
-    plain = type(weight) in (torch.Tensor, nn.Parameter)
-    return plain and weight.is_cpu and weight.dtype == torch.float32 and _onednn()
+    """Whether oneDNN reads these weights."""
+    return is_plain(weight) and _onednn()
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlaif.engines.prepacked import TrainedLinear
+from rlaif.engines.prepacked import TrainedLinear, is_plain
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 
@@ -32,22 +32,15 @@ def train_faster(model: nn.Module) -> None:
 def _is_rms_norm(module: Any) -> bool:
     """Whether a module is Llama's RMSNorm by what it computes: Gemma's multiplies by 1 + w."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
-    if eps is None or not isinstance(weight, Tensor) or weight.dim() != 1:
-        return False
-    if not _plain(weight):
+    if eps is None or not isinstance(weight, Tensor) or not is_plain(weight) or weight.dim() != 1:
         return False
     with torch.no_grad():
         x = torch.linspace(-2, 3, len(weight))
         return torch.allclose(module(x), _RMSNorm.apply(x, weight, eps), rtol=1e-4, atol=1e-5)  # type: ignore[no-untyped-call]
 
 
-def _plain(x: Tensor) -> bool:
-    """Float32 on a CPU, and whole: not a share of a weight spread over processes."""
-    return x.is_cpu and x.dtype == torch.float32 and type(x) in (Tensor, nn.Parameter)
-
-
 def _normalise(self: Any, x: Tensor) -> Tensor:
-    if _plain(x) and _plain(self.weight) and not torch.is_autocast_enabled("cpu"):
+    if is_plain(x) and is_plain(self.weight) and not torch.is_autocast_enabled("cpu"):
         return _RMSNorm.apply(x, self.weight, self.variance_epsilon)  # type: ignore[no-any-return,no-untyped-call]
     return type(self).forward(self, x)  # type: ignore[no-any-return]
 

@@ -11,6 +11,7 @@ import gc
 import os
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from importlib import import_module
 from typing import TypeVar
 
 import torch
@@ -45,6 +46,8 @@ def join(device: str) -> torch.device:
     from accelerate import PartialState
 
     if launched() > 1:
+        # Imported later, its functions' defaults would hold the group beyond `_leave`.
+        import_module("torch.distributed.nn.functional")
         wait = timedelta(seconds=PATIENCE)
         found: torch.device = PartialState(cpu=device == "cpu", timeout=wait).device
         return found

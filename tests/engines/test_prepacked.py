@@ -144,10 +144,10 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
 
 
 def test_small_products_are_the_librarys() -> None:
-    small, large = nn.Linear(512, 512), torch.randn(256, 512)
-    train_faster(small)
-    assert "_ProductBackward" in type(small(large).grad_fn).__name__
-    assert "_ProductBackward" not in type(small(large[:255]).grad_fn).__name__
+    layer, x = nn.Linear(512, 512), torch.randn(256, 512)
+    train_faster(layer)
+    assert "_ProductBackward" in type(layer(x).grad_fn).__name__
+    assert "_ProductBackward" not in type(layer(x[:255]).grad_fn).__name__
 
 
 def test_the_packed_layers_of_a_trained_model() -> None:

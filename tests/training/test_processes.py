@@ -97,14 +97,14 @@ def run(causal: str, out: Path, processes: int, worker: str = WORKER, **environ:
     script = out.with_suffix(".py")
     here = str(Path(__file__).parent)
     code = worker.format(here=here, model=causal, out=str(out), processes=processes)
-    done = launch(script, NOTHING_LEFT + code, processes, [], **environ)
+    done = launch(script, code, processes, [], **environ)
     assert done.returncode == 0, done.stderr
 
 
 def launch(
     script: Path, code: str, processes: int, arguments: list[str], **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    script.write_text(code)
+    script.write_text(NOTHING_LEFT + code)
     command = [sys.executable, str(script), *arguments]
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
