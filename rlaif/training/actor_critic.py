@@ -23,6 +23,7 @@ from rlaif.training.last_layer import last_layer_at
 from rlaif.training.losses import token_logprobs
 from rlaif.training.models import Loaded, LoraSettings, add_lora, load_reward
 from rlaif.training.nlpo import restrict
+from rlaif.training.packing import learn_packing
 from rlaif.training.ppo_losses import categorical_entropy
 from rlaif.training.reward import Normalisation, read_normalisation
 from rlaif.training.rollout import Part
@@ -87,19 +88,23 @@ class SeparateCritic(nn.Module):
         self.model = loaded.model
         self._inner = [inner]  # in a list: registered once, as `model`
 
+    @property
+    def inner(self) -> Any:
+        """The reward model itself, within its adapters if it has any."""
+        return self._inner[0]
+
     def hidden(self, part: Part, hidden: Tensor) -> Tensor:
         """Hidden states (N, d) of a trunk of its own; the policy's are not looked at."""
         del hidden
-        inner = self._inner[0]
-        trunk = getattr(inner, inner.base_model_prefix)
+        trunk = self.inner.base_model
         with last_layer_at(trunk, part.where):
-            own = trunk(input_ids=part.ids, use_cache=False).last_hidden_state
+            own = trunk(**part.inputs, use_cache=False).last_hidden_state
         picked: Tensor = own.reshape(-1, own.shape[-1]).index_select(0, part.where)
         return picked
 
     def values(self, hidden: Tensor) -> Tensor:
         """Values (N,) of hidden states (N, d), normalised as the reward model's rewards are."""
-        raw: Tensor = self._inner[0].score(hidden)[:, 0]
+        raw: Tensor = self.inner.score(hidden)[:, 0]
         return self.scale.gain * raw + self.scale.bias
 
 
@@ -121,6 +126,7 @@ class ActorCritic:
     ) -> None:
         loaded.model.to(device)
         self.loaded, self.temperature = loaded, temperature
+        self.longest_packed = self._pack(loaded.model)  # tokens of a sequence; 0: all are padded
         self._frozen = None if lora else copy.deepcopy(loaded.model).requires_grad_(False).eval()
         if lora is not None:
             add_lora(loaded, lora, "policy", seed)
@@ -131,6 +137,8 @@ class ActorCritic:
         else:
             self.critic = SeparateCritic(value_model or loaded.source, lora, seed)
         self.critic.to(device)
+        if isinstance(self.critic, SeparateCritic):
+            self.longest_packed = min(self.longest_packed, self._pack(self.critic.inner))
         if gradient_checkpointing:
             self.checkpoint_gradients()
         self.policy.train()  # dropout is off; gradient checkpointing asks for it
@@ -139,6 +147,12 @@ class ActorCritic:
             if bf16
             else nullcontext
         )
+
+    def _pack(self, model: Any) -> int:
+        longest, reason = learn_packing(model)
+        if reason:
+            self.loaded.notes.append(f"sequences are padded to the longest of a pass: {reason}")
+        return longest
 
     def checkpoint_gradients(self) -> None:
         """From now on computes activations twice instead of keeping them."""
@@ -198,8 +212,8 @@ class ActorCritic:
 def at_states(model: Any, part: Part) -> tuple[Tensor, Tensor]:
     """Logits (N, V) and last hidden states (N, d) of a part's states.
 
-    Padding stands right of every token, so causal attention alone keeps it out. The head's input is
-    cut down before the head, so scaling and soft-capping after it still happen.
+    Padding, if any, stands right of every token, so causal attention keeps it out. The head's input
+    is cut down before the head, so scaling and soft-capping after it still happen.
     """
     kept: list[Tensor] = []
 
@@ -211,7 +225,7 @@ def at_states(model: Any, part: Part) -> tuple[Tensor, Tensor]:
     hook = model.get_output_embeddings().register_forward_pre_hook(cut)
     try:
         with last_layer_at(model, part.where):
-            logits: Tensor = model(input_ids=part.ids, use_cache=False).logits[0]
+            logits: Tensor = model(**part.inputs, use_cache=False).logits[0]
     finally:
         hook.remove()
     return logits, kept[0]

@@ -288,8 +288,13 @@ class PPO:
             minibatches=s.minibatches,
             seed=(s.seed, index),
         )
-        filler, device, who = self.nets.loaded.filler, self.nets.device, (rank(), world())
-        return [[make_minibatch(episodes, m, filler, device, *who) for m in e] for e in rows]
+        nets, who = self.nets, (rank(), world())
+
+        def make(m: Sequence[int]) -> Minibatch:
+            fill, longest = nets.loaded.filler, nets.longest_packed
+            return make_minibatch(episodes, m, fill, nets.device, *who, longest_packed=longest)
+
+        return [[make(m) for m in epoch] for epoch in rows]
 
     @torch.no_grad()
     def experience(self, episodes: Sequence[Episode], epoch: Sequence[Minibatch]) -> Experience:

@@ -6,6 +6,7 @@ and its number only. A completion ends at its first end token, which is its last
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ from rlaif.training.data import pad
 from rlaif.training.forward import BATCH_TOKENS
 from rlaif.training.models import Loaded
 from rlaif.training.nlpo import Bits, MaskedPolicy, Masker
+from rlaif.training.packing import packed
 
 DECODE_TOKENS = {"cpu": 16_384, "cuda": 262_144}  # prompt and completion tokens of one batch
-# What a forward and backward pass costs beside its tokens, counted in tokens: below it, padding is
-# cheaper than one pass more.
+# What a padded forward and backward pass costs beside its tokens, counted in tokens: below it,
+# padding is cheaper than one pass more.
 PASS_OVERHEAD = {"cpu": 64, "cuda": 4_096}
 
 
@@ -145,12 +147,12 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A forward pass over b episodes, right-padded to the longest of them, S.
+    """A forward pass over some episodes, packed (b, S = 1, all tokens) or right-padded (b, S).
 
-    Behind the trunk only their N states are left, in one row: what is padding costs nothing there.
+    Behind the trunk only their N states are left, in one row.
     """
 
-    ids: Tensor  # (b, S)
+    inputs: dict[str, Any]  # of the trunk
     where: Tensor  # (N,) place of each state in the flat (b·S)
     tokens: Tensor  # (N,) the token chosen in each state; 0 in the state after the end
     acts: Tensor  # (N,) 1 where a token was chosen
@@ -176,39 +178,56 @@ def make_minibatch(
     device: Any,
     rank: int = 0,
     world: int = 1,
+    *,
+    longest_packed: int = 0,
 ) -> Minibatch:
-    """The minibatch of some rows; processes take turns by length, so that all have alike to do."""
-    overhead = PASS_OVERHEAD.get(device.type, 64)
+    """The minibatch of some rows; processes take turns by length, so that all have alike to do.
+
+    Sequences are packed if none is longer than `longest_packed`, else padded.
+    """
     lengths = [len(e.sequence) for e in episodes]
+    pack = max(lengths[i] for i in rows) <= longest_packed
+    overhead = math.inf if pack else PASS_OVERHEAD.get(device.type, 64)
     mine = sorted(rows, key=lambda i: (-lengths[i], i))[rank::world]
     passes = split_by_length(mine, lengths, BATCH_TOKENS, overhead)
     acts = sum(len(episodes[i].ids) for i in rows)
     states = sum(episodes[i].states for i in rows)
-    return Minibatch(make_parts(episodes, passes, filler, device), acts, states)
+    return Minibatch(make_parts(episodes, passes, filler, device, pack), acts, states)
 
 
 def make_parts(
-    episodes: Sequence[Episode], parts: Sequence[Sequence[int]], filler: int, device: Any
+    episodes: Sequence[Episode],
+    parts: Sequence[Sequence[int]],
+    filler: int,
+    device: Any,
+    pack: bool = False,
 ) -> list[Part]:
     """The tensors of some forward passes, each over a list of rows of the batch."""
     T = max(e.states for e in episodes)
-    return [_part(episodes, rows, T, filler, device) for rows in parts]
+    return [_part(episodes, rows, T, filler, device, pack) for rows in parts]
 
 
 def _part(
-    episodes: Sequence[Episode], rows: Sequence[int], T: int, filler: int, device: Any
+    episodes: Sequence[Episode], rows: Sequence[int], T: int, filler: int, device: Any, pack: bool
 ) -> Part:
-    ids, _ = pad([episodes[i].sequence for i in rows], filler)
+    sequences = [episodes[i].sequence for i in rows]
+    if pack:
+        inputs = packed(sequences, device)
+        begins = np.cumsum([0, *map(len, sequences)])
+    else:
+        ids, _ = pad(sequences, filler)
+        inputs = {"input_ids": ids.to(device)}
+        begins = np.arange(len(rows)) * ids.shape[1]
     where, tokens, acts, index = [], [], [], []
-    for k, i in enumerate(rows):
+    for begin, i in zip(begins, rows, strict=False):
         episode = episodes[i]
         t = np.arange(episode.states)
-        where.append(k * ids.shape[1] + len(episode.prompt_ids) - 1 + t)
+        where.append(begin + len(episode.prompt_ids) - 1 + t)
         tokens.append(np.append(episode.ids, 0)[: episode.states].astype(np.int64))
         acts.append((t < len(episode.ids)).astype(np.float32))
         index.append(i * T + t)
     flat = [torch.from_numpy(np.concatenate(c)).to(device) for c in (where, tokens, acts, index)]
-    return Part(ids.to(device), flat[0], flat[1], flat[2], flat[3])
+    return Part(inputs, flat[0], flat[1], flat[2], flat[3])
 
 
 def plan_update(
@@ -223,7 +242,7 @@ def plan_update(
 
 
 def split_by_length(
-    rows: Sequence[int], lengths: Sequence[int], budget: int, overhead: int
+    rows: Sequence[int], lengths: Sequence[int], budget: int, overhead: float
 ) -> list[list[int]]:
     """Rows, longest first, in passes of at most `budget` padded tokens (or one row).
 
