@@ -27,6 +27,7 @@ LIMIT = 4 << 30  # bytes of weights of which a second copy is made
 # Multiply-adds of a product from which on oneDNN's is faster: it makes a kernel for every number of
 # rows it first meets, in about 1 ms.
 _WORTH = 1 << 26
+_FEW = 1 << 22  # multiply-adds up to which the library's own product is faster than a prepacked one
 _ROWS = 512  # of an input, for which the kernels' layout is chosen: any number gives right results
 
 _GATED = ("gate_proj", "up_proj", "down_proj")
@@ -52,7 +53,7 @@ class Prepacked:
             parts = [getattr(module, name, None) for name in _GATED]
             if all(id(p) in packed for p in parts) and _is_silu(getattr(module, "act_fn", None)):
                 weights = [packed[id(p)] for p in parts]
-                self._forwards.append((module, _gated(parts, weights)))
+                self._forwards.append((module, _gated(module, parts, weights)))
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -126,19 +127,24 @@ def _pack(layer: Any) -> torch.Tensor:
 
 
 def _linear(layer: Any, weight: torch.Tensor) -> Forward:
-    bias = layer.bias
+    bias, width = layer.bias, layer.weight.shape[0]
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if x.numel() * width < _FEW:
+            return torch.nn.functional.linear(x, layer.weight, bias)
         return _product(x, weight, bias)
 
     return forward
 
 
-def _gated(layers: list[Any], weights: list[torch.Tensor]) -> Forward:
+def _gated(module: Any, layers: list[Any], weights: list[torch.Tensor]) -> Forward:
     """Of gate, up and down."""
     biases, (gate, up, down) = [layer.bias for layer in layers], weights
+    width, plain = layers[0].weight.shape[0], type(module).forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
+        if x.numel() * width < _FEW:
+            return plain(module, x)  # type: ignore[no-any-return]
         hidden = _product(x, gate, biases[0], "swish")
         hidden = torch.ops.mkldnn._linear_pointwise.binary(x, hidden, up, biases[1], "mul")
         return _product(hidden, down, biases[2])
