@@ -27,7 +27,9 @@ LIMIT = 4 << 30  # bytes of weights of which a second copy is made
 # Multiply-adds of a product from which on oneDNN's is faster: it makes a kernel for every number of
 # rows it first meets, in about 1 ms.
 _WORTH = 1 << 26
-_FEW = 1 << 22  # multiply-adds up to which the library's own product is faster than a prepacked one
+# Multiply-adds of a product below which the library's own is faster than a prepacked one, as in a
+# decoding step of a small model.
+_FEW = 1 << 22
 _ROWS = 512  # of an input, for which the kernels' layout is chosen: any number gives right results
 
 _GATED = ("gate_proj", "up_proj", "down_proj")
@@ -38,7 +40,8 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 class Prepacked:
     """The faster forwards of a model's layers, put in their place while `active`.
 
-    The weights are copied when this is made: it is of no use to a model that is trained meanwhile.
+    The weights are copied when this is made, and small products read the model's own: it is of no
+    use to a model that is trained meanwhile.
     """
 
     def __init__(self, model: nn.Module) -> None:

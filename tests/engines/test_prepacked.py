@@ -14,6 +14,12 @@ from rlaif.engines.prepacked import Prepacked, TrainedLinear
 from rlaif.training.on_cpu import train_faster
 
 
+@pytest.fixture(autouse=True)
+def prepacked_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small products, too."""
+    monkeypatch.setattr(prepacked, "_FEW", 0)
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """OneDNN's products whatever their size."""
@@ -47,6 +53,21 @@ def test_a_gated_layer(activation: nn.Module, rows: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(layer(x), expected)
     assert not any("forward" in vars(m) for m in layer.modules())
+
+
+@torch.no_grad()
+def test_small_products_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepacked, "_FEW", 12 * 40 * 8 + 1)
+    torch.manual_seed(0)
+    layer, x = Gated(nn.SiLU()), torch.randn(1, 9, 12)
+    expected = layer(x[:, :8])
+    called: list[int] = []
+    monkeypatch.setattr(prepacked, "_product", lambda *args: called.append(1) or args[0])
+    with Prepacked(layer).active():
+        assert torch.equal(layer(x[:, :8]), expected)
+        assert not called
+        layer.gate_proj(x)
+        assert called
 
 
 @torch.no_grad()

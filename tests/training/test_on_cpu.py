@@ -1,4 +1,4 @@
-"""RMS norms with a gradient of their own give what Transformers' give, and leave others alone."""
+"""Norms and rotations with gradients of their own: Transformers' numbers, other kinds untouched."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from rlaif.training.on_cpu import _RMSNorm, train_faster
+from rlaif.training.on_cpu import _RMSNorm, _Rotation, train_faster
 
 
 def norms(kind=LlamaRMSNorm):
@@ -100,3 +102,101 @@ def test_a_copy_has_weights_of_its_own():
         other.weight.mul_(2)
     torch.testing.assert_close(other(x), 2 * fast(x))
     assert taken(other, x)
+
+
+def angles(tokens: int, dims: int, dtype=torch.float64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, (2, tokens, dims), of angles that differ in every dimension."""
+    angle = torch.arange(2 * tokens * dims, dtype=dtype).view(2, tokens, dims)
+    return angle.cos(), angle.sin()
+
+
+def test_a_rotation_by_hand():
+    """A quarter turn takes (x₁, x₂) to (−x₂, x₁)."""
+    x, cos, sin = torch.tensor([[[[3.0, 4.0]]]]), torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    assert _Rotation.apply(x, cos, sin).flatten().tolist() == [-4.0, 3.0]
+
+
+def test_a_rotation_is_transformers_own():
+    """Angles of the two halves differ here, as no model has them: each must go to its own half."""
+    torch.manual_seed(0)
+    (cos, sin), weights = angles(5, 6), torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    plain = torch.randn(2, 5, 3, 6, dtype=torch.float64).transpose(1, 2).requires_grad_()
+    own = plain.detach().requires_grad_()
+    wanted = apply_rotary_pos_emb(plain, plain, cos, sin)[0]
+    found = _Rotation.apply(own, cos[:, None], sin[:, None])
+    torch.testing.assert_close(found, wanted)
+    for y in (wanted, found):
+        (y * weights).sum().backward()
+    torch.testing.assert_close(own.grad, plain.grad)
+
+
+def test_a_rotation_against_finite_differences():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 6, dtype=torch.float64, requires_grad=True)
+    cos, sin = angles(4, 6)
+    assert torch.autograd.gradcheck(lambda x: _Rotation.apply(x, cos[:, None], sin[:, None]), x)
+
+
+SIZES = {
+    "vocab_size": 30, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+
+
+def models(shape: str):
+    """A model with random weights, and the same made faster."""
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(CONFIG_MAPPING[shape](**SIZES)).train()
+    fast = copy.deepcopy(plain)
+    train_faster(fast)
+    return plain, fast
+
+
+def rotations(model) -> int:
+    """How many of a pass's rotations are ours: two a layer."""
+    met, seen, todo = 0, set(), [model(IDS).logits.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            met += "_Rotation" in type(node).__name__
+            todo.extend(n for n, _ in node.next_functions)
+    return met
+
+
+@pytest.mark.parametrize("shape", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "mixtral"])
+def test_a_model_with_rotations_of_its_own(shape):
+    plain, fast = models(shape)
+    assert (rotations(plain), rotations(fast)) == (0, 4)
+    for model in (plain, fast):
+        model(IDS).logits.log_softmax(-1)[..., 7].sum().backward()
+    torch.testing.assert_close(fast(IDS).logits, plain(IDS).logits, atol=1e-5, rtol=1e-5)
+    wanted = dict(plain.named_parameters())
+    for name, weight in fast.named_parameters():
+        torch.testing.assert_close(weight.grad, wanted[name].grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["cohere", "glm"])  # pairs side by side, not halves
+def test_rotations_of_other_kinds_stay(shape):
+    plain, fast = models(shape)
+    assert rotations(fast) == 0
+    torch.testing.assert_close(fast(IDS).logits, plain(IDS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_rotations_of_other_precisions_go_the_plain_way():
+    plain, fast = models("llama")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rotations(fast) == 0
+        assert torch.equal(fast(IDS).logits, plain(IDS).logits)
+    assert rotations(fast.bfloat16()) == 0
+    assert torch.equal(fast(IDS).logits, plain.bfloat16()(IDS).logits)
+
+
+def test_rotations_of_a_copy():
+    _, fast = models("llama")
+    other = copy.deepcopy(fast)
+    assert rotations(other) == 4
+    with torch.no_grad():
+        other.model.layers[0].self_attn.q_proj.weight.zero_()
+    assert not torch.allclose(other(IDS).logits, fast(IDS).logits)
