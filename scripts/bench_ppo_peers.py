@@ -4,10 +4,11 @@
 
 A random policy of 15.7M parameters in Qwen2's shape, float32, a reward model and a value model of
 the same shape; prompts of 64 tokens, completions of 53, 32 episodes a step, 4 epochs of 4
-minibatches. Each way runs alone, on one core, TRL in an environment of its own, which is made on
-first use (`.venv-trl-ppo`). It is timed by processor seconds, so that what else the machine does
-counts for none of them; the wall's seconds stand beside. Writes the table, and what is behind it as
-JSON.
+minibatches. Each way is a process on the same core, TRL's in an environment of its own, which is
+made on first use (`.venv-trl-ppo`). They take turns, a step each while the others stand still, so
+that a machine whose speed changes changes it for all: "times TRL" is the median over pairs of steps
+next to each other. Steps are timed by processor seconds, so that what else the machine does counts
+for none of them. Writes the table, and what is behind it as JSON.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 from rich.console import Console
@@ -55,10 +58,13 @@ def main() -> None:
         **{name: getattr(args, name) for name in SIZES},
     }
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in args.ways}
-    for _ in range(args.rounds):
-        for name in args.ways:
-            found[name].append(measure(name, model, reward, job, args))
-            print(f"{name}: {found[name][-1]['episodes_per_s']:.3f} episodes/s", file=sys.stderr)
+    if any(name.startswith("trl") for name in args.ways):
+        prepare()
+    for i in range(args.rounds):
+        for name, result in by_turns(model, reward, job, args).items():
+            found[name].append(result)
+            rate = f"{result['episodes_per_s']:.3f} episodes/s"
+            print(f"round {i + 1}: {name}: {rate}", file=sys.stderr)
     record = make_record(args, found)
     (args.out / "ppo.json").write_text(json.dumps(record, indent=2) + "\n")
     Console(width=110).print(make_table(record))
@@ -77,7 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="timed, after one that is not")
-    parser.add_argument("--rounds", type=int, default=1, help="of all ways; the median counts")
+    parser.add_argument("--rounds", type=int, default=1, help="of new processes")
     parser.add_argument("--shape", choices=SHAPES, default="15m")
     parser.add_argument("--model", type=Path, help="a folder, instead of a random model")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -100,15 +106,31 @@ def prepare() -> None:
     ready.touch()
 
 
-def measure(
+def by_turns(
+    model: Path, reward: Path, job: dict[str, Any], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """Runs all ways, each in a process of its own, a step at a time; returns what they wrote."""
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        going = []
+        for name in args.ways:
+            started[name] = start(name, model, reward, job, args)
+            if next_step(started[name]):  # which warms up
+                going.append(name)
+        while going:
+            going = [name for name in going if next_step(started[name])]
+    finally:
+        for process in started.values():
+            process.kill()  # nothing, where it has ended
+    return {name: written(args.out, name, process) for name, process in started.items()}
+
+
+def start(
     name: str, model: Path, reward: Path, job: dict[str, Any], args: argparse.Namespace
-) -> dict[str, Any]:
-    """Runs one way in a process of its own and returns what it wrote."""
+) -> subprocess.Popen[bytes]:
     peer = name.startswith("trl")
-    if peer:
-        prepare()
     python = VENV / "bin" / "python" if peer else Path(sys.executable)
-    path, out = args.out / "job.json", args.out / f"{name}.json"
+    path, out = args.out / f"{name}-job.json", args.out / f"{name}.json"
     path.write_text(json.dumps(job | {"recompute": name == "trl-defaults"}))
     out.unlink(missing_ok=True)
     command = [
@@ -121,9 +143,23 @@ def measure(
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
     with (args.out / f"{name}.log").open("w") as log:
-        done = subprocess.run(command, env=environment, stdout=log, stderr=log, check=False)
-    if done.returncode or not out.exists():
-        sys.exit(f"{name} failed: see {args.out / f'{name}.log'}")
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def next_step(process: subprocess.Popen[bytes]) -> bool:
+    """Lets a way go on until it stops itself after its next step; whether it did, or ended."""
+    process.send_signal(signal.SIGCONT)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    if os.WIFSTOPPED(status):
+        return True
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return False
+
+
+def written(folder: Path, name: str, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    out = folder / f"{name}.json"
+    if process.returncode or not out.exists():
+        sys.exit(f"{name} failed: see {folder / f'{name}.log'}")
     result: dict[str, Any] = json.loads(out.read_text())
     return result
 
@@ -132,15 +168,28 @@ def measure(
 
 
 def make_record(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Everything measured, with what it was measured on. A way's row is its median round."""
+    """Everything measured, with what it was measured on."""
+    seconds = {
+        name: [s for r in rounds for s in r["step_seconds"]] for name, rounds in found.items()
+    }
     rows = []
     for name, rounds in found.items():
-        middle = sorted(rounds, key=lambda r: float(r["episodes_per_s"]))[len(rounds) // 2]
-        rates = [r["episodes_per_s"] for r in rounds]
-        rows.append({"way": name, "title": WAYS[name], **middle, "rounds_episodes_per_s": rates})
-    rate = {row["way"]: row["episodes_per_s"] for row in rows}
-    for row in rows:
-        row["times_trl"] = row["episodes_per_s"] / rate["trl"] if "trl" in rate else None
+        times = [t / s for t, s in zip(seconds.get("trl", []), seconds[name], strict=False)]
+        rows.append(
+            rounds[0]
+            | {
+                "way": name,
+                "title": WAYS[name],
+                "episodes_per_s": args.batch_size / median(seconds[name]),
+                "times_trl": median(times) if times else None,
+                "times_trl_quartiles": quantiles(times) if len(times) > 1 else None,
+                "seconds": sum(seconds[name]),
+                "step_seconds": seconds[name],
+                "wall_seconds": sum(r["wall_seconds"] for r in rounds),
+                "episodes": sum(r["episodes"] for r in rounds),
+                "peak_rss_mib": max(r["peak_rss_mib"] for r in rounds),
+            }
+        )
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": device_name("cpu"),
@@ -162,19 +211,20 @@ def make_table(record: dict[str, Any]) -> Table:
         title=f"PPO of {record['rows'][0]['parameters'] / 1e6:.1f}M parameters: "
         f"{record['batch_size']} episodes a step, prompts of {record['prompt_tokens']}, "
         f"completions of {record['response_tokens']} tokens, {record['epochs']} epochs of "
-        f"{record['minibatches']} minibatches\n{record['machine']}, one core, {record['date']}"
+        f"{record['minibatches']} minibatches\n{record['machine']}, one core, {record['date']}, "
+        f"medians of {len(record['rows'][0]['step_seconds'])} steps"
     )
     table.add_column("way", no_wrap=True)
-    for name in ("episodes/s", "times TRL", "seconds", "wall", "MiB"):
+    for name in ("episodes/s", "times TRL", "half of them", "s a step", "MiB"):
         table.add_column(name, justify="right")
     for row in record["rows"]:
-        times = row["times_trl"]
+        times, quarters = row["times_trl"], row["times_trl_quartiles"]
         table.add_row(
             row["title"],
             f"{row['episodes_per_s']:.3f}",
             "–" if times is None else f"{times:.2f}x",
-            f"{row['seconds']:.1f}",
-            f"{row['wall_seconds']:.1f}",
+            "–" if quarters is None else f"{quarters[0]:.2f}–{quarters[2]:.2f}",
+            f"{median(row['step_seconds']):.2f}",
             f"{row['peak_rss_mib']:,.0f}",
         )
     return table

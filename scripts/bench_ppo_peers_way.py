@@ -3,7 +3,8 @@
     python scripts/bench_ppo_peers_way.py WAY --model DIR --reward DIR --job FILE --out FILE
 
 Ways: `shared`, `separate` (both rlaif), `trl`. The last needs nothing of this project but its
-clock. Loading and a first step are not timed.
+clock. Loading and a first step are not timed. After each step the process stops itself (SIGSTOP)
+and waits for its next turn (SIGCONT).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -54,9 +56,13 @@ def rlaif(value: Any, model: str, reward: str, job: dict[str, Any]) -> dict[str,
     sizes = {name: job[name] for name in ("batch_size", "epochs", "minibatches", "steps")}
     report = bench_ppo(
         model, prompts, reward=reward, value=value, response_tokens=job["response_tokens"],
-        threads=1, **sizes,
+        threads=1, between=stop, **sizes,
     )  # fmt: skip
     return asdict(report)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def trl(_: str, model: str, reward: str, job: dict[str, Any]) -> dict[str, Any]:
@@ -76,16 +82,18 @@ def trl(_: str, model: str, reward: str, job: dict[str, Any]) -> dict[str, Any]:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     class Timer(TrainerCallback):
-        """Starts after the first step; reads after each."""
+        """Times every step after the first, and stops between them."""
 
-        clock: Clock | None = None
-        taken: dict[str, float]
-        logged: list[dict[str, float]]
+        def __init__(self) -> None:
+            self.clock: Clock | None = None
+            self.taken: list[dict[str, float]] = []
+            self.logged: list[dict[str, float]] = []
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            if self.clock is None:
-                self.clock, self.logged = Clock(one_core=True), []
-            self.taken = self.clock.read()
+            if self.clock is not None:
+                self.taken.append(self.clock.read())
+            stop()
+            self.clock = Clock(one_core=True)
 
         def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
             if self.clock is not None:
@@ -120,15 +128,18 @@ def trl(_: str, model: str, reward: str, job: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         trainer.train()
     episodes = job["batch_size"] * job["steps"]
+    seconds = sum(t["seconds"] for t in timer.taken)
     return {
-        "episodes_per_s": episodes / timer.taken["seconds"],
+        "episodes_per_s": episodes / seconds,
         "parameters": sum(p.numel() for p in policy.parameters()),
         "episodes": episodes,
         "steps": job["steps"],
         "prompt_tokens": len(job["ids"][0]),
         "completion_tokens": float(job["response_tokens"]),  # it computes all, ended or not
         "value": "separate",
-        **timer.taken,
+        "seconds": seconds,
+        "step_seconds": [t["seconds"] for t in timer.taken],
+        "wall_seconds": sum(t["wall_seconds"] for t in timer.taken),
         "logged": [{k: v for k, v in row.items() if "/" in k} for row in timer.logged],
     }
 

@@ -7,7 +7,7 @@ weights. Every completion is asked for all its tokens: random weights hardly eve
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +39,7 @@ class PPOReport:
     first_ratio_gap: float  # largest |ρ − 1| of the first minibatches: 0
     rollout_gap: float  # largest |Δ log p| between decoding and training
     seconds: float
+    step_seconds: list[float]
     wall_seconds: float
     peak_rss_mib: float
     device: str
@@ -57,11 +58,12 @@ def bench_ppo(
     steps: int = 2,
     threads: int | None = None,
     device: str = "auto",
+    between: Callable[[], None] | None = None,
 ) -> PPOReport:
     """Times `steps` PPO steps after one that warms up.
 
     `reward` is a reward model, from which a separate value model starts too; None makes one of
-    `model`, with a random head.
+    `model`, with a random head. `between` is called after every step and not timed.
     """
     from rlaif.training.actor_critic import ActorCritic
     from rlaif.training.models import load_policy
@@ -88,14 +90,18 @@ def bench_ppo(
         )  # fmt: skip
     ppo = PPO(nets, sampler, scorer, settings)
     batches = [prompts_of_step(prompts, i, batch_size, 0) for i in range(settings.steps)]
-    for i in range(WARM_UP):
-        ppo.step(i, batches[i])
-    clock = Clock(one_core=place.type == "cpu" and threads == 1)
-    facts = [ppo.step(i, batches[i]) for i in range(WARM_UP, settings.steps)]
-    taken = clock.read()
+    facts, taken = [], []
+    for i, batch in enumerate(batches):
+        clock = Clock(one_core=place.type == "cpu" and threads == 1)
+        facts.append(ppo.step(i, batch))
+        taken.append(clock.read())
+        if between is not None:
+            between()
+    facts, taken = facts[WARM_UP:], taken[WARM_UP:]
+    seconds = sum(t["seconds"] for t in taken)
     sizes = {len(sampler.encode(p)) for p in prompts}
     return PPOReport(
-        episodes_per_s=steps * batch_size / taken["seconds"],
+        episodes_per_s=steps * batch_size / seconds,
         parameters=sum(p.numel() for p in nets.policy.parameters()),
         episodes=steps * batch_size,
         steps=steps,
@@ -104,8 +110,9 @@ def bench_ppo(
         value=value,
         first_ratio_gap=max(f["first_ratio_gap"] for f in facts),
         rollout_gap=max(f["rollout_gap"] for f in facts),
-        seconds=taken["seconds"],
-        wall_seconds=taken["wall_seconds"],
+        seconds=seconds,
+        step_seconds=[t["seconds"] for t in taken],
+        wall_seconds=sum(t["wall_seconds"] for t in taken),
         peak_rss_mib=peak_rss_mib(),
         device=device_name(str(place)),
     )
