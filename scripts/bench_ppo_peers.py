@@ -6,9 +6,10 @@ A random policy of 15.7M parameters in Qwen2's shape, float32, a reward model an
 the same shape; prompts of 64 tokens, completions of 53, 32 episodes a step, 4 epochs of 4
 minibatches. Each way is a process on the same core, TRL's in an environment of its own, which is
 made on first use (`.venv-trl-ppo`). They take turns, a step each while the others stand still, so
-that a machine whose speed changes changes it for all: "times TRL" is the median over pairs of steps
-next to each other. Steps are timed by processor seconds, so that what else the machine does counts
-for none of them. Writes the table, and what is behind it as JSON.
+that a machine whose speed changes changes it for all. Episodes a second are those of all timed
+steps; beside them stand the quartiles of "times TRL" over pairs of steps next to each other. Steps
+are timed by processor seconds, so that what else the machine does counts for none of them. Writes
+the table, and what is behind it as JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from typing import Any
 
 from rich.console import Console
@@ -169,24 +170,24 @@ def written(folder: Path, name: str, process: subprocess.Popen[bytes]) -> dict[s
 
 def make_record(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Everything measured, with what it was measured on."""
-    seconds = {
-        name: [s for r in rounds for s in r["step_seconds"]] for name, rounds in found.items()
-    }
+    seconds = {n: [s for r in rounds for s in r["step_seconds"]] for n, rounds in found.items()}
+    trl = seconds.get("trl")
     rows = []
     for name, rounds in found.items():
-        times = [t / s for t, s in zip(seconds.get("trl", []), seconds[name], strict=False)]
+        own = seconds[name]
+        pairs = [t / s for t, s in zip(trl, own, strict=True)] if trl else []
         rows.append(
             rounds[0]
             | {
                 "way": name,
                 "title": WAYS[name],
-                "episodes_per_s": args.batch_size / median(seconds[name]),
-                "times_trl": median(times) if times else None,
-                "times_trl_quartiles": quantiles(times) if len(times) > 1 else None,
-                "seconds": sum(seconds[name]),
-                "step_seconds": seconds[name],
+                "episodes_per_s": args.batch_size * len(own) / sum(own),
+                "times_trl": sum(trl) / sum(own) if trl else None,
+                "times_trl_quartiles": quantiles(pairs) if len(pairs) > 1 else None,
+                "episodes": args.batch_size * len(own),
+                "seconds": sum(own),
+                "step_seconds": own,
                 "wall_seconds": sum(r["wall_seconds"] for r in rounds),
-                "episodes": sum(r["episodes"] for r in rounds),
                 "peak_rss_mib": max(r["peak_rss_mib"] for r in rounds),
             }
         )
@@ -212,10 +213,10 @@ def make_table(record: dict[str, Any]) -> Table:
         f"{record['batch_size']} episodes a step, prompts of {record['prompt_tokens']}, "
         f"completions of {record['response_tokens']} tokens, {record['epochs']} epochs of "
         f"{record['minibatches']} minibatches\n{record['machine']}, one core, {record['date']}, "
-        f"medians of {len(record['rows'][0]['step_seconds'])} steps"
+        f"{len(record['rows'][0]['step_seconds'])} steps of each"
     )
     table.add_column("way", no_wrap=True)
-    for name in ("episodes/s", "times TRL", "half of them", "s a step", "MiB"):
+    for name in ("episodes/s", "times TRL", "half of the steps", "seconds", "MiB"):
         table.add_column(name, justify="right")
     for row in record["rows"]:
         times, quarters = row["times_trl"], row["times_trl_quartiles"]
@@ -224,7 +225,7 @@ def make_table(record: dict[str, Any]) -> Table:
             f"{row['episodes_per_s']:.3f}",
             "–" if times is None else f"{times:.2f}x",
             "–" if quarters is None else f"{quarters[0]:.2f}–{quarters[2]:.2f}",
-            f"{median(row['step_seconds']):.2f}",
+            f"{row['seconds']:.1f}",
             f"{row['peak_rss_mib']:,.0f}",
         )
     return table
