@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -316,6 +317,53 @@ def test_ppo_is_timed_on_whole_steps(wordy: Path, model: str) -> None:
     assert report["episodes_per_s"] == pytest.approx(8 / report["seconds"])
     assert report["first_ratio_gap"] == 0
     assert report["rollout_gap"] < 1e-4
+
+
+def beside(wordy: Path, model: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable, "scripts/bench_ppo_peers.py", "--model", model, "--pairs", str(wordy),
+            "--prompt-tokens", "24", "--response-tokens", "6", "--batch-size", "4",
+            "--epochs", "1", "--minibatches", "1", "--ways", "separate", "shared",
+            "--out", str(out), *more,
+        ], cwd=ROOT, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+
+
+def test_ways_of_ppo_take_turns(wordy: Path, model: str, tmp_path: Path) -> None:
+    done = beside(wordy, model, tmp_path, "--steps", "3", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    separate, shared = json.loads((tmp_path / "ppo.json").read_text())["rows"]
+    assert (separate["value"], shared["value"]) == ("separate", "shared")
+    for row in (separate, shared):
+        assert len(row["step_seconds"]) == 6
+        assert row["episodes_per_s"] == pytest.approx(24 / sum(row["step_seconds"]))
+        assert row["times_trl"] is None
+
+
+def test_a_way_stands_still_until_its_turn(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("peers", ROOT / "scripts" / "bench_ppo_peers.py")
+    assert spec
+    assert spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    path = tmp_path / "steps"
+    step = f"open({str(path)!r}, 'a').write('x'); os.kill(os.getpid(), signal.SIGSTOP)"
+    code = f"import os, signal\nfor _ in range(2): {step}\nraise SystemExit(3)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    for steps in (1, 2):
+        assert script.next_step(process)
+        time.sleep(0.1)
+        assert path.read_text() == "x" * steps
+    assert not script.next_step(process)
+    assert process.returncode == 3
+
+
+def test_a_way_of_ppo_that_fails_is_named(wordy: Path, model: str, tmp_path: Path) -> None:
+    done = beside(wordy, model, tmp_path, "--core", "9999")
+    assert done.returncode == 1
+    assert f"separate failed: see {tmp_path / 'separate.log'}" in done.stderr
+    assert "OSError" in (tmp_path / "separate.log").read_text()
 
 
 def test_ppo_prompts_have_the_tokens_asked_for(wordy: Path, model: str) -> None:
