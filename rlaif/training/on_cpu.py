@@ -104,10 +104,11 @@ def _rotating(forward: Any, own: Rotation) -> Any:
     names of its own: other models' layers keep theirs.
     """
 
-    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, **other: Any) -> Any:
+    def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **other: Any) -> Any:
         plain = all(map(is_plain, (q, k, cos, sin))) and not torch.is_autocast_enabled("cpu")
-        if other or not plain or not q.shape[-1] == k.shape[-1] == cos.shape[-1]:
-            return own(q, k, cos, sin, **other)
+        usual = (q.dim(), k.dim(), cos.dim()) == (4, 4, 3) and not more and not other
+        if not plain or not usual or not q.shape[-1] == k.shape[-1] == cos.shape[-1]:
+            return own(q, k, cos, sin, *more, **other)
         cos, sin = cos[:, None], sin[:, None]  # for all heads
         return _Rotation.apply(q, cos, sin), _Rotation.apply(k, cos, sin)  # type: ignore[no-untyped-call]
 

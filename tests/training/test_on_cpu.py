@@ -200,3 +200,29 @@ def test_rotations_of_a_copy():
     with torch.no_grad():
         other.model.layers[0].self_attn.q_proj.weight.zero_()
     assert not torch.allclose(other(IDS).logits, fast(IDS).logits)
+
+
+class Turned(torch.nn.Module):
+    def forward(self, q, k, cos, sin, *more):
+        return apply_rotary_pos_emb(q, k, cos, sin, *more)
+
+
+@pytest.mark.parametrize(
+    ("shape", "more", "ours"),
+    [
+        ((2, 3, 5, 6), (), True),
+        ((2, 5, 3, 6), (2,), False),  # heads behind tokens
+        ((5, 3, 6), (), False),  # no batch
+    ],
+)
+def test_a_rotation_that_is_called_otherwise(shape, more, ours):
+    torch.manual_seed(0)
+    plain, fast = Turned(), Turned()
+    train_faster(fast)
+    cos, sin = angles(5, 6, torch.float32)
+    if len(shape) == 3:
+        cos, sin = cos[0], sin[0]
+    x = torch.randn(shape, requires_grad=True)
+    found = fast(x, x, cos, sin, *more)[0]
+    assert ("_Rotation" in type(found.grad_fn).__name__) == ours
+    torch.testing.assert_close(found, plain(x, x, cos, sin, *more)[0])
