@@ -216,7 +216,7 @@ def make_table(record: dict[str, Any]) -> Table:
         f"{len(record['rows'][0]['step_seconds'])} steps of each"
     )
     table.add_column("way", no_wrap=True)
-    for name in ("episodes/s", "times TRL", "half of the steps", "seconds", "MiB"):
+    for name in ("episodes/s", "times TRL", "quartiles", "seconds", "MiB"):
         table.add_column(name, justify="right")
     for row in record["rows"]:
         times, quarters = row["times_trl"], row["times_trl_quartiles"]

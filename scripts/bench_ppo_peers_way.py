@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from rlaif.bench.machine import Clock, peak_rss_mib, versions
+from rlaif.bench.machine import Clock, peak_rss_mib, together, versions
 
 
 def main() -> None:
@@ -128,18 +128,16 @@ def trl(_: str, model: str, reward: str, job: dict[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
         trainer.train()
     episodes = job["batch_size"] * job["steps"]
-    seconds = sum(t["seconds"] for t in timer.taken)
+    seconds = together(timer.taken)
     return {
-        "episodes_per_s": episodes / seconds,
+        "episodes_per_s": episodes / seconds["seconds"],
         "parameters": sum(p.numel() for p in policy.parameters()),
         "episodes": episodes,
         "steps": job["steps"],
         "prompt_tokens": len(job["ids"][0]),
         "completion_tokens": float(job["response_tokens"]),  # it computes all, ended or not
         "value": "separate",
-        "seconds": seconds,
-        "step_seconds": [t["seconds"] for t in timer.taken],
-        "wall_seconds": sum(t["wall_seconds"] for t in timer.taken),
+        **seconds,
         "logged": [{k: v for k, v in row.items() if "/" in k} for row in timer.logged],
     }
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from rlaif.bench.machine import Clock, device_name, peak_rss_mib, set_threads
+from rlaif.bench.machine import Clock, device_name, peak_rss_mib, set_threads, together
 from rlaif.errors import DataError
 from rlaif.readers import read_pairs
 from rlaif.records import Prompt
@@ -98,10 +98,10 @@ def bench_ppo(
         if between is not None:
             between()
     facts, taken = facts[WARM_UP:], taken[WARM_UP:]
-    seconds = sum(t["seconds"] for t in taken)
+    seconds = together(taken)
     sizes = {len(sampler.encode(p)) for p in prompts}
     return PPOReport(
-        episodes_per_s=steps * batch_size / seconds,
+        episodes_per_s=steps * batch_size / seconds["seconds"],
         parameters=sum(p.numel() for p in nets.policy.parameters()),
         episodes=steps * batch_size,
         steps=steps,
@@ -110,11 +110,9 @@ def bench_ppo(
         value=value,
         first_ratio_gap=max(f["first_ratio_gap"] for f in facts),
         rollout_gap=max(f["rollout_gap"] for f in facts),
-        seconds=seconds,
-        step_seconds=[t["seconds"] for t in taken],
-        wall_seconds=sum(t["wall_seconds"] for t in taken),
         peak_rss_mib=peak_rss_mib(),
         device=device_name(str(place)),
+        **seconds,
     )
 
 

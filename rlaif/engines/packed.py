@@ -25,6 +25,8 @@ from transformers import AttentionInterface
 from rlaif.engines.prepacked import Prepacked
 from rlaif.engines.trie import SHORT, Ints, Plan, Trie, attention_plan, build, packs
 
+# What a model's code raises when it is called in a way that it does not know.
+REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError)
 _NAME = "rlaif_tree"
 _now = threading.local()  # the pass that is running in this thread: models carry no room for it
 
@@ -117,7 +119,7 @@ class PackedModel:
             for begin, end in packs(trie, 20):
                 mine = np.unique(nodes[(nodes >= begin) & (nodes < end)])
                 packed |= dict(zip(mine.tolist(), self.logits(trie, begin, end, mine), strict=True))
-        except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError) as error:
+        except REFUSALS as error:
             return f"its code cannot do it ({error})"
         finally:
             self._short = SHORT

@@ -22,12 +22,11 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3)
 def train_faster(model: nn.Module) -> None:
     """Changes a model's linear layers, RMS norms and rotations, for good; weights stay its own."""
     for module in model.modules():
-        rotate = _own_rotation(module)
         if type(module) is nn.Linear:
             module.__class__ = TrainedLinear
         elif _is_rms_norm(module):
             module.forward = MethodType(_normalise, module)
-        elif rotate is not None:
+        elif (rotate := _own_rotation(module)) is not None:
             module.forward = MethodType(_rotating(type(module).forward, rotate), module)
     if not torch.cuda.is_available():
         _keep_memory()

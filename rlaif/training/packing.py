@@ -22,7 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from rlaif.engines.packed import obstacle
+from rlaif.engines.packed import REFUSALS, obstacle
 from rlaif.engines.tokens import Ids
 
 _NAME = "rlaif_packed"
@@ -75,7 +75,7 @@ def _difference(model: Any) -> str:
             for s in some
         ]
         row = trunk(**packed(some, device), use_cache=False).last_hidden_state[0]
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+    except REFUSALS as error:
         return f"its code cannot do it ({error})"
     finally:
         model.train(training)

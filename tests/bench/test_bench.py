@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -341,12 +342,10 @@ def test_ways_of_ppo_take_turns(wordy: Path, model: str, tmp_path: Path) -> None
         assert row["times_trl"] is None
 
 
-def test_a_way_stands_still_until_its_turn(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("peers", ROOT / "scripts" / "bench_ppo_peers.py")
-    assert spec
-    assert spec.loader
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_a_way_stands_still_until_its_turn(
+    load_script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    script = load_script("bench_ppo_peers")
     path = tmp_path / "steps"
     step = f"open({str(path)!r}, 'a').write('x'); os.kill(os.getpid(), signal.SIGSTOP)"
     code = f"import os, signal\nfor _ in range(2): {step}\nraise SystemExit(3)"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -11,17 +10,10 @@ import pytest
 
 from rlaif.config import load_config
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_learning.py"
-
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_learning", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
+    return load_script("bench_learning")
 
 
 def policy(harmless: float, concise: float, legal: float, kl: float | None) -> dict[str, Any]:
