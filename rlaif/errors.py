@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+DISTRIBUTION = "rlaif-toolkit"  # on PyPI `rlaif` is somebody else's package
+
 
 class RlaifError(Exception):
     """Base of every error raised on purpose."""
@@ -42,7 +44,23 @@ class TrainingError(RlaifError):
 
 def missing_extra(package: str, extra: str, why: str) -> ConfigError:
     """The error for an optional package that is not installed, with the command to install it."""
-    return ConfigError(f'{why} needs {package}: pip install "rlaif[{extra}]"')
+    return ConfigError(f'{why} needs {package}: pip install "{_wanted(extra) or package.lower()}"')
+
+
+def _wanted(extra: str) -> str:
+    """What `extra` asks for, such as `vllm>=0.24`, read off the installed distribution.
+
+    The package itself is named, not `rlaif-toolkit[vllm]`: that is right from a checkout and from
+    a wheel, published or not.
+    """
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        lines = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return ""
+    found = (line.split(";") for line in lines if extra in line.partition("extra ==")[2])
+    return " ".join(requirement.strip() for requirement, *_ in found)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

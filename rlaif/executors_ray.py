@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol
 
 from rlaif.engines.base import Engine, Sampling
-from rlaif.errors import ConfigError, RlaifError
+from rlaif.errors import ConfigError, RlaifError, missing_extra
 from rlaif.executors import (
     Finished,
     FiniteGuard,
@@ -276,7 +276,7 @@ def _cluster(workers: Workers) -> Iterator[Any]:
         import ray
         import ray.data
     except ImportError as error:
-        raise ConfigError(f'executor ray needs Ray: pip install "rlaif[ray]" ({error})') from error
+        raise missing_extra("Ray", "ray", "executor: ray") from error
     mine = not ray.is_initialized()
     if mine:
         _start(ray, workers)

@@ -185,7 +185,7 @@ def test_without_ray_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
     def about(_: Any) -> dict[str, Any]:
         return {}
 
-    with pytest.raises(ConfigError, match=r'pip install "rlaif\[ray\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "ray\[data\]>='):
         list(executors_ray.judge_stream(PAIRS, judge, about, PRINCIPLES, memory))
 
 

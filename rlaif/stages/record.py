@@ -14,6 +14,7 @@ from typing import Any
 
 from rlaif.config import to_yaml
 from rlaif.engines.base import Usage
+from rlaif.errors import DISTRIBUTION
 from rlaif.readers import BadRow
 from rlaif.stages.inputs import tiny_target
 from rlaif.stages.run import Run
@@ -93,7 +94,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in ("rlaif", "torch", "transformers", "trl", "datasets"):
         try:
-            found[name] = version(name)
+            found[name] = version(DISTRIBUTION if name == "rlaif" else name)
         except PackageNotFoundError:
             found[name] = "not installed"
     return found

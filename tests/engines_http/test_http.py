@@ -600,7 +600,7 @@ def test_openai_needs_a_key_by_name(monkeypatch):
 
 def test_without_the_client_the_error_says_how_to_install_it(connect, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ConfigError, match=r'pip install "rlaif\[http\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "openai>='):
         connect()
 
 
