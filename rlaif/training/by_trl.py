@@ -1,4 +1,4 @@
-"""What TRL's offline trainers share here: rows in a fixed order, the journal, exact resuming.
+"""What TRL's trainers share here: silence; offline, rows in a fixed order and exact resuming.
 
 Rows are tokenised before, and TRL is kept from touching them. All epochs are one sequence of rows
 to TRL, so that resuming is skipping.
@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,23 @@ from rlaif.training.settings import LoopSettings
 
 IN_ORDER = {"max_length": None, "train_sampling_strategy": "sequential"}  # TRL's arguments
 _ALWAYS = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
+
+
+@contextmanager
+def sends_nothing() -> Iterator[None]:
+    """Keeps TRL from telling the Hugging Face hub of every trainer it makes (model, device, GPU).
+
+    The switch is the hub library's own, `HF_HUB_DISABLE_TELEMETRY`, which it reads when it sends;
+    the variable itself would come too late where that library is loaded already.
+    """
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 def fit(
@@ -59,7 +76,7 @@ def fit(
         tokenizer.pad_token_id = loaded.filler
     ends = copy.deepcopy(loaded.model.generation_config)
     mould = empty_copy(loaded.model) if spread() else None
-    with warnings.catch_warnings(), quiet(), closing(journal):
+    with warnings.catch_warnings(), quiet(), sends_nothing(), closing(journal):
         warnings.simplefilter("ignore")
         trainer = make(
             model=loaded.model,

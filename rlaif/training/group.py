@@ -32,6 +32,7 @@ from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.resources import model_path
+from rlaif.training.by_trl import sends_nothing
 from rlaif.training.loop import (
     JOURNAL,
     Journal,
@@ -151,7 +152,7 @@ def train_group(
     trainer = _trainer(loaded, sampler, reward, s, arguments, kept)
     trainer.add_callback(Writer(journal))
     ends = copy.deepcopy(loaded.model.generation_config)
-    with closing(journal), quiet(), _still():
+    with closing(journal), quiet(), _still(), sends_nothing():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     loaded.model = trainer.accelerator.unwrap_model(trainer.model)
     loaded.model.generation_config = ends  # Trainer writes the tokenizer's own ends into it
@@ -246,7 +247,7 @@ def _trainer(
             task_type="CAUSAL_LM",
         )
     kind = RLOO if s.algorithm == "rloo" else GRPO
-    with quiet(), _still():
+    with quiet(), _still(), sends_nothing():
         trainer = kind(
             model=loaded.model,
             reward_funcs=reward,

@@ -1,0 +1,126 @@
+"""Training sends nothing anywhere: every trainer runs in a process whose sockets are watched.
+
+TRL's trainers report each start to the Hugging Face hub (model type, device, GPU) unless told not
+to. `HF_HUB_OFFLINE`, `CI` and the like, which would silence them, are unset here. The watch is an
+audit hook: it sees every connection and look-up of a name that Python makes, in any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+TRAINING = Path(__file__).resolve().parents[1] / "training"
+
+WATCHED = """
+import json, os, sys
+
+seen = []
+
+def watch(event, args):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        seen.append([event, str(args[0])])
+        raise OSError(f"no network here: {event} {args[0]!r}")
+    if event in ("socket.connect", "socket.sendto"):
+        where = args[1]
+        host = where[0] if isinstance(where, tuple) else "a local socket"
+        if isinstance(where, tuple) and not host.startswith("127.") and host != "::1":
+            seen.append([event, str(where)])
+            raise OSError(f"no network here: {event} {where}")
+
+sys.addaudithook(watch)
+"""
+
+# Each trainer for a step, and what the hub's own thread has been given is waited for.
+TRAIN = """
+from pathlib import Path
+
+from small_models import make_preferences, make_tokenizer, save_causal
+
+from rlaif.records import Demonstration, Prompt
+from rlaif.training.dpo import train_dpo
+from rlaif.training.group import GroupSettings, train_group
+from rlaif.training.models import LoraSettings
+from rlaif.training.online_dpo import OnlineDPOSettings, train_online_dpo
+from rlaif.training.ppo import PPOSettings
+from rlaif.training.ppo_run import train_ppo
+from rlaif.training.reward import train_reward
+from rlaif.training.scorers import FunctionScorer
+from rlaif.training.sft import train_sft
+
+out = Path(sys.argv[1])
+model = str(save_causal(out / "model", make_tokenizer()))
+few, hard = make_preferences(8), make_preferences(8, p=1.0)
+prompts = [Prompt.user(p.pair.prompt.messages[0].content) for p in few]
+demonstrations = [Demonstration(p.pair.prompt, p.chosen) for p in few]
+lengths = FunctionScorer(lambda _, texts: [float(len(text)) for text in texts])
+lora = LoraSettings(rank=2)
+ran = []
+
+def run(name, train, *args, **options):
+    train(*args, **options)
+    ran.append(name)
+
+def group(algorithm, **more):
+    settings = GroupSettings(
+        algorithm=algorithm, steps=1, batch_size=4, group=2, max_new_tokens=4, **more
+    )
+    run(algorithm, train_group, prompts, model, out / f"{algorithm}{bool(more)}", lengths, settings)
+
+def label(pairs):
+    from dataclasses import replace
+    return [replace(few[0], pair=pair, p_first=0.9) for pair in pairs]
+
+run("sft", train_sft, demonstrations, model, out / "sft", device="cpu")
+run("sft", train_sft, demonstrations, model, out / "sft-lora", device="cpu", lora=lora)
+run("dpo by trl", train_dpo, hard, model, out / "hinge", loss="hinge", device="cpu")
+run("dpo by trl", train_dpo, hard, model, out / "apo", loss="apo_zero", device="cpu", lora=lora)
+for name in ("grpo", "rloo"):
+    group(name)
+    group(name, lora=lora)
+run("dpo", train_dpo, few, model, out / "dpo", device="cpu")
+run("reward", train_reward, few, model, out / "reward", device="cpu")
+run("ppo", train_ppo, prompts, model, out / "ppo", lengths,
+    PPOSettings(steps=1, batch_size=4, minibatches=1, epochs=1, max_new_tokens=4))
+run("online dpo", train_online_dpo, prompts, model, out / "online", label, "k",
+    OnlineDPOSettings(steps=1, batch_size=4, max_new_tokens=4, keep_cut=True))
+
+from huggingface_hub.utils import _telemetry, send_telemetry
+
+_telemetry._TELEMETRY_QUEUE.join()
+print(json.dumps({"ran": ran, "seen": seen}))
+seen.clear()
+send_telemetry("a message that people's own code sends", library_name="x", library_version="1")
+_telemetry._TELEMETRY_QUEUE.join()
+print(json.dumps({"watched": seen}))
+"""
+
+SILENCERS = (
+    "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY",
+    "DO_NOT_TRACK", "CI", "HF_TOKEN",
+)  # fmt: skip
+
+
+def test_no_trainer_opens_a_connection_or_looks_up_a_name(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(WATCHED) + TRAIN)
+    environment = {k: v for k, v in os.environ.items() if k not in SILENCERS}
+    environment |= {
+        "HF_HOME": str(tmp_path / "hub"),
+        "PYTHONPATH": os.pathsep.join([str(TRAINING), environment.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "out"],
+        capture_output=True, text=True, timeout=280, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    trained, known = (json.loads(x) for x in done.stdout.splitlines() if x.startswith("{"))
+    assert set(trained["ran"]) == {
+        "sft", "dpo by trl", "grpo", "rloo", "dpo", "reward", "ppo", "online dpo",
+    }  # fmt: skip
+    assert trained["seen"] == []
+    assert known["watched"], "the watch itself saw nothing of what was really sent"
