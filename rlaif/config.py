@@ -8,13 +8,16 @@ option from the command line. Library functions take plain arguments: only the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rlaif.errors import ConfigError, nearest
+from rlaif.places import Place, seen_from
 from rlaif.resources import find
+from rlaif.store import RunStore
 from rlaif.yamlfile import YamlFile, known_keys, parse_yaml, read_yaml, validate
 
 
@@ -27,7 +30,7 @@ class Section(BaseModel):
 class PromptsConfig(Section):
     """Where prompts come from."""
 
-    path: str = "tiny"
+    path: Annotated[str, Place("rows")] = "tiny"
     """JSONL, text (one a line), Parquet, a hub name, or `tiny`: the embedded world's prompts, half
     of them of kinds that put the constitution's trait at stake."""
     limit: int | None = Field(default=None, ge=1)
@@ -39,7 +42,7 @@ class PromptsConfig(Section):
 class PairsConfig(Section):
     """Pairs to judge that somebody else wrote."""
 
-    path: str
+    path: Annotated[str, Place("rows")]
     """`.jsonl`, `.jsonl.gz`, `.parquet`, a folder saved by `datasets`, or a hub name."""
     format: Literal[
         "auto", "hh", "hhh", "webgpt", "ultrafeedback", "summarize", "rewardbench", "trl"
@@ -116,7 +119,7 @@ class VLLMConfig(Section):
 class EngineConfig(Section):
     """A model and how to run it."""
 
-    model: str = "tiny"
+    model: Annotated[str, Place("model")] = "tiny"
     """A folder, a Hugging Face name, `tiny` (embedded), or the name a server gives to it."""
     engine: Literal["hf", "vllm", "http"] = "hf"
     """`hf`: Transformers; `vllm`: vLLM in this run; `http`: any OpenAI-compatible server."""
@@ -126,7 +129,7 @@ class EngineConfig(Section):
     """`auto`: float32 on CPU, bfloat16 on GPU."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens a forward pass; null picks by device. Cannot change results, only speed."""
-    adapter: str | None = None
+    adapter: Annotated[str | None, Place("adapter")] = None
     """A LoRA adapter folder to load on top."""
     http: HTTPConfig = HTTPConfig()
     """With `engine: http`: the server."""
@@ -156,7 +159,7 @@ class RationaleConfig(Section):
     clamp: float | None = Field(default=0.4, ge=0, lt=0.5)
     """c keeps p after a rationale within [c, 1 − c]; null leaves it as it is. `text` clamps
     nothing."""
-    template: str | None = None
+    template: Annotated[str | None, Place("template")] = None
     """With `adaptive`: the template of its rationales; null takes the model's own or
     `cot/default`."""
 
@@ -171,7 +174,7 @@ class JudgingConfig(EngineConfig):
     rationale. `adaptive`: `cot` only where `pairwise` cannot tell. `pointwise`, `rubric`: each
     completion by itself, a mark or yes/no. `listwise`: all completions of a prompt at once. `text`:
     a written verdict, for servers without log-probabilities. `docs/judges.md` compares them."""
-    template: str | None = None
+    template: Annotated[str | None, Place("template")] = None
     """A prompt template by path or shipped name; null takes the model's own or `METHOD/default`.
     With `adaptive` it is the pairwise one."""
     rationale: RationaleConfig = RationaleConfig()
@@ -237,11 +240,11 @@ class ReviseConfig(Section):
 
     rounds: int = Field(default=4, ge=1)
     """Revisions of a response, one after the other. A principle is drawn for each."""
-    constitution: str | None = None
+    constitution: Annotated[str | None, Place("constitution")] = None
     """Where the critiques and revisions stand; null takes the run's constitution."""
     principles: Literal["all"] | tuple[str, ...] = "all"
     """`all`, or a list of principle ids."""
-    template: str = "revise/default"
+    template: Annotated[str, Place("template")] = "revise/default"
     """A prompt template by path or shipped name; `revise/fewshot` has examples."""
     temperature: float = Field(default=1.0, ge=0)
     """Softmax temperature of critiques and revisions; 0 is greedy."""
@@ -330,7 +333,7 @@ class TrainConfig(Section):
 class RewardConfig(TrainConfig):
     """The reward model: soft Bradley–Terry on the preferences."""
 
-    model: str | None = None
+    model: Annotated[str | None, Place("model")] = None
     """Causal or sequence-classification checkpoint to start from; null takes `policy.model`."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
     """Share of prompts kept for accuracy and calibration."""
@@ -353,7 +356,7 @@ class RewardConfig(TrainConfig):
 class SFTConfig(TrainConfig):
     """Supervised fine-tuning of `policy.model` on answers, by TRL's trainer."""
 
-    data: str = "best"
+    data: Annotated[str, Place("rows")] = "best"
     """Answers to learn from: a source of rows with `messages`, or with `prompt` and `completion`
     (JSONL, Parquet, a hub name). `best`: of this run's completions, those that its preferences rank
     best, one a prompt. Only answers are learnt, not prompts."""
@@ -414,7 +417,7 @@ class PPOConfig(Section):
     Completions have at most `sampling.max_new_tokens` tokens.
     """
 
-    reward: str = "model"
+    reward: Annotated[str, Place("reward")] = "model"
     """`model`: this run's `models/reward`. `judge`: the run's judge, asked live whether the
     completion is better than one of `policy.model` (direct RLAIF). A reward model's folder.
     `module:function`: a function of prompts and completions, one score or None a completion."""
@@ -469,7 +472,7 @@ class PPOConfig(Section):
     """With `rollouts: vllm`: its settings; weights are never quantised."""
     no_end_score: float | None = -1.0
     """The score of a completion that never ended; null asks for one as for any other."""
-    ptx: str | None = None
+    ptx: Annotated[str | None, Place("rows")] = None
     """Demonstrations, as `train sft` takes them, whose likelihood is held up beside the reward
     (PPO-ptx, Ouyang et al. 2022)."""
     ptx_weight: float = Field(default=0.0, ge=0)
@@ -478,7 +481,7 @@ class PPOConfig(Section):
     """The gradient's norm is clipped to this."""
     value: Literal["shared", "separate"] = "shared"
     """The value function: a head on the policy, or a model of its own."""
-    value_model: str | None = None
+    value_model: Annotated[str | None, Place("model")] = None
     """With `separate`: a reward model's folder to start from, or a causal model; null takes the
     reward model that rewards, or else `policy.model`."""
     lora: LoraConfig | None = None
@@ -501,7 +504,7 @@ class PPOConfig(Section):
 class GroupConfig(Section):
     """What GRPO and RLOO share. Completions have at most `sampling.max_new_tokens` tokens."""
 
-    reward: str = "judge"
+    reward: Annotated[str, Place("reward")] = "judge"
     """`judge`: the run's judge, asked live; one that marks completions by themselves gives its
     marks. `model`: this run's `models/reward`. A reward model's folder. `module:function`: a
     function of prompts and completions, one score or None each."""
@@ -676,9 +679,9 @@ class RayConfig(Section):
 class Config(Section):
     """A run, from a constitution to a better policy."""
 
-    out: str = "runs/run"
+    out: Annotated[str, Place("run")] = "runs/run"
     """The run directory."""
-    constitution: str = "harmless"
+    constitution: Annotated[str, Place("constitution")] = "harmless"
     """A constitution file, or a shipped name."""
     prompts: PromptsConfig = PromptsConfig()
     """Prompts to sample from."""
@@ -768,13 +771,22 @@ def load_config(
     """The config of a run: shipped defaults, then a file (path or shipped name), then overrides.
 
     `overrides` are `key.sub=value` with YAML values. `defaults` hold what named options of a
-    command set. ConfigError names every fault with its position.
+    command set. What a run directory's `run.yaml` names by `./` is seen from that directory.
+    ConfigError names every fault with its position.
     """
     file = read_yaml(find("configs", name, ".yaml")) if name else parse_yaml("{}", "<defaults>")
     if file.data is None:
         file = YamlFile(file.path, {}, file.marks)
-    validate(Config, file)  # faults of the file are told with the file's positions
+    found = validate(Config, file)  # faults of the file are told with the file's positions
     data = yaml.safe_load(yaml.safe_dump(file.data))
+    run = Path(file.path)
+    if run.name == "run.yaml" and (run.parent / "manifest.json").is_file():
+        seen_from(
+            run.parent,
+            found,
+            data,
+            RunStore.open_readonly(run.parent).read_manifest().get("inputs") or {},
+        )
     for key, value in (defaults or {}).items():
         put(data, key, value)
     for text in overrides:
@@ -801,9 +813,9 @@ def put(data: dict[str, Any], dotted: str, value: Any) -> None:
             here = here[part]
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved config, every option written out, as `run.yaml` keeps it."""
-    data = config.model_dump(mode="json")
+def to_yaml(config: Config | dict[str, Any]) -> str:
+    """The resolved config, or its data as `run.yaml` keeps it, every option written out."""
+    data = config if isinstance(config, dict) else config.model_dump(mode="json")
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -42,6 +42,7 @@ FLOORS = {
     "rlaif.evaluation": 6,
     "rlaif.report": 6,
     "rlaif.config": 7,
+    "rlaif.places": 7,
     "rlaif.stages": 7,
     "rlaif.running": 7,
     "rlaif.bench": 7,

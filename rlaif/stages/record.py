@@ -15,6 +15,7 @@ from typing import Any
 from rlaif.config import to_yaml
 from rlaif.engines.base import Usage
 from rlaif.errors import DISTRIBUTION
+from rlaif.places import keep
 from rlaif.readers import BadRow
 from rlaif.stages.inputs import tiny_target
 from rlaif.stages.run import Run
@@ -74,9 +75,17 @@ def finish(run: Run, stage: str, started: float, facts: Mapping[str, Any]) -> No
 def describe(run: Run) -> None:
     """run.yaml and the manifest's head: what is run, with which versions, from which commit."""
     store, constitution = run.store, run.constitution
+    kept = keep(run.config, store.root, store.read_manifest().get("inputs") or {})
     aside = store.path(".run.yaml.tmp")
-    aside.write_text(to_yaml(run.config), encoding="utf-8")
+    aside.write_text(to_yaml(kept.data), encoding="utf-8")
     aside.replace(store.path("run.yaml"))  # others may be reading it
+    store.update_manifest("inputs", kept.record(store.root))
+    for name in kept.changed:
+        run.reporter.warn(f"{name} has changed since this run took it, and is taken as it is now")
+    for name in kept.too_large:
+        run.reporter.warn(
+            f"{name} is too large to keep a copy in {store.root}: a copied run needs it"
+        )
     store.update_manifest("constitution", {
         "name": constitution.name, "version": constitution.version, "hash": constitution.hash,
         "principles": [p.model_dump(mode="json") for p in run.principles()],

@@ -308,6 +308,8 @@ def _run_key(
     chosen = settings.as_dict()
     del chosen["alarms"]
     value = chosen["value_model"]
+    if value:  # its content counts, not where it lies
+        chosen["value_model"] = "given"
     models = [folder_fingerprint(model_folder(model_path(m))) for m in (model, value) if m]
     ids = [p.id for p in prompts]
     held = [x.id if isinstance(x, Demonstration) else x.tolist() for x in ptx]
