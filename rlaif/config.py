@@ -130,7 +130,9 @@ class EngineConfig(Section):
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens a forward pass; null picks by device. Cannot change results, only speed."""
     adapter: Annotated[str | None, Place("adapter")] = None
-    """A LoRA adapter folder to load on top."""
+    """A LoRA adapter folder, which is added into the model's weights: training starts from the two
+    together, and what is trained holds both. `model` may be such a folder itself; its own config
+    names the base then."""
     http: HTTPConfig = HTTPConfig()
     """With `engine: http`: the server."""
     vllm: VLLMConfig = VLLMConfig()

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine
-from rlaif.engines.checkpoint import model_folder
+from rlaif.engines.checkpoint import source_of
 from rlaif.engines.tokens import Ids
 from rlaif.engines.trie import Trie, build
 from rlaif.errors import ConfigError, DataError
@@ -23,7 +23,6 @@ from rlaif.judges.base import Ask, expand
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.readers import read_pairs
 from rlaif.records import Message, Pair, Prompt
-from rlaif.resources import model_path
 
 Layout = Literal["last", "first"]
 # Where the principle stands: after the pair, so that all principles share it, or before.
@@ -151,7 +150,7 @@ class Shape:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(str(model_folder(model_path(model))))
+        config = AutoConfig.from_pretrained(source_of(model).model)
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
         left_out = {id(empty.get_output_embeddings().weight)}

@@ -6,10 +6,64 @@ Each refusal names what was expected, so that it is the same whichever engine is
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlaif.errors import EngineError
+from rlaif.errors import ConfigError, EngineError, RlaifError
+from rlaif.resources import model_path
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model lies: a folder or a hub name, and the LoRA adapter to be added in, if any."""
+
+    model: str
+    adapter: str | None = None
+
+    def folders(self) -> list[Path]:
+        """The folders whose files decide what the model computes."""
+        return [model_folder(self.model), *([Path(self.adapter)] if self.adapter else [])]
+
+
+def source_of(model: str, adapter: str | None = None) -> Source:
+    """The parts of a model that a config names: `tiny`, a folder, a hub name, and an adapter.
+
+    A folder that holds an adapter only stands for the base that its config names, with the adapter
+    added in.
+    """
+    path = model_path(model)
+    if not (Path(path) / ADAPTER).is_file():
+        return Source(path, adapter)
+    if adapter is not None:
+        raise ConfigError(
+            f"{model} is an adapter itself, and {adapter} cannot be put on top: give the base as "
+            "`model`, or merge the first one into it"
+        )
+    own = [p for kind in ("*.safetensors", "*.bin") for p in Path(path).glob(kind)]
+    if any(not p.name.startswith("adapter_") for p in own):
+        raise EngineError(
+            f"{model} holds both a whole model and an adapter, so it is not clear which is meant: "
+            "move adapter_config.json and adapter_model.* into a folder of their own, and give it "
+            "as `adapter` if it is to be added in"
+        )
+    base = check_adapter(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise EngineError(
+            f"{path}/{ADAPTER} does not name its base model: give that as `model`, and this folder "
+            "as `adapter`"
+        )
+    if Path(base).is_absolute() and not Path(base).is_dir():
+        raise EngineError(
+            f"the adapter {model} says that its base is {base}, and nothing is there: give the "
+            "base as `model`, and this folder as `adapter`"
+        )
+    return Source(base, path)
 
 
 def check_folder(model: str) -> None:
@@ -20,6 +74,61 @@ def check_folder(model: str) -> None:
         raise EngineError(
             f"no model at {model}: expected a folder with config.json, weights and a tokenizer"
         )
+    for name in _TEXTS:
+        if (path / name).is_file():
+            _check_json(path / name)
+    if path.is_dir() and not any(p.is_file() for kind in _VOCABULARY for p in path.glob(kind)):
+        raise EngineError(
+            f"the model at {model} has no tokenizer: expected tokenizer.json in the folder. Copy "
+            "it from the model that this one was made of"
+        )
+
+
+# Transformers reads a damaged generation config as none at all, and so forgets the model's ends.
+_TEXTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+_VOCABULARY = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+
+
+def _check_json(file: Path) -> None:
+    """EngineError unless a file holds a JSON object."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise EngineError(
+            f"cannot load the model '{file.parent}': {file.name} cannot be read as JSON ({error}). "
+            "The file is damaged: save or download the model again"
+        ) from error
+    if not isinstance(found, dict):
+        raise EngineError(
+            f"cannot load the model '{file.parent}': {file.name} holds a {type(found).__name__}, "
+            "and an object was expected. Save or download the model again"
+        )
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Turns whatever Transformers, PEFT or safetensors raise over a model's files into one error.
+
+    They raise errors of every kind over a folder that is cut, mixed up or damaged.
+    """
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    except (RlaifError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise cannot_load(model, error) from error
 
 
 def check_head(config: Any, model: str) -> None:
@@ -33,21 +142,76 @@ def check_head(config: Any, model: str) -> None:
         )
 
 
+def check_plain(loaded: Any, model: str) -> None:
+    """Refuses a hub's adapter, which Transformers puts on its base without adding it in."""
+    if getattr(loaded, "_hf_peft_config_loaded", False):
+        raise EngineError(
+            f"{model} is a LoRA adapter for {loaded.config._name_or_path}: give that as `model`, "
+            "and a folder with the downloaded adapter as `adapter`"
+        )
+
+
 def check_adapter(adapter: str) -> dict[str, Any]:
     """The config of a LoRA folder."""
-    file = Path(adapter) / "adapter_config.json"
+    file = Path(adapter) / ADAPTER
     if not file.is_file():
         raise EngineError(f"no LoRA adapter at {adapter}: expected adapter_config.json in it")
+    _check_json(file)
     return dict(json.loads(file.read_text("utf-8")))
 
 
+def add_adapter(model: Any, adapter: str) -> Any:
+    """The model with a LoRA adapter added into its weights.
+
+    PEFT only warns where names do not match, and leaves such layers as they were: here an adapter
+    that was made for another model, or that is not whole, is an error.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    task = check_adapter(adapter).get("task_type")
+    if task == "SEQ_CLS" and "score" not in model._modules:
+        raise EngineError(
+            f"the adapter {adapter} is a reward model's (its task is SEQ_CLS), and a policy or a "
+            "judge needs one of a language model"
+        )
+    with loading(adapter):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names that do not match: looked at below
+            tuned = PeftModel.from_pretrained(model, adapter)
+            wanted = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+        given = set(load_peft_weights(adapter, device="cpu"))
+        lacking, unknown = sorted(wanted - given), sorted(given - wanted)
+        unknown = [name for name in unknown if "lora_" in name]  # embeddings may lie beside
+        if lacking or unknown:
+            odd = (
+                f"it lacks {lacking[0]}" if lacking else f"the model has no place for {unknown[0]}"
+            )
+            raise EngineError(
+                f"the adapter {adapter} does not fit the model: {odd}. Give the base that it was "
+                "trained on as `model`"
+            )
+        merged = tuned.merge_and_unload(safe_merge=True)
+    merged.requires_grad_(True)  # PEFT froze it
+    return merged
+
+
 def cannot_load(model: str, error: Exception) -> EngineError:
-    """The error for a folder or a hub name that Transformers cannot read."""
-    reason = str(error).strip().splitlines()[0]
-    return EngineError(
-        f"cannot load the model '{model}': {reason}. Give a folder that holds a model, "
-        "or a name on the Hugging Face hub (which needs a network or a filled cache)"
-    )
+    """The error for a folder or a hub name that Transformers cannot read: one paragraph."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "ignore_mismatched_sizes" in reason:
+        reason = "its weights have other shapes than its config.json says"
+    if isinstance(error, KeyError):
+        reason = f"a file of it lacks the key {reason}"
+    reason = reason if len(reason) <= 300 else reason[:300] + " …"
+    if Path(model).exists():
+        fix = "Its files are damaged, incomplete or not of one model: save or download it again"
+    else:
+        fix = (
+            "Give a folder that holds a model, or a name on the Hugging Face hub (which needs a "
+            "network or a filled cache)"
+        )
+    return EngineError(f"cannot load the model '{model}': {reason.rstrip('.')}. {fix}")
 
 
 def model_folder(model: str) -> Path:
@@ -56,7 +220,10 @@ def model_folder(model: str) -> Path:
         return Path(model)
     from transformers.utils import cached_file
 
-    return Path(cached_file(model, "config.json")).parent
+    try:
+        return Path(cached_file(model, "config.json")).parent
+    except OSError as error:
+        raise cannot_load(model, error) from error
 
 
 def own_templates(folder: Path) -> dict[str, str]:

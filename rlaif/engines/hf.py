@@ -13,7 +13,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,14 +21,16 @@ import torch
 
 from rlaif.engines.base import Generation, Sampling, Scores, Usage
 from rlaif.engines.checkpoint import (
-    cannot_load,
-    check_adapter,
+    Source,
+    add_adapter,
     check_folder,
     check_head,
+    check_plain,
     context_length,
     end_tokens,
-    model_folder,
+    loading,
     own_templates,
+    source_of,
 )
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint
@@ -37,7 +38,6 @@ from rlaif.engines.packed import PackedModel, logits_at, obstacle
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
-from rlaif.resources import model_path
 from rlaif.templates import Rendered
 
 T = TypeVar("T")
@@ -77,10 +77,10 @@ class HFEngine:
         adapter: str | None = None,
     ) -> None:
         device = _device(device)
-        loaded, tokenizer, folders = _load(
-            model_path(model), device, _dtype(dtype, device), adapter
-        )
+        source = source_of(model, adapter)
+        loaded, tokenizer = _load(source, device, _dtype(dtype, device))
         self._setup(loaded, tokenizer, model, batch_tokens)
+        folders = source.folders()
         self._fingerprint: str | None = folder_fingerprint(*folders)
         self._in_memory = False
         self.templates = own_templates(folders[0])
@@ -465,14 +465,13 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def _load(
-    model: str, device: str, dtype: torch.dtype, adapter: str | None
-) -> tuple[Any, Any, list[Path]]:
-    """Model, tokenizer and the folders they came from."""
+def _load(source: Source, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    model = source.model
     check_folder(model)
-    try:
+    with loading(model):
         config = AutoConfig.from_pretrained(model)
         check_head(config, model)
         # Transformers' default attention would leave out the soft-capping of scores.
@@ -484,23 +483,13 @@ def _load(
             output_loading_info=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise cannot_load(model, error) from error
+    check_plain(loaded, model)
     missing = sorted(info["missing_keys"])
     if missing:
         raise EngineError(
             f"{model}: the weights lack {', '.join(missing[:4])}"
             f"{' and others' * (len(missing) > 4)}: this is not a causal language model's folder"
         )
-    folders = [model_folder(model)]
-    if adapter is not None:
-        loaded = _with_adapter(loaded, adapter)
-        folders.append(Path(adapter))
-    return loaded.to(device).eval(), tokenizer, folders
-
-
-def _with_adapter(model: Any, adapter: str) -> Any:
-    from peft import PeftModel
-
-    check_adapter(adapter)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    if source.adapter is not None:
+        loaded = add_adapter(loaded, source.adapter)
+    return loaded.to(device).eval(), tokenizer

@@ -33,21 +33,21 @@ from numpy.typing import NDArray
 
 from rlaif.engines.base import Generation, Sampling, Scores, Usage
 from rlaif.engines.checkpoint import (
-    cannot_load,
     check_adapter,
     check_folder,
     check_head,
     context_length,
     end_tokens,
+    loading,
     model_folder,
     own_templates,
+    source_of,
 )
 from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import common_prefix
 from rlaif.errors import ConfigError, EngineError, missing_extra
 from rlaif.records import content_id
-from rlaif.resources import model_path
 from rlaif.templates import Rendered
 
 T = TypeVar("T")
@@ -106,7 +106,8 @@ class VLLMEngine:
         self.device = _device(device, sleep_mode)
         self.name = model
         self.usage = Usage()
-        path = model_path(model)
+        source = source_of(model, adapter)
+        path, adapter = source.model, source.adapter
         config, generation_config, tokenizer = _read(path)
         self._eos = end_tokens(generation_config, tokenizer)
         self.encoder = Encoder(tokenizer, model)
@@ -136,8 +137,7 @@ class VLLMEngine:
         self._shutdown = weakref.finalize(self, _shut_down, self._llm)
         self.max_length: int = self._llm.model_config.max_model_len
         self._folder = model_folder(path)
-        adapters = [Path(adapter)] if adapter else []
-        self._loaded_fingerprint = folder_fingerprint(self._folder, *adapters)
+        self._loaded_fingerprint = folder_fingerprint(*source.folders())
         self._fingerprint = self._loaded_fingerprint
         self.templates = own_templates(self._folder)
 
@@ -484,12 +484,10 @@ def _read(model: str) -> tuple[Any, Any, Any]:
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     check_folder(model)
-    try:
+    with loading(model):
         config = AutoConfig.from_pretrained(model)
         check_head(config, model)
         tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise cannot_load(model, error) from error
     try:
         generation_config = GenerationConfig.from_pretrained(model)
     except OSError:  # as Transformers does for a model without one

@@ -42,7 +42,8 @@ def evaluate(run: Run) -> None:
     policies = {"base": base}
     for name in names:
         trained = str(run.store.path("models", name))
-        policies[name] = run.engine(run.config.policy.model_copy(update={"model": trained}))
+        whole = {"model": trained, "adapter": None}  # what training began from is in its weights
+        policies[name] = run.engine(run.config.policy.model_copy(update=whole))
     rates = {}
     with RunStore(run.store.path("evaluation"), command="evaluate") as store:
         samples, new_rows = _evaluation_samples(run, store, policies, prompts)

@@ -31,6 +31,8 @@ def train_reward(run: Run) -> None:
     if settings.references is not None:
         pairs = _read(run, settings.references)
         options["references"] = [(pair.prompt, _chosen(pair)) for pair in pairs]
+    if settings.model is None:
+        options["adapter"] = run.config.policy.adapter
     _train(run, "reward", fit, settings, settings.model or run.config.policy.model, **options)
     if settings.test is not None and run.main:
         _test_reward(run, settings.test)
@@ -90,7 +92,8 @@ def train_dpo(run: Run) -> None:
     settings = run.config.train.dpo
     if settings is None:
         raise ConfigError("train.dpo is null in this config: give it settings, or {}")
-    _train(run, "dpo", fit, settings, run.config.policy.model)
+    policy = run.config.policy
+    _train(run, "dpo", fit, settings, policy.model, adapter=policy.adapter)
 
 
 def _train(

@@ -7,11 +7,10 @@ from contextlib import suppress
 from itertools import chain
 
 from rlaif.config import JudgingConfig
-from rlaif.engines.checkpoint import model_folder, own_templates
-from rlaif.errors import ConfigError
+from rlaif.engines.checkpoint import own_templates, source_of
+from rlaif.errors import ConfigError, EngineError
 from rlaif.judges.base import by_prompt
 from rlaif.judges.listwise import listed
-from rlaif.resources import model_path
 from rlaif.stages.jury import READ_PAIRS, jurors
 from rlaif.stages.run import Run
 from rlaif.templates import load_template
@@ -70,6 +69,6 @@ def _own_template(section: JudgingConfig) -> str:
     """The model's template for lists, or the default one; no weights are loaded."""
     found: dict[str, str] = {}
     if section.engine != "http":
-        with suppress(OSError):  # no such model: its engine will say so
-            found = own_templates(model_folder(model_path(section.model)))
+        with suppress(EngineError):  # no such model: its engine will say so
+            found = own_templates(source_of(section.model, section.adapter).folders()[0])
     return found.get("listwise", "listwise/default")

@@ -55,7 +55,8 @@ def _train_group(
         return train_group(
             prompts, run.config.policy.model, run.store.path("models", name), scorer, settings,
             spent=(lambda: judge_tokens(run)) if config.reward == "judge" else None,
-            device=run.config.policy.device, checkpoint_every=config.checkpoint_every,
+            adapter=run.config.policy.adapter, device=run.config.policy.device,
+            checkpoint_every=config.checkpoint_every,
             log_to=run.config.train.log_to, on_log=on_log,
         )  # fmt: skip
 
@@ -80,8 +81,9 @@ def train_online_dpo(run: Run) -> None:
     def fit(prompts: Sequence[Prompt], on_log: Callable[[dict[str, Any]], None]) -> Any:
         return train(
             prompts, run.config.policy.model, run.store.path("models", "online-dpo"), label, key,
-            settings, spent=lambda: judge_tokens(run), device=run.config.policy.device,
-            checkpoint_every=config.checkpoint_every, log_to=run.config.train.log_to, on_log=on_log,
+            settings, adapter=run.config.policy.adapter, spent=lambda: judge_tokens(run),
+            device=run.config.policy.device, checkpoint_every=config.checkpoint_every,
+            log_to=run.config.train.log_to, on_log=on_log,
         )  # fmt: skip
 
     _train(run, "online-dpo", fit, clock, config.batch_size, 1, {"reward": "judge"})

@@ -71,9 +71,10 @@ def train_ppo(run: Run) -> None:
                 **options, lora=lora_of(config.lora), alarms=AlarmLimits(**dict(config.alarms)),
                 max_new_tokens=run.config.sampling.max_new_tokens,
             ),
-            ptx=ptx, held_out=held_out, device=run.config.policy.device,
-            checkpoint_every=config.checkpoint_every, log_to=run.config.train.log_to,
-            on_log=on_log, vllm=config.vllm.model_dump(exclude_none=True),
+            adapter=run.config.policy.adapter, ptx=ptx, held_out=held_out,
+            device=run.config.policy.device, checkpoint_every=config.checkpoint_every,
+            log_to=run.config.train.log_to, on_log=on_log,
+            vllm=config.vllm.model_dump(exclude_none=True),
         )  # fmt: skip
     metrics = result.metrics
     _tell_ppo(run, metrics)

@@ -72,9 +72,11 @@ class SeparateCritic(nn.Module):
     From a reward model, values start as its normalised rewards of what is written so far.
     """
 
-    def __init__(self, name: str, lora: LoraSettings | None, seed: int) -> None:
+    def __init__(
+        self, name: str, lora: LoraSettings | None, seed: int, adapter: str | None = None
+    ) -> None:
         super().__init__()
-        loaded = load_reward(name)
+        loaded = load_reward(name, adapter=adapter)
         if "score" not in loaded.model._modules:
             raise TrainingError(f"{name}: a value model needs a decoder with a `score` head")
         self.scale = Normalisation()
@@ -135,7 +137,8 @@ class ActorCritic:
         if value == "shared":
             self.critic = SharedCritic(self.policy.get_output_embeddings().in_features)
         else:
-            self.critic = SeparateCritic(value_model or loaded.source, lora, seed)
+            own = (value_model, None) if value_model else (loaded.source, loaded.adapter)
+            self.critic = SeparateCritic(own[0], lora, seed, own[1])
         self.critic.to(device)
         if isinstance(self.critic, SeparateCritic):
             self.longest_packed = min(self.longest_packed, self._pack(self.critic.inner))

@@ -52,6 +52,7 @@ def train_dpo(
     label_noise: float = 0.0,
     nll: float = 0.0,
     share_prompt: bool = True,
+    adapter: str | None = None,
     cut: Cut = (),
     resume: bool = True,
     on_log: OnLog | None = None,
@@ -63,8 +64,9 @@ def train_dpo(
     ones raise ConfigError). `label_noise` is the ε of `cdpo`, `robust` and `exo_pair`. `nll` weighs
     an added −log π(chosen) a token, which holds on to the chosen completions where DPO would sink
     both (Pang et al. 2024). With `share_prompt` a pair is one row, whose prompt is computed once,
-    where the model can. `cut` names completions, as (prompt id, text), that a length limit cut off:
-    they get no end of turn.
+    where the model can. `adapter` is a LoRA folder to add into the model first, and so into the
+    reference. `cut` names completions, as (prompt id, text), that a length limit cut off: they get
+    no end of turn.
 
     With `resume` a killed run goes on from its last checkpoint, `checkpoint_every` steps apart,
     and a finished one returns at once. `options` are the fields of `LoopSettings`; the learning
@@ -85,15 +87,15 @@ def train_dpo(
     settings = LoopSettings(**options)
     arguments = training_arguments(settings, folder)
     chosen = [beta, loss, label_noise, nll, share_prompt, sorted(cut)]
-    done = prepare(folder, run_key("dpo", model, kept, settings, chosen), resume)
+    done = prepare(folder, run_key("dpo", model, adapter, kept, settings, chosen), resume)
     if done is not None:
         return DPOResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, **settings.precision)
+    loaded = load_policy(model, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
     rows, refused = encode_rows(kept, loaded.encoder, loaded.limit(settings.max_length), cut)
     if settings.lora is not None:
-        add_lora(loaded, settings.lora, "policy", settings.seed)
+        add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
     reference = reference_logprobs(loaded, rows, folder)
     if share_prompt and (reason := why_not(loaded, rows)):
         share_prompt = False

@@ -27,11 +27,8 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from rlaif.engines.checkpoint import model_folder
-from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Message, Prompt, content_id, messages_to_json
-from rlaif.resources import model_path
 from rlaif.training.by_trl import sends_nothing
 from rlaif.training.loop import (
     JOURNAL,
@@ -43,7 +40,14 @@ from rlaif.training.loop import (
     one_gpu,
     prepare,
 )
-from rlaif.training.models import Loaded, LoraSettings, load_policy, quiet, save_model
+from rlaif.training.models import (
+    Loaded,
+    LoraSettings,
+    fingerprint_of,
+    load_policy,
+    quiet,
+    save_model,
+)
 from rlaif.training.on_cpu import train_faster
 from rlaif.training.ppo_run import prompts_of_step
 from rlaif.training.processes import join, refuse_spread
@@ -113,6 +117,7 @@ def train_group(
     scorer: Scorer,
     settings: GroupSettings | None = None,
     *,
+    adapter: str | None = None,
     spent: Spent | None = None,
     device: str = "auto",
     checkpoint_every: int = 20,
@@ -123,7 +128,8 @@ def train_group(
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
     Every pass over the prompts is in an order of its own. The scorer gets whole groups of `group`
-    completions of a prompt, side by side. `spent` tells the judge's tokens so far, for the journal.
+    completions of a prompt, side by side. `adapter` is a LoRA folder to add into the model first,
+    and so into the reference. `spent` tells the judge's tokens so far, for the journal.
     `log_to` names trackers beside it. `checkpoint_every` batches of completions are what a kill can
     cost at most; with `resume` a finished run returns at once.
     """
@@ -132,13 +138,13 @@ def train_group(
     join(device)
     loop = _loop_settings(s, device, checkpoint_every, log_to)
     arguments = one_gpu(_arguments(s, argument_values(loop, folder)))
-    fingerprint = folder_fingerprint(model_folder(model_path(model)))
+    fingerprint = fingerprint_of(model, adapter)
     key = content_id(s.algorithm, fingerprint, [p.id for p in prompts], scorer.key, asdict(s))
     done = prepare(folder, key, resume)
     if done is not None:
         return GroupResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, **loop.precision)
+    loaded = load_policy(model, adapter=adapter, **loop.precision)
     sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.max_new_tokens)
     kept = [prompt for prompt in prompts if sampler.fits(prompt)]
     if len(kept) < s.batch_size // s.group:
@@ -256,8 +262,10 @@ def _trainer(
             processing_class=copy.deepcopy(loaded.tokenizer),  # TRL changes its padding
             peft_config=adapters,
         )
-    if trainer.ref_model is not None:  # TRL loads it anew: it must compute as the policy does
-        train_faster(trainer.ref_model)
+    if trainer.ref_model is not None:  # TRL loads it anew: it must be the policy, and compute as it
+        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+        reference.load_state_dict(loaded.model.state_dict())
+        train_faster(reference)
     trainer.remove_callback(PrinterCallback)
     trainer.sampler, trainer.reward, trainer.draw = sampler, reward, s.seed
     return trainer

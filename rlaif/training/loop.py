@@ -23,13 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from rlaif.engines.checkpoint import model_folder
-from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.errors import TrainingError
 from rlaif.records import Preference, content_id
-from rlaif.resources import model_path
 from rlaif.training.data import Plan, Row, plan_steps
-from rlaif.training.models import Loaded, empty_copy, fill, quiet, write_json
+from rlaif.training.models import Loaded, empty_copy, fill, fingerprint_of, quiet, write_json
 from rlaif.training.processes import PATIENCE, rank, spread
 from rlaif.training.settings import LoopSettings, Tracker
 from rlaif.training.trackers import Trackers, check_trackers
@@ -347,19 +344,13 @@ def _key_of(out: Path) -> str:
 
 
 def run_key(
-    kind: str, model: str, rows: Sequence[Preference], settings: LoopSettings, more: Sequence[Any]
+    kind: str,
+    model: str,
+    adapter: str | None,
+    rows: Sequence[Preference],
+    settings: LoopSettings,
+    more: Sequence[Any],
 ) -> str:
     """Hash of all that decides the weights: the model's content, the labels, the settings."""
     labels = [(p.pair.id, p.pair.first, p.pair.second, p.p_first) for p in rows]
-    fingerprint = folder_fingerprint(_folder(model_path(model)))
-    return content_id(kind, fingerprint, labels, settings.key(), list(more))
-
-
-def _folder(model: str) -> Path:
-    try:
-        return model_folder(model)
-    except OSError as error:
-        raise TrainingError(
-            f"no model at {model}: give a folder that holds one, or a name on the Hugging Face hub "
-            f"(which needs a network or a filled cache). {str(error).splitlines()[0]}"
-        ) from error
+    return content_id(kind, fingerprint_of(model, adapter), labels, settings.key(), list(more))

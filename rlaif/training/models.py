@@ -17,10 +17,19 @@ from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
 
-from rlaif.engines.checkpoint import context_length, end_tokens
+from rlaif.engines.checkpoint import (
+    add_adapter,
+    check_adapter,
+    check_folder,
+    check_plain,
+    context_length,
+    end_tokens,
+    loading,
+    source_of,
+)
+from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.engines.tokens import Encoder
 from rlaif.errors import ConfigError, TrainingError
-from rlaif.resources import model_path
 from rlaif.training.data import RowEncoder, end_of_turn
 
 Kind = Literal["policy", "reward"]
@@ -48,6 +57,7 @@ class Loaded:
     filler: int  # id to pad with; the attention mask says what is padding, this id never does
     max_length: int
     source: str
+    adapter: str | None = None  # of the source, added in before anything else
     notes: list[str] = field(default_factory=list)
     four_bit: bool = False
 
@@ -56,49 +66,103 @@ class Loaded:
         return self.max_length if max_length is None else min(max_length, self.max_length)
 
 
-def load_policy(name: str, *, half: bool = False, four_bit: bool = False) -> Loaded:
-    """A causal language model, dropout off.
+def fingerprint_of(model: str, adapter: str | None = None) -> str:
+    """Hash of a model with the adapter that is added in: part of every trainer's key."""
+    source = source_of(model, adapter)
+    check_folder(source.model)
+    return folder_fingerprint(*source.folders())
+
+
+def load_policy(
+    name: str, *, adapter: str | None = None, half: bool = False, four_bit: bool = False
+) -> Loaded:
+    """A causal language model, dropout off, with the LoRA `adapter` added into its weights.
 
     In float32, in which small steps are not rounded away; `half` takes bfloat16, and `four_bit`
-    four bits (NF4), for weights that are frozen under an adapter.
+    four bits (NF4), for weights that are frozen under an adapter of their own.
     """
     from transformers import AutoModelForCausalLM
 
+    from rlaif.training.on_cpu import train_faster
+
     what = "a policy needs a causal language-model head"
-    return _load(name, AutoModelForCausalLM, what, half, four_bit)
+    loaded, missing = _load(name, adapter, AutoModelForCausalLM, what, half, four_bit)
+    if missing:
+        raise TrainingError(f"cannot train {name}: {what}; its weights lack {missing[0]}")
+    if loaded.adapter is not None:
+        loaded.model = add_adapter(loaded.model, loaded.adapter)
+    train_faster(loaded.model)
+    return loaded
 
 
-def load_reward(name: str, seed: int = 0, *, half: bool = False, four_bit: bool = False) -> Loaded:
+def load_reward(
+    name: str,
+    seed: int = 0,
+    *,
+    adapter: str | None = None,
+    half: bool = False,
+    four_bit: bool = False,
+) -> Loaded:
     """A model with one scalar head, from a causal or a sequence-classification checkpoint.
 
     A causal checkpoint has no reward head: one is made, std 1/√(d + 1), bias 0 (Ziegler et al.
-    2019; Stiennon et al. 2020), and noted. A head of several labels is refused.
+    2019; Stiennon et al. 2020), and noted. A head of several labels is refused. `adapter` is a
+    reward model's, with its head, or a language model's, which is added into the trunk.
     """
     from transformers import AutoModelForSequenceClassification
 
-    path = model_path(name)
-    _check_labels(path, name)
+    from rlaif.training.on_cpu import train_faster
+
+    source = source_of(name, adapter)
+    check_folder(source.model)
+    _check_labels(source.model, name)
     what = "a reward model needs an architecture with a sequence-classification head"
-    loaded = _load(name, AutoModelForSequenceClassification, what, half, four_bit, num_labels=1)
-    made = [key for key in loaded.notes if key.startswith("missing:")]
-    loaded.notes[:] = [note for note in loaded.notes if note not in made]
-    if made:
-        _init_head(loaded.model, [key.removeprefix("missing:") for key in made], seed)
+    loaded, missing = _load(
+        name, adapter, AutoModelForSequenceClassification, what, half, four_bit, num_labels=1
+    )
+    if loaded.adapter is not None and check_adapter(loaded.adapter).get("task_type") == "SEQ_CLS":
+        loaded.model = add_adapter(loaded.model, loaded.adapter)
+        missing = []
+    elif loaded.adapter is not None:
+        _take_trunk(loaded.model, load_policy(name, adapter=adapter, half=half).model)
+    train_faster(loaded.model)
+    if missing:
+        _init_head(loaded.model, missing, seed)
         loaded.notes.append("the checkpoint has no reward head: a new one is trained from scratch")
     _score_last_real_token(loaded.model)
     return loaded
 
 
-def _load(name: str, auto: Any, needed: str, half: bool, four_bit: bool, **options: Any) -> Loaded:
+def _take_trunk(model: Any, policy: Any) -> None:
+    """Gives a classifier the trunk of a language model of the same checkpoint."""
+    own, given = (getattr(m, m.base_model_prefix) for m in (model, policy))
+    own.load_state_dict(given.state_dict())
+
+
+def _load(
+    name: str,
+    adapter: str | None,
+    auto: Any,
+    needed: str,
+    half: bool,
+    four_bit: bool,
+    **options: Any,
+) -> tuple[Loaded, list[str]]:
+    """The model without its adapter, and the weights that its checkpoint lacks."""
     import torch
     from transformers import AutoTokenizer
 
-    from rlaif.training.on_cpu import train_faster
-
-    path = model_path(name)
-    notes: list[str] = []
-    try:
-        with quiet(), _whole():
+    source = source_of(name, adapter)
+    if source.adapter is not None and four_bit:
+        raise ConfigError(
+            f"lora.four_bit cannot start from the adapter {source.adapter}: weights of four bits "
+            "take nothing in. Merge it into the model first (PEFT's merge_and_unload), or set "
+            "four_bit to false"
+        )
+    path = source.model
+    check_folder(path)
+    with quiet(), _whole(), loading(path):
+        try:
             tokenizer = AutoTokenizer.from_pretrained(path)
             model, info = auto.from_pretrained(
                 path,
@@ -107,14 +171,16 @@ def _load(name: str, auto: Any, needed: str, half: bool, four_bit: bool, **optio
                 **(_four_bits() if four_bit else {}),
                 **options,
             )
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot train {name}: {needed}. Transformers says: {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing and "num_labels" not in options:
-        raise TrainingError(f"cannot train {name}: {needed}; its weights lack {missing[0]}")
-    notes += [f"missing:{key}" for key in missing]
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+            kind = str(error).split(" for this kind")[0]
+            raise TrainingError(
+                f"cannot train {name}: {needed}. Transformers says: {kind}"
+            ) from error
+    check_plain(model, path)
     disable_dropout(model)
-    train_faster(model)
+    notes: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said in the notes, which reach metrics.json
         encoder = Encoder(tokenizer, name)
@@ -123,16 +189,18 @@ def _load(name: str, auto: Any, needed: str, half: bool, four_bit: bool, **optio
     # a classifier has no generation config: its config names the end then
     generation = getattr(model, "generation_config", None) or model.config
     end = end_of_turn(tokenizer, end_tokens(generation, tokenizer))
-    return Loaded(
+    loaded = Loaded(
         model=model,
         tokenizer=tokenizer,
         encoder=RowEncoder(encoder, end),
         filler=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
         max_length=context_length(model.config, tokenizer),
         source=path,
+        adapter=source.adapter,
         notes=notes,
         four_bit=four_bit,
     )
+    return loaded, sorted(info["missing_keys"])
 
 
 @contextmanager
@@ -184,10 +252,8 @@ def _four_bits() -> dict[str, Any]:
 def _check_labels(path: str, name: str) -> None:
     from transformers import AutoConfig
 
-    try:
+    with loading(path):
         config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot load {name}: {error}") from error
     classifier = any("SequenceClassification" in a for a in config.architectures or ())
     if classifier and config.num_labels != 1:
         raise TrainingError(
@@ -262,11 +328,23 @@ def disable_dropout(model: Any) -> None:
                 setattr(module, name, 0.0)
 
 
-def add_lora(loaded: Loaded, settings: LoraSettings, kind: Kind, seed: int) -> None:
-    """Puts trainable adapters on the model and freezes the rest, but for a reward head."""
+def add_lora(
+    loaded: Loaded, settings: LoraSettings, kind: Kind, seed: int, *, merge: bool = True
+) -> None:
+    """Puts trainable adapters on the model and freezes the rest, but for a reward head.
+
+    Without `merge` they alone are to be saved: ConfigError if the model has an adapter added in, as
+    they would fit no checkpoint.
+    """
     import torch
     from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
+    if loaded.adapter is not None and not merge:
+        raise ConfigError(
+            f"merge: false cannot be: training starts from {loaded.source} with the adapter "
+            f"{loaded.adapter} added in, and a new adapter alone would fit no saved model. Set "
+            "merge to true, or merge the first adapter into a model folder and train from that"
+        )
     targets = settings.targets
     if loaded.four_bit:  # norms and heads in float32
         loaded.model = prepare_model_for_kbit_training(
@@ -310,11 +388,14 @@ def fill(model: Any, weights: Mapping[str, Any]) -> None:
 def save_model(loaded: Loaded, out: Path, *, lora: bool, merge: bool) -> None:
     """Writes a folder that Transformers, our engines and vLLM load.
 
-    With LoRA the adapter goes to `out/adapter`, and with `merge` the merged model to `out`.
+    With LoRA the adapter goes to `out/adapter`, and with `merge` the merged model to `out`. An
+    adapter that was trained on top of another one is merged only: alone it would fit no checkpoint.
     """
     model = loaded.model
     with quiet():
-        if lora:
+        if lora and loaded.adapter is not None:
+            loaded.model = model = model.merge_and_unload()
+        elif lora:
             model.save_pretrained(out / "adapter")
             loaded.tokenizer.save_pretrained(out / "adapter")
             if not merge:

@@ -24,11 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif.engines.checkpoint import model_folder
-from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Pair, Prompt, content_id
-from rlaif.resources import model_path
 from rlaif.training.data import Row, token_batches
 from rlaif.training.dpo import collator, completion_key, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
@@ -43,7 +40,14 @@ from rlaif.training.loop import (
     write_checkpoint,
 )
 from rlaif.training.losses import DPOLoss, check_dpo_loss
-from rlaif.training.models import Loaded, LoraSettings, add_lora, load_policy, save_model
+from rlaif.training.models import (
+    Loaded,
+    LoraSettings,
+    add_lora,
+    fingerprint_of,
+    load_policy,
+    save_model,
+)
 from rlaif.training.ppo_run import prompts_of_step
 from rlaif.training.processes import (
     gathered,
@@ -109,6 +113,7 @@ def train_online_dpo(
     key: str,
     settings: OnlineDPOSettings | None = None,
     *,
+    adapter: str | None = None,
     spent: Spent | None = None,
     device: str = "auto",
     checkpoint_every: int = 20,
@@ -118,7 +123,8 @@ def train_online_dpo(
 ) -> OnlineDPOResult:
     """Trains a policy on pairs that `label` gives preferences, and writes it to `out`.
 
-    `key` hashes all that decides the labels; `spent` tells the judge's tokens so far, for the
+    `key` hashes all that decides the labels; `adapter` is a LoRA folder to add into the model, and
+    so into the reference, first; `spent` tells the judge's tokens so far, for the
     journal, and `log_to` names trackers beside it. Every pass over the prompts is in an order of
     its own. `checkpoint_every` steps are what a kill can cost at most; with `resume` a finished run
     returns at once.
@@ -127,7 +133,7 @@ def train_online_dpo(
     check_trackers(log_to)
     refuse_spread()
     place = join(device)
-    fingerprint = folder_fingerprint(model_folder(model_path(model)))
+    fingerprint = fingerprint_of(model, adapter)
     whole = content_id("online-dpo", fingerprint, [p.id for p in prompts], key, asdict(s))
     done = prepare(folder, whole, resume)
     if done is not None:
@@ -135,6 +141,7 @@ def train_online_dpo(
 
     loaded = load_policy(
         model,
+        adapter=adapter,
         half=s.bf16 and s.lora is not None,
         four_bit=s.lora is not None and s.lora.four_bit,
     )

@@ -18,12 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif.engines.checkpoint import model_folder
-from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Prompt, content_id
-from rlaif.resources import model_path
 from rlaif.training.actor_critic import ActorCritic
 from rlaif.training.held_out import HeldOut, held_out_alarm
 from rlaif.training.loop import (
@@ -36,7 +33,7 @@ from rlaif.training.loop import (
     read_checkpoint,
     write_checkpoint,
 )
-from rlaif.training.models import Loaded, load_policy, save_model
+from rlaif.training.models import Loaded, fingerprint_of, load_policy, save_model
 from rlaif.training.ppo import PPO, AlarmLimits, PPOSettings
 from rlaif.training.processes import join, rank, refuse_spread, same_parameters
 from rlaif.training.rollout import Sampler
@@ -63,6 +60,7 @@ def train_ppo(
     scorer: Scorer,
     settings: PPOSettings | None = None,
     *,
+    adapter: str | None = None,
     ptx: Sequence[Ids | Demonstration] = (),
     held_out: HeldOut | None = None,
     device: str = "auto",
@@ -74,7 +72,8 @@ def train_ppo(
 ) -> PPOResult:
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
-    Every pass over the prompts is in an order of its own. `ptx`, for `ptx_weight`: demonstrations,
+    Every pass over the prompts is in an order of its own. `adapter` is a LoRA folder to add into
+    the model first, and so into the reference. `ptx`, for `ptx_weight`: demonstrations,
     or the token ids of any text; those that do not fit the context are left out and counted.
     `held_out` looks on and changes no weight. `on_log` gets each step's line of `training.jsonl`,
     whose `alarms` say what has gone wrong; without it they are warned of. `log_to` names trackers
@@ -86,18 +85,19 @@ def train_ppo(
     refuse_spread()
     place = join(device)
     room = (vllm or {}).get("max_model_len") if settings.rollouts == "vllm" else None
-    done = prepare(folder, _run_key(prompts, model, scorer, settings, ptx, room), resume)
+    done = prepare(folder, _run_key(prompts, model, adapter, scorer, settings, ptx, room), resume)
     if done is not None:
         return PPOResult(folder, done["steps"], done["seconds"], done)
 
     loaded = load_policy(
         model,
+        adapter=adapter,
         half=settings.bf16 and settings.lora is not None,
         four_bit=settings.lora is not None and settings.lora.four_bit,
     )
     held = _fitting(ptx, loaded)
     # Before the policy is on the GPU, of whose free memory vLLM takes its share.
-    with closing(_sampler(loaded, model, settings, place, vllm or {})) as sampler:
+    with closing(_sampler(loaded, settings, place, vllm or {})) as sampler:
         kept = [prompt for prompt in prompts if sampler.fits(prompt)]
         if len(kept) * settings.samples < settings.batch_size:
             raise TrainingError(
@@ -123,7 +123,6 @@ def train_ppo(
 
 def _sampler(
     loaded: Loaded,
-    model: str,
     settings: PPOSettings,
     place: torch.device,
     vllm: Mapping[str, Any],
@@ -133,7 +132,7 @@ def _sampler(
         return Sampler(loaded, temperature=heat, max_new_tokens=longest)
     return VLLMSampler(
         loaded,
-        model,
+        loaded.source,  # its weights come anew each time, with what was added into them
         temperature=heat,
         max_new_tokens=longest,
         dtype="bfloat16" if settings.bf16 else "float32",
@@ -296,6 +295,7 @@ def restore(ppo: PPO, checkpoint: Path) -> int:
 def _run_key(
     prompts: Sequence[Prompt],
     model: str,
+    adapter: str | None,
     scorer: Scorer,
     settings: PPOSettings,
     ptx: Sequence[Ids | Demonstration],
@@ -310,7 +310,7 @@ def _run_key(
     value = chosen["value_model"]
     if value:  # its content counts, not where it lies
         chosen["value_model"] = "given"
-    models = [folder_fingerprint(model_folder(model_path(m))) for m in (model, value) if m]
+    models = [fingerprint_of(model, adapter), *([fingerprint_of(value)] if value else [])]
     ids = [p.id for p in prompts]
     held = [x.id if isinstance(x, Demonstration) else x.tolist() for x in ptx]
     return content_id("ppo", models, ids, scorer.key, chosen, held, room)

@@ -95,6 +95,7 @@ def train_reward(
     normalise_first: bool = False,
     share_prompt: bool = True,
     references: Sequence[tuple[Prompt, str]] = (),
+    adapter: str | None = None,
     cut: Cut = (),
     resume: bool = True,
     on_log: OnLog | None = None,
@@ -107,7 +108,8 @@ def train_reward(
     scales and shifts the rewards before the first step to mean 0 and standard deviation 1 over the
     training completions, as after the last one. With `share_prompt` the completions of a prompt
     are one row, where the model can and that is less to compute. `references` are completions,
-    demonstrations say, whose mean reward becomes 0 in the end. The rest as in `train_dpo`.
+    demonstrations say, whose mean reward becomes 0 in the end. `adapter` is a LoRA folder to add
+    into the model first. The rest as in `train_dpo`.
     """
     from rlaif.training.loop import finish, prepare, run_key, run_loop, training_arguments
     from rlaif.training.shared import why_not_rewards
@@ -117,11 +119,11 @@ def train_reward(
     arguments = training_arguments(settings, folder)
     asked = [(prompt.id, text) for prompt, text in references]
     chosen = [held_out, margin, centring, normalise_first, share_prompt, asked, sorted(cut)]
-    done = prepare(folder, run_key("reward", model, kept, settings, chosen), resume)
+    done = prepare(folder, run_key("reward", model, adapter, kept, settings, chosen), resume)
     if done is not None:
         return _result(folder, done)
 
-    loaded = load_reward(model, settings.seed, **settings.precision)
+    loaded = load_reward(model, settings.seed, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
     train, test = split_by_prompt(kept, held_out, settings.seed)
     rows, refused = encode_rows(train, loaded.encoder, loaded.limit(settings.max_length), cut)
@@ -132,7 +134,7 @@ def train_reward(
         share_prompt = False
         loaded.notes.append(f"the prompt of several completions is computed for each: {reason}")
     if settings.lora is not None:
-        add_lora(loaded, settings.lora, "reward", settings.seed)
+        add_lora(loaded, settings.lora, "reward", settings.seed, merge=settings.merge)
     summary = run_loop(
         loaded,
         rows,
@@ -165,7 +167,9 @@ def train_reward(
         normalisation = asdict(Normalisation.of(list(scores.values()), references=zero))
         made["normalisation"] = normalisation
         made["held_out"] = _held_out(loaded, test, cut, loaded.limit(settings.max_length))
-        write_json(folder / NORMALISATION, normalisation)
+        for place in (folder, folder / "adapter"):  # each of them is a reward model
+            if place.is_dir():
+                write_json(place / NORMALISATION, normalisation)
     return _result(folder, finish(folder, made if main else None))
 
 

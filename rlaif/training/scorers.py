@@ -37,15 +37,12 @@ class ModelScorer:
     """The normalised rewards of a reward model's folder."""
 
     def __init__(self, path: str, *, device: str = "auto") -> None:
-        from rlaif.engines.checkpoint import model_folder
-        from rlaif.engines.fingerprint import folder_fingerprint
-        from rlaif.resources import model_path
+        from rlaif.training.models import fingerprint_of
         from rlaif.training.reward import RewardModel
 
         self._model = RewardModel(path, device=device)
         normalisation = self._model.normalisation
-        weights = folder_fingerprint(model_folder(model_path(path)))
-        self.key = content_id("model", weights, normalisation.gain, normalisation.bias)
+        self.key = content_id("model", fingerprint_of(path), normalisation.gain, normalisation.bias)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]

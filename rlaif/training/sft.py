@@ -17,15 +17,12 @@ from typing import Any, Unpack
 import numpy as np
 from trl import SFTConfig, SFTTrainer
 
-from rlaif.engines.checkpoint import model_folder
-from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Preference, content_id
-from rlaif.resources import model_path
 from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.data import Refused
 from rlaif.training.loop import OnLog, argument_values, finish, one_gpu, prepare
-from rlaif.training.models import Loaded, add_lora, load_policy, save_model
+from rlaif.training.models import Loaded, add_lora, fingerprint_of, load_policy, save_model
 from rlaif.training.settings import LoopOptions, LoopSettings
 
 
@@ -44,6 +41,7 @@ def train_sft(
     model: str,
     out: str | Path,
     *,
+    adapter: str | None = None,
     cut: Collection[tuple[str, str]] = (),
     resume: bool = True,
     on_log: OnLog | None = None,
@@ -51,7 +49,8 @@ def train_sft(
 ) -> SFTResult:
     """Trains a policy on answers and writes it to `out` as a complete model folder.
 
-    The loss is the mean of −log π over the answers' tokens of a step. `cut` names answers, as
+    The loss is the mean of −log π over the answers' tokens of a step. `adapter` is a LoRA folder
+    to add into the model first. `cut` names answers, as
     (prompt id, text), that a length limit cut off: they get no end of turn. `options` are the
     fields of `LoopSettings`, whose `batch_size` counts answers. With `resume` a killed run goes on
     from its last checkpoint, and a finished one returns at once.
@@ -60,18 +59,17 @@ def train_sft(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = one_gpu(SFTConfig(**argument_values(settings, folder), **_UNTOUCHED))
-    fingerprint = folder_fingerprint(model_folder(model_path(model)))
     ids = [d.id for d in demonstrations]
-    key = content_id("sft", fingerprint, ids, settings.key(), sorted(cut))
+    key = content_id("sft", fingerprint_of(model, adapter), ids, settings.key(), sorted(cut))
     done = prepare(folder, key, resume)
     if done is not None:
         return SFTResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, **settings.precision)
+    loaded = load_policy(model, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
     rows, refused = encode(demonstrations, loaded, settings.max_length, cut)
     if settings.lora is not None:
-        add_lora(loaded, settings.lora, "policy", settings.seed)
+        add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
     filler = {**rows[0], "labels": [-100] * len(rows[0]["labels"])}
     journal = fit(
         SFTTrainer, arguments, loaded, rows, settings, folder, _STATISTICS, on_log, filler

@@ -17,7 +17,7 @@ from small_models import make_preferences, make_tokenizer, save_causal
 
 from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
-from rlaif.errors import TrainingError
+from rlaif.errors import EngineError, TrainingError
 from rlaif.records import Prompt
 from rlaif.templates import Rendered
 from rlaif.training.data import encode_rows
@@ -234,7 +234,7 @@ def test_dropout_is_off(causal):
 def test_what_cannot_be_trained(tmp_path, causal):
     with pytest.raises(TrainingError, match="label some pairs"):
         train_dpo([], causal, tmp_path)
-    with pytest.raises(TrainingError, match="no model at"):
+    with pytest.raises(EngineError, match="no model at"):
         train_dpo(make_preferences(4), str(tmp_path / "nowhere"), tmp_path / "out")
     with pytest.raises(TrainingError, match="too_long"):
         train_dpo(make_preferences(4), causal, tmp_path, max_length=3, device="cpu")
