@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from rlaif.errors import ConfigError, nearest
 from rlaif.places import Place, seen_from
 from rlaif.resources import find
 from rlaif.store import RunStore
-from rlaif.yamlfile import YamlFile, known_keys, parse_yaml, read_yaml, validate
+from rlaif.yamlfile import Written, YamlFile, known_keys, parse_yaml, read_yaml, validate
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's generators take no other
 
 
-class Section(BaseModel):
+class Section(Written):
     """Base of every section: frozen, unknown keys refused, docstrings are the documentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -93,7 +95,7 @@ class HTTPConfig(Section):
     """Times a request is tried again after an overload, an outage or a malformed answer."""
     backoff: float = Field(default=0.5, gt=0)
     """Seconds of the first wait before trying again; each next wait is twice as long, to 60."""
-    extra_body: dict[str, Any] = {}
+    extra_body: dict[str, Any] = Field(default_factory=dict)
     """Further fields of each request; a null takes out a field that is sent otherwise."""
 
 
@@ -156,7 +158,7 @@ class RationaleConfig(Section):
     """Softmax temperature; null takes 0 for one sample and 1 for several."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest rationale in tokens; one that is cut counts for nothing."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the samples."""
     clamp: float | None = Field(default=0.4, ge=0, lt=0.5)
     """c keeps p after a rationale within [c, 1 − c]; null leaves it as it is. `text` clamps
@@ -205,7 +207,7 @@ class JudgeConfig(JudgingConfig):
     Constitutional AI paper does."""
     draw_weighted: bool = False
     """Draw in proportion to the constitution's weights."""
-    draw_seed: int = 0
+    draw_seed: Seed = 0
     """Of the draw. A pair's principles depend on it and on the pair only."""
 
 
@@ -231,7 +233,7 @@ class SamplingConfig(Section):
     """Longest completion in tokens."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are not part of it."""
-    seed: int = 7
+    seed: Seed = 7
     """A fixed seed gives the same text whatever the batch size."""
     keep_cut: bool = False
     """Also pair completions cut by `max_new_tokens`; else they are counted and left out."""
@@ -256,7 +258,7 @@ class ReviseConfig(Section):
     """Longest critique or revision in tokens; one that is cut is not used."""
     stop: tuple[str, ...] = ()
     """Strings that end one; they are not part of it."""
-    seed: int = 7
+    seed: Seed = 7
     """Of the draws and of the texts."""
 
 
@@ -318,7 +320,7 @@ class TrainConfig(Section):
     """Decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's norm is clipped to this."""
-    seed: int = 7
+    seed: Seed = 7
     """Order of the examples and initialisation of new heads."""
     bf16: bool = False
     """Train in bfloat16 autocast (GPU)."""
@@ -492,7 +494,7 @@ class PPOConfig(Section):
     """Train in bfloat16 autocast (GPU)."""
     gradient_checkpointing: bool = False
     """Recompute activations to save memory."""
-    seed: int = 7
+    seed: Seed = 7
     """Of prompts, samples and minibatches."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Steps between checkpoints: what a kill can cost at most."""
@@ -549,7 +551,7 @@ class GroupConfig(Section):
     """Train in bfloat16 autocast (GPU)."""
     gradient_checkpointing: bool = False
     """Recompute activations to save memory."""
-    seed: int = 7
+    seed: Seed = 7
     """Of prompts and samples."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Batches of completions between checkpoints: what a kill can cost at most."""
@@ -606,7 +608,7 @@ class OnlineDPOConfig(Section):
     """Train a LoRA adapter, the reference being the model without it; null trains all weights."""
     bf16: bool = False
     """Train in bfloat16 autocast (GPU)."""
-    seed: int = 7
+    seed: Seed = 7
     """Of prompts and samples."""
     checkpoint_every: int = Field(default=20, ge=1)
     """Steps between checkpoints: what a kill can cost at most."""
@@ -658,7 +660,7 @@ class EvaluateConfig(Section):
     """Win rate of the trained policy against `policy.model`, by the run's judge, both orders."""
     temperature: float = Field(default=1.0, ge=0)
     """Temperature of the evaluated samples."""
-    seed: int = 11
+    seed: Seed = 11
     """Sampling and bootstrap."""
 
 
@@ -780,7 +782,7 @@ def load_config(
     if file.data is None:
         file = YamlFile(file.path, {}, file.marks)
     found = validate(Config, file)  # faults of the file are told with the file's positions
-    data = yaml.safe_load(yaml.safe_dump(file.data))
+    data = _written_out(file.data)
     run = Path(file.path)
     if run.name == "run.yaml" and (run.parent / "manifest.json").is_file():
         seen_from(
@@ -797,6 +799,13 @@ def load_config(
             raise ConfigError(f"--set {text}: expected key=value, such as train.dpo.beta=0.05")
         put(data, key.strip(), parse_yaml(value, f"--set {key}").data)
     return validate(Config, YamlFile(file.path if not overrides else "--set", data, {}))
+
+
+def _written_out(value: Any) -> Any:
+    """A copy in which what YAML's aliases share stands for itself: `put` changes one place."""
+    if isinstance(value, dict):
+        return {key: _written_out(inner) for key, inner in value.items()}
+    return list(map(_written_out, value)) if isinstance(value, list) else value
 
 
 def put(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -18,16 +18,17 @@ keeps the rest.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
 from rlaif.errors import ConfigError, nearest
+from rlaif.files import is_file
 from rlaif.records import content_id
 from rlaif.resources import find, folder
-from rlaif.yamlfile import Fault, Location, YamlFile, examine, parse_yaml, read_yaml
+from rlaif.yamlfile import Fault, Location, Written, YamlFile, examine, parse_yaml, read_yaml, told
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=2_000)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -40,7 +41,7 @@ NEEDS: dict[Use, tuple[str, ...]] = {
 """What each use of a constitution needs of every principle."""
 
 
-class Principle(BaseModel):
+class Principle(Written):
     """One principle."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -58,7 +59,7 @@ class Principle(BaseModel):
     """Asks for a response that follows the principle (contrast pairs)."""
     violate: Text | None = None
     """Asks for a response that goes against it: the worse side of a contrast pair."""
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, gt=0)
     """Relative weight in `aggregate: weighted`; above 0."""
     tags: tuple[str, ...] = ()
     """Free labels. `tiny:TRAIT` links a principle to a trait of the embedded world."""
@@ -68,7 +69,7 @@ class Principle(BaseModel):
         return tuple(name for name in NEEDS[use] if not getattr(self, name))
 
 
-class Constitution(BaseModel):
+class Constitution(Written):
     """A named, ordered set of principles."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -101,12 +102,12 @@ class Constitution(BaseModel):
     @classmethod
     def load(cls, name: str | Path) -> Constitution:
         """Reads a file, or a shipped constitution by name. ConfigError lists every fault."""
-        return _whole(_examine(find("constitutions", str(name), ".yaml")))
+        return _whole(_Reading().of(find("constitutions", str(name), ".yaml")))
 
     @classmethod
     def parse(cls, text: str, name: str = "<constitution>") -> Constitution:
         """As `load`, from YAML text; what it extends is looked for from the current folder."""
-        return _whole(_resolve(parse_yaml(text, name), Path.cwd(), ()))
+        return _whole(_Reading().resolve(parse_yaml(text, name), Path.cwd(), ()))
 
     def select(self, ids: tuple[str, ...] | list[str]) -> tuple[Principle, ...]:
         """The principles of these ids, in the constitution's order."""
@@ -140,7 +141,7 @@ class Entry(Principle):
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
-class ConstitutionFile(BaseModel):
+class ConstitutionFile(Written):
     """A constitution file: principles of its own, and those of the files it extends."""
 
     model_config = ConfigDict(
@@ -176,7 +177,7 @@ def check(name: str | Path, use: Use | None = None) -> tuple[Constitution | None
 
     The constitution is None where a fault keeps it from being read.
     """
-    resolved = _examine(find("constitutions", str(name), ".yaml"))
+    resolved = _Reading().of(find("constitutions", str(name), ".yaml"))
     faults = resolved.faults + [
         fault for p in resolved.principles for fault in _further(p, resolved.places[p.id], use)
     ]
@@ -233,7 +234,7 @@ class _Resolved:
 
 def _whole(resolved: _Resolved) -> Constitution:
     if resolved.faults or resolved.file is None:
-        raise ConfigError("\n".join(fault.text for fault in resolved.faults))
+        raise ConfigError(told(resolved.faults))
     file = resolved.file
     return Constitution(
         name=file.name, version=file.version, description=file.description,
@@ -241,74 +242,91 @@ def _whole(resolved: _Resolved) -> Constitution:
     )  # fmt: skip
 
 
-def _examine(path: Path, above: tuple[Path, ...] = ()) -> _Resolved:
-    return _resolve(read_yaml(path), path.parent, (*above, path.resolve()))
+DEEPEST = 20  # files that extend one another
 
 
-def _resolve(yaml_file: YamlFile, here: Path, above: tuple[Path, ...]) -> _Resolved:
-    """The principles of a file and of its bases, with every fault of them all."""
-    file, faults = examine(ConstitutionFile, yaml_file)
-    faults += _repeated(yaml_file)
-    if file is None:  # its bases are read only when the file itself can be
-        faults += _unasked(yaml_file)
-        return _Resolved(None, [], {}, sorted(faults, key=lambda fault: fault.position))
-    inherited, places, of_bases = _inherit(file, yaml_file, here, above)
-    known = list(inherited)
-    for i, name in enumerate(file.drop):
-        if name not in known:
-            where, hint = yaml_file.where(("drop", i)), nearest(name, known)
-            position = yaml_file.position(("drop", i))
-            faults.append(Fault(position, f"{where}: nothing inherited is named '{name}'.{hint}"))
-        inherited.pop(name, None)
-    for number, entry in enumerate(file.principles):
-        base = inherited.get(entry.id)
-        merged = Principle(**{**(base.model_dump() if base else {}), **entry.given()})
-        places[entry.id] = _Place(yaml_file, number)
-        if not _serves(merged.model_dump(exclude_none=True)):
-            faults.append(places[entry.id].fault(f"'principles.{number}.compare' is missing"))
-        inherited[entry.id] = merged
-    if not inherited and not faults and not of_bases:
-        where = yaml_file.where(("principles",))
-        text = f"{where}: principles: at least one principle is needed"
-        faults.append(Fault(yaml_file.position(("principles",)), text))
-    ordered = of_bases + sorted(faults, key=lambda fault: fault.position)
-    return _Resolved(file, list(inherited.values()), places, ordered)
+@dataclass
+class _Reading:
+    """The files of one reading: each is read once, by however many ways it is reached."""
+
+    known: dict[Path, _Resolved] = field(default_factory=dict)
+
+    def of(self, path: Path, above: tuple[Path, ...] = ()) -> _Resolved:
+        real = path.resolve()
+        if real not in self.known:
+            self.known[real] = self.resolve(read_yaml(path), path.parent, (*above, real))
+        return self.known[real]
+
+    def resolve(self, yaml_file: YamlFile, here: Path, above: tuple[Path, ...]) -> _Resolved:
+        """The principles of a file and of its bases, with every fault of them all."""
+        file, faults = examine(ConstitutionFile, yaml_file)
+        faults += _repeated(yaml_file)
+        if file is None:  # its bases are read only when the file itself can be
+            faults += _unasked(yaml_file)
+            return _Resolved(None, [], {}, sorted(faults, key=lambda fault: fault.position))
+        inherited, places, of_bases = self.inherit(file, yaml_file, here, above)
+        known = list(inherited)
+        for i, name in enumerate(file.drop):
+            if name not in known:
+                where, hint = yaml_file.where(("drop", i)), nearest(name, known)
+                text = f"{where}: nothing inherited is named '{name}'.{hint}"
+                faults.append(Fault(yaml_file.position(("drop", i)), text))
+            inherited.pop(name, None)
+        for number, entry in enumerate(file.principles):
+            base = inherited.get(entry.id)
+            merged = Principle(**{**(base.model_dump() if base else {}), **entry.given()})
+            places[entry.id] = _Place(yaml_file, number)
+            if not _serves(merged.model_dump(exclude_none=True)):
+                faults.append(places[entry.id].fault(f"'principles.{number}.compare' is missing"))
+            inherited[entry.id] = merged
+        if not inherited and not faults and not of_bases:
+            where = yaml_file.where(("principles",))
+            text = f"{where}: principles: at least one principle is needed"
+            faults.append(Fault(yaml_file.position(("principles",)), text))
+        ordered = of_bases + sorted(faults, key=lambda fault: fault.position)
+        return _Resolved(file, list(inherited.values()), places, ordered)
+
+    def inherit(
+        self, file: ConstitutionFile, yaml_file: YamlFile, here: Path, above: tuple[Path, ...]
+    ) -> tuple[dict[str, Principle], dict[str, _Place], list[Fault]]:
+        """The principles of the bases by id, in order; where two differ, the file must say."""
+        principles: dict[str, Principle] = {}
+        places: dict[str, _Place] = {}
+        faults: list[Fault] = []
+        own = {entry.id for entry in file.principles} | set(file.drop)
+        for i, name in enumerate(dict.fromkeys(file.bases)):
+            at = ("extends", i) if isinstance(file.extends, tuple) else ("extends",)
+            where, position = yaml_file.where(at), yaml_file.position(at)
+            try:
+                base = self.of(_climb(name, here, above), above)
+            except ConfigError as error:
+                faults.append(Fault(position, f"{where}: {error}"))
+                continue
+            faults += [fault for fault in base.faults if fault not in faults]
+            for p in base.principles:
+                if p.id in principles and principles[p.id] != p and p.id not in own:
+                    text = f"two bases differ about '{p.id}': give it here, or drop it"
+                    faults.append(Fault(position, f"{where}: {text}"))
+                principles.setdefault(p.id, p)
+                places.setdefault(p.id, base.places[p.id])
+        return principles, places, faults
 
 
-def _inherit(
-    file: ConstitutionFile, yaml_file: YamlFile, here: Path, above: tuple[Path, ...]
-) -> tuple[dict[str, Principle], dict[str, _Place], list[Fault]]:
-    """The principles of the bases by id, in their order; where two differ, the file must say."""
-    principles: dict[str, Principle] = {}
-    places: dict[str, _Place] = {}
-    faults: list[Fault] = []
-    own = {entry.id for entry in file.principles} | set(file.drop)
-    for i, name in enumerate(file.bases):
-        at = ("extends", i) if isinstance(file.extends, tuple) else ("extends",)
-        where, position = yaml_file.where(at), yaml_file.position(at)
-        try:
-            path = _base_path(name, here)
-            if path.resolve() in above:
-                circle = " → ".join(p.name for p in (*above, path))
-                raise ConfigError(f"extends goes round in a circle: {circle}")
-            base = _examine(path, above)
-        except ConfigError as error:
-            faults.append(Fault(position, f"{where}: {error}"))
-            continue
-        faults += base.faults
-        for p in base.principles:
-            if p.id in principles and principles[p.id] != p and p.id not in own:
-                text = f"two bases differ about '{p.id}': give it here, or drop it"
-                faults.append(Fault(position, f"{where}: {text}"))
-            principles.setdefault(p.id, p)
-            places.setdefault(p.id, base.places[p.id])
-    return principles, places, faults
+def _climb(name: str, here: Path, above: tuple[Path, ...]) -> Path:
+    """The file of a base, unless the way to it is a circle or has no end."""
+    path = _base_path(name, here)
+    if path.resolve() in above:
+        circle = " → ".join(p.name for p in (*above, path))
+        raise ConfigError(f"extends goes round in a circle: {circle}")
+    if len(above) >= DEEPEST:
+        raise ConfigError(f"more than {DEEPEST} files extend one another: make one of some")
+    return path
 
 
 def _base_path(name: str, here: Path) -> Path:
     """A path seen from the file that names it, else a shipped constitution."""
     beside = here / name
-    if beside.is_file():
+    if is_file(beside):
         return beside
     shipped = folder("constitutions") / f"{name.removesuffix('.yaml')}.yaml"
     if name.startswith((".", "/")) or not shipped.is_file():

@@ -12,8 +12,14 @@ alone, without a traceback, and exits with 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DISTRIBUTION = "rlaif-toolkit"  # on PyPI `rlaif` is somebody else's package
 
@@ -70,3 +76,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f" Did you mean '{close[0]}'?"
     return f" Choices: {', '.join(choices)}." if choices else ""
+
+
+def require_finite(**numbers: float | None) -> None:
+    """ConfigError that names a number which is infinite or not a number; None is no number.
+
+    Comparisons do not find them: NaN is neither below nor above any limit.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value}")
+
+
+def require_finite_fields(settings: DataclassInstance) -> None:
+    """The same of every field of a dataclass."""
+    require_finite(**{f.name: getattr(settings, f.name) for f in fields(settings)})

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol
 
 from rlaif.engines.base import Engine, Sampling
-from rlaif.errors import ConfigError, RlaifError, missing_extra
+from rlaif.errors import ConfigError, RlaifError, missing_extra, require_finite_fields
 from rlaif.executors import (
     Finished,
     FiniteGuard,
@@ -57,6 +57,9 @@ class Workers:
     gpus: float | None = None  # a worker; None: 1 where the cluster has GPUs
     cpus: float = 1.0  # a worker
     address: str | None = None  # of the cluster; None: RAY_ADDRESS, else one is started here
+
+    def __post_init__(self) -> None:
+        require_finite_fields(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from rlaif.ensembles import RULES, Rule, agree, combine, strongest
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, require_finite
 from rlaif.records import ORDERS, Order, Pair, Preference, PreferenceStatus, Verdict
 
 Orders = Sequence[Order] | Mapping[str, Sequence[Order]]  # asked; by judge where they differ
@@ -50,6 +50,9 @@ def aggregate(
     |p − ½| under it, or exactly ½, is a tie. `soft=False` rounds the label of a preferred pair to 0
     or 1.
     """
+    require_finite(principle_margin=principle_margin, min_margin=min_margin)
+    for name, weight in {**(weights or {}), **(judge_weights or {})}.items():
+        require_finite(**{f"the weight of {name}": weight})
     for name, given in (("aggregate", rule), ("jury", jury)):
         if given not in RULES:
             raise ConfigError(f"{name} must be one of {', '.join(RULES)}, got '{given}'")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlaif.errors import ConfigError, nearest
+from rlaif.files import is_file
 
 PACKAGE = Path(__file__).resolve().parent
 TINY_WEIGHTS = PACKAGE / "tiny" / "weights"
@@ -23,11 +24,11 @@ def folder(kind: str) -> Path:
 def find(kind: str, name: str, suffix: str) -> Path:
     """A path if it exists, else the shipped file `name` + `suffix`; the error names what exists."""
     path = Path(name)
-    if path.is_file():
+    if is_file(path):
         return path
     looks_like_path = path.suffix == suffix or name.startswith((".", "/"))
     shipped = folder(kind) / (name if path.suffix == suffix else name + suffix)
-    if not path.is_absolute() and shipped.is_file():
+    if not path.is_absolute() and is_file(shipped):
         return shipped
     if looks_like_path:
         raise ConfigError(
@@ -46,5 +47,5 @@ def names(kind: str, suffix: str) -> list[str]:
 
 def model_path(name: str) -> str:
     """`tiny` is the embedded model unless a model folder of that name lies here."""
-    here = Path(name, "config.json").is_file()
+    here = is_file(Path(name, "config.json"))
     return str(TINY_WEIGHTS) if name == "tiny" and not here else name

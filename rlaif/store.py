@@ -36,6 +36,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import DataError, nearest
+from rlaif.files import ASIDE, aside, commit, explained, sync
+from rlaif.files import write_json as write_json
 from rlaif.keyindex import KeyIndex, hash_all, hashes_of, repeated
 from rlaif.records import (
     Completion,
@@ -237,67 +239,6 @@ _CODECS: dict[str, _Codec[Any]] = {
     ),
 }
 
-# ---------------------------------------------------------------------------- files, all or nothing
-
-_ASIDE = ".aside-"  # what a killed writer may leave behind; hidden from readers of *.parquet
-_counter = itertools.count()
-
-
-@contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
-    """A path to write to before renaming; whatever is still there afterwards is removed."""
-    path = folder / f"{_ASIDE}{os.getpid()}-{next(_counter)}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    """Turns what the file system refuses into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise DataError(
-            f"cannot write in {folder}: {why}. What was written before is kept: "
-            "free or allow space there and run the same command again to go on"
-        ) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _commit(written: Path, target: Path) -> None:
-    """Rename into place so that a crash of the machine shows all of the file or none of it."""
-    _sync(written)
-    os.replace(written, target)
-    _sync(target.parent)
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file atomically: keys sorted, two spaces.
-
-    Raises DataError if the value is not JSON (NaN included) or the disk refuses it.
-    """
-    path = Path(path)
-    try:
-        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: expected a value that JSON can hold, got {error}") from error
-    with _explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _aside(path.parent) as aside:
-            aside.write_text(text + "\n", encoding="utf-8")
-            _commit(aside, path)
-
-
 # ---------------------------------------------------------------------------- tables
 
 # The second part is the start of the seal; `base` in its place means that this shard supersedes
@@ -444,10 +385,10 @@ class Table(Generic[R]):
         if not rows:
             return
         self._make_folder()
-        with _aside(self.folder) as aside:
-            digest = self._write(aside, [rows])
-            with _explained(self.folder):
-                _commit(aside, self.folder / f"{self._next():06d}-{digest[:8]}.parquet")
+        with aside(self.folder) as written:
+            digest = self._write(written, [rows])
+            with explained(self.folder):
+                commit(written, self.folder / f"{self._next():06d}-{digest[:8]}.parquet")
 
     def replace(self, records: Iterable[R]) -> None:
         """Put records in the place of all rows. A kill at any moment leaves the old or the new.
@@ -462,15 +403,15 @@ class Table(Generic[R]):
         live = self._live()
         alone = len(live) == 1 and _is_base(live[0])
         number = _number(live[0]) if alone else self._next()
-        with _aside(self.folder) as aside:
-            self._write(aside, _chunks(records, _HELD))
-            with _explained(self.folder):
-                _commit(aside, self.folder / f"{number:06d}-base.parquet")
+        with aside(self.folder) as written:
+            self._write(written, _chunks(records, _HELD))
+            with explained(self.folder):
+                commit(written, self.folder / f"{number:06d}-base.parquet")
         self._remove_superseded()
 
     def _write(self, path: Path, chunks: Iterable[Sequence[R]]) -> str:
         """Write and seal a shard; returns its digest."""
-        with _explained(self.folder):
+        with explained(self.folder):
             writer = pq.ParquetWriter(
                 path, self.schema, compression="zstd", write_page_checksum=True,
                 use_dictionary=[n for n in self.schema.names if n != self._key],
@@ -485,21 +426,21 @@ class Table(Generic[R]):
                         f"a row of '{self.name}' cannot be stored: {error}; "
                         "texts have to be valid Unicode and numbers of the declared type"
                     ) from error
-                with _explained(self.folder):
+                with explained(self.folder):
                     writer.write_table(table, row_group_size=_ROW_GROUP)
         finally:
-            with _explained(self.folder):  # closing writes the footer: a full disk refuses it too
+            with explained(self.folder):  # closing writes the footer: a full disk refuses it too
                 writer.close()
-        with _explained(self.folder):
+        with explained(self.folder):
             return _put_seal(path)
 
     # shards
 
     def _make_folder(self) -> None:
         if not self.folder.is_dir():
-            with _explained(self.folder):
+            with explained(self.folder):
                 self.folder.mkdir(parents=True)
-                _sync(self.folder.parent)
+                sync(self.folder.parent)
 
     def _shards(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -533,7 +474,7 @@ class Table(Generic[R]):
                 f"damaged shard: {shard} is cut off or has wrong bytes; moved to {kept}. "
                 f"Its rows ({_rows_in_footer(shard)} in all) are missing now and will be done again"
             )
-            with _explained(self.folder):
+            with explained(self.folder):
                 kept.parent.mkdir(exist_ok=True)
                 os.replace(shard, kept)
             warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -688,11 +629,11 @@ class RunStore:
         made. A dead writer's lock vanishes with it; the files it left half-written are removed.
         """
         if not self.read_only:
-            with _explained(self.root):
+            with explained(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
                 self._lock = self._take_lock()
                 for leftover in itertools.chain(
-                    self.root.glob(_ASIDE + "*"), self.root.glob(f"*/{_ASIDE}*")
+                    self.root.glob(ASIDE + "*"), self.root.glob(f"*/{ASIDE}*")
                 ):
                     leftover.unlink(missing_ok=True)
             for table in self._tables.values():

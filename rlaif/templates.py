@@ -50,12 +50,13 @@ from typing import Any, cast
 
 import jinja2
 import jinja2.nodes
-import yaml
 from jinja2.sandbox import SandboxedEnvironment
 
 from rlaif.errors import ConfigError
+from rlaif.files import read_text
 from rlaif.records import Message, Role
 from rlaif.resources import find
+from rlaif.yamlfile import parse_yaml
 
 _MARKER = re.compile(r"^=== (system|user|assistant) ===\n?", re.MULTILINE)
 _TAG = re.compile(r"</?[A-Za-z][\w-]*>")
@@ -257,10 +258,7 @@ def _split_front_matter(name: str, source: str) -> tuple[dict[str, Any], str]:
     match = _FRONT.match(source)
     if not match:
         return {}, source
-    try:
-        front = yaml.safe_load(match[1]) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: the front matter is not YAML: {error}") from error
+    front = parse_yaml(match[1], name, first_line=2).data or {}
     if not isinstance(front, dict):
         raise ConfigError(f"{name}: the front matter must be a mapping, got {front!r}")
     return front, source[match.end() :]
@@ -319,10 +317,7 @@ def _spelt(word: str) -> str:
 
 @lru_cache(maxsize=64)
 def _load(path: Path, _modified_ns: int) -> Template:
-    try:
-        return Template(str(path), path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}") from error
+    return Template(str(path), read_text(path, ConfigError))
 
 
 def load_template(name: str) -> Template:

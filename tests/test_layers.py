@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent / "rlaif"
 FLOORS = {
     "rlaif": 8,  # the package's own __init__: lazy names only
     "rlaif.errors": 0,
+    "rlaif.files": 0,
     "rlaif.records": 0,
     "rlaif.resources": 0,
     "rlaif.yamlfile": 1,

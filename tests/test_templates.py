@@ -79,7 +79,7 @@ def test_a_missing_value_is_named_with_those_given() -> None:
         ("---\noptions: [A, A]\n---\n=== user ===\nx", "given twice"),
         ("---\nstop: x\n---\n=== user ===\nx", "stop must be a list"),
         (HEAD + "{% if %}", r"t:5: "),
-        ("---\n: [\n---\n=== user ===\n", "not YAML"),
+        ("---\n: [\n---\n=== user ===\n", "not valid YAML"),
     ],
 )
 def test_a_wrong_template_is_refused(source: str, message: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from rlaif.errors import ConfigError, nearest
+from rlaif.errors import ConfigError, nearest, require_finite_fields
 from rlaif.records import content_id
 from rlaif.templates import Rendered
 
@@ -31,6 +31,9 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
+        if "" in self.stop:
+            raise ConfigError("stop holds an empty string, which would end every completion")
         if self.n < 1 or self.max_new_tokens < 1:
             raise ConfigError(f"n and max_new_tokens must be at least 1, got {self}")
         if self.temperature < 0 or not 0 < self.top_p <= 1:

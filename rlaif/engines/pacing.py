@@ -9,7 +9,7 @@ import asyncio
 import math
 from typing import Literal
 
-from rlaif.errors import ConfigError, EngineError
+from rlaif.errors import ConfigError, EngineError, require_finite
 
 Load = Literal["fine", "over", "unknown"]  # what an answer says about the server's load
 
@@ -92,6 +92,11 @@ class Budget:
     def __init__(
         self, most: float | None, per_million_input: float, per_million_output: float
     ) -> None:
+        require_finite(
+            max_cost=most,
+            price_per_million_input=per_million_input,
+            price_per_million_output=per_million_output,
+        )
         if most is not None and not (per_million_input or per_million_output):
             raise ConfigError(
                 f"max_cost is {most}, but no price is known: set price_per_million_input and "

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, require_finite
 from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
 from rlaif.templates import Template, load_template
 
@@ -90,6 +90,7 @@ class EngineJudge(ABC):
     def __init__(
         self, engine: Engine, template: str | None, min_mass: float, *settings: Any
     ) -> None:
+        require_finite(min_mass=min_mass)
         self.engine = engine
         self.name = engine.name
         self.template_name = template or engine.templates.get(self.method, f"{self.method}/default")

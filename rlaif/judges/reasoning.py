@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlaif.engines.base import Generation, Sampling
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, require_finite_fields
 from rlaif.records import Reason
 
 _REASONS: dict[str, Reason | None] = {
@@ -32,6 +32,7 @@ class Reasoning:
     clamp: float | None = 0.4
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if self.samples > 1 and self.temperature == 0:
             raise ConfigError(
                 f"{self.samples} samples at temperature 0 are all the same: raise the temperature, "

@@ -27,7 +27,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from rlaif.errors import ConfigError, TrainingError
+from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.training.by_trl import sends_nothing
 from rlaif.training.loop import (
@@ -88,6 +88,7 @@ class GroupSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         counts = (self.steps, self.batch_size, self.iterations, self.gradient_accumulation)
         if min(counts) < 1:
             raise ConfigError("steps, batch_size, iterations, gradient_accumulation are at least 1")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlaif.errors import ConfigError, nearest
+from rlaif.errors import ConfigError, nearest, require_finite
 
 DPOLoss = Literal["sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm"]
 DPO_LOSSES: tuple[DPOLoss, ...] = ("sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm")
@@ -132,6 +132,7 @@ def check_dpo_loss(
     smoothed = (*SMOOTHED, *SMOOTHED_BY_TRL) if by_trl else SMOOTHED
     if name not in names:
         raise ConfigError(f"unknown DPO loss '{name}'.{nearest(name, names)}")
+    require_finite(beta=beta, label_noise=noise, nll=nll)
     if beta <= 0:
         raise ConfigError(f"beta must be above 0, got {beta}")
     if name in smoothed and not 0 < noise < 0.5:

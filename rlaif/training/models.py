@@ -29,7 +29,7 @@ from rlaif.engines.checkpoint import (
 )
 from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.engines.tokens import Encoder
-from rlaif.errors import ConfigError, TrainingError
+from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.training.data import RowEncoder, end_of_turn
 
 Kind = Literal["policy", "reward"]
@@ -45,6 +45,9 @@ class LoraSettings:
     dropout: float = 0.0
     targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     four_bit: bool = False  # the frozen weights in 4 bits (QLoRA, Dettmers et al. 2023)
+
+    def __post_init__(self) -> None:
+        require_finite_fields(self)
 
 
 @dataclass

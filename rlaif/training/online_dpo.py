@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif.errors import ConfigError, TrainingError
+from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Pair, Prompt, content_id
 from rlaif.training.data import Row, token_batches
 from rlaif.training.dpo import collator, completion_key, pair_loss
@@ -88,6 +88,7 @@ class OnlineDPOSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         check_dpo_loss(self.loss, self.beta, self.label_noise)
         if self.temperature <= 0:
             raise ConfigError(f"temperature must be above 0, got {self.temperature}")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from rlaif.engines.tokens import Ids
-from rlaif.errors import ConfigError, TrainingError, nearest
+from rlaif.errors import ConfigError, TrainingError, nearest, require_finite_fields
 from rlaif.records import Prompt, content_id
 from rlaif.training.actor_critic import ActorCritic, Value
 from rlaif.training.data import pad
@@ -64,6 +64,9 @@ class AlarmLimits:
     length: float | None = 2.0  # most times longer or shorter than in the first step
     ended: float | None = 0.5  # least share of completions that end by themselves
     held_out: float | None = 0.05  # most a looking-on judge's score may fall as the reward rises
+
+    def __post_init__(self) -> None:
+        require_finite_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class PPOSettings:
     alarms: AlarmLimits = field(default_factory=AlarmLimits)
 
     def __post_init__(self) -> None:
+        require_finite_fields(self)
         if self.algorithm not in ALGORITHMS:
             near = nearest(self.algorithm, ALGORITHMS)
             raise ConfigError(f"unknown algorithm '{self.algorithm}'.{near}")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from rlaif.engines.tokens import Ids
-from rlaif.errors import DataError, TrainingError
+from rlaif.errors import DataError, TrainingError, require_finite
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.resources import model_path
 from rlaif.training.calibration import brier, expected_calibration_error
@@ -114,6 +114,7 @@ def train_reward(
     from rlaif.training.loop import finish, prepare, run_key, run_loop, training_arguments
     from rlaif.training.shared import why_not_rewards
 
+    require_finite(held_out=held_out, margin=margin, centring=centring)
     kept, folder = preferred(preferences), Path(out)
     settings = LoopSettings(**options)
     arguments = training_arguments(settings, folder)

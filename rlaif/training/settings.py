@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypedDict
 
+from rlaif.errors import require_finite_fields
 from rlaif.training.models import LoraSettings
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
@@ -52,6 +53,9 @@ class LoopSettings:
     device: str = "auto"
     checkpoint_every: int = 200  # steps
     log_to: tuple[Tracker, ...] = ()  # beside training.jsonl
+
+    def __post_init__(self) -> None:
+        require_finite_fields(self)
 
     @property
     def precision(self) -> dict[str, bool]:
