@@ -19,6 +19,7 @@ import json
 import os
 import re
 import socket
+import stat
 import sys
 import time
 import warnings
@@ -247,6 +248,7 @@ _SHARD = re.compile(r"(\d{6,})-([0-9a-f]{8}|base)\.parquet")
 _ROW_GROUP = 65_536  # rows decoded at a time, so that reading needs bounded memory
 _HELD = 1_024  # records held at a time while a table is replaced
 _BLOCK = 1 << 20  # bytes
+_BEGINNINGS = 50  # times that reading begins anew beside a writer that replaces the rows
 
 
 def _number(shard: Path) -> int:
@@ -308,6 +310,16 @@ def _rows_in_footer(shard: Path) -> str:
         return str(pq.read_metadata(shard).num_rows)
     except (pa.ArrowException, OSError):
         return "an unknown number of"
+
+
+class Superseded(DataError):
+    """Rows were replaced by a writer while they were read: read them again."""
+
+
+def _begins(schema: pa.Schema, found: pa.Schema) -> bool:
+    """Whether a shard has a table's columns; the last may be younger than the shard."""
+    columns = list(schema)[: len(found)]
+    return [(f.name, f.type) for f in columns] == [(f.name, f.type) for f in found]
 
 
 class Table(Generic[R]):
@@ -495,7 +507,7 @@ class Table(Generic[R]):
             with pq.ParquetFile(shard, page_checksum_verification=True) as file:
                 yield file
         except FileNotFoundError as error:
-            raise DataError(f"{shard} was replaced while it was read; read again") from error
+            raise Superseded(f"{shard} was replaced while it was read; read again") from error
         except (pa.ArrowException, OSError) as error:
             raise _damage(shard, str(error)) from error
 
@@ -518,8 +530,38 @@ class Table(Generic[R]):
             schema=schema,
         )
 
+    def _refuse_foreign(self) -> None:
+        """The bytes of a shard may be whole, and be those of another table."""
+        for shard in self._live():
+            try:
+                found = pq.read_schema(shard)
+            except FileNotFoundError:
+                continue
+            if not _begins(self.schema, found):
+                owner = next((n for n, known in SCHEMAS.items() if _begins(known, found)), None)
+                whose = f"is of the table '{owner}', not" if owner else "is no shard of the table"
+                raise DataError(
+                    f"{shard} {whose} '{self.name}': expected the columns "
+                    f"{', '.join(self.schema.names)}, got {', '.join(found.names)}. Move it away"
+                )
+
     def _batches(self, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
-        """The rows of all shards, those whose key was seen before left out."""
+        """The rows of all shards, those whose key was seen before left out.
+
+        Beside a writer that replaces them, before the first row was read, it begins anew.
+        """
+        for left in range(_BEGINNINGS, -1, -1):
+            begun = False
+            try:
+                for batch in self._batches_of_now(columns, size):
+                    begun = True
+                    yield batch
+                return
+            except Superseded:
+                if begun or not left:
+                    raise
+
+    def _batches_of_now(self, columns: list[str], size: int) -> Iterator[pa.RecordBatch]:
         shards = self._live()
         twice = repeated(hash_all(self.key_batches()))
         seen: set[str] = set()  # of the keys that may stand twice: most tables have none
@@ -683,6 +725,7 @@ class RunStore:
                     table._refuse_damaged()
                 else:
                     table._set_damaged_aside()
+                table._refuse_foreign()
             except OSError as error:
                 raise DataError(
                     f"cannot read {error.filename or table.folder}: {error.strerror or error}; "
@@ -723,8 +766,16 @@ class RunStore:
 
     def _take_lock(self) -> int:
         path = self.path(".lock")
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            if not path.is_symlink() and not path.is_dir():
+                raise
+            what = "a link" if path.is_symlink() else "a folder"
+            raise DataError(f"{path} is {what} and no lock of ours: remove it") from error
+        try:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise DataError(f"{path} is no plain file and no lock of ours: remove it")
             _lock(handle, self.root)
             holder = {
                 "pid": os.getpid(),

@@ -5,6 +5,8 @@ https://huggingface.co/docs/trl/dataset_formats#preference
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import shutil
@@ -19,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import DataError
+from rlaif.files import commit
 from rlaif.records import Message, Preference, Prompt, content_id, messages_to_json
 
 Row = dict[str, Any]
@@ -203,18 +206,28 @@ def _write_folder(path: Path, rows: Iterator[Row], schema: pa.Schema) -> None:
 
 
 def _put(aside: Path, path: Path) -> None:
+    """Puts what was written in place, in one step: a kill leaves the old or the new."""
     if not aside.is_dir():
-        os.replace(aside, path)
-        return
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    if path.exists():  # a folder cannot be renamed over another
-        os.rename(path, old)
-    try:
+        commit(aside, path)
+    elif not path.exists():
         os.rename(aside / "saved", path)
-    except OSError:
-        os.rename(old, path)
-        raise
-    _remove(old)
+    else:  # a folder cannot be renamed over another that has something in it
+        _exchange(aside / "saved", path)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Each folder takes the place of the other, at once: Linux's `renameat2`."""
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is not None and not rename(here, os.fsencode(new), here, os.fsencode(old), exchange):
+        return
+    code = errno.ENOSYS if rename is None else ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        raise DataError(
+            f"{old} exists, and a folder cannot be replaced at once on this file system: remove it "
+            "first, or name another"
+        )
+    raise OSError(code, os.strerror(code), str(old))
 
 
 def _remove(path: Path) -> None:

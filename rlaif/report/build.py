@@ -6,7 +6,6 @@ and its own policy (a `Content-Security-Policy` of `default-src 'none'`) lets it
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from rlaif.evaluation.metrics import Interval
+from rlaif.files import write_text
 from rlaif.report import audit, formats, sections
 from rlaif.report.data import Json, Run
 from rlaif.report.labels import DECIDED
@@ -26,12 +26,7 @@ def build_report(run_dir: Path) -> Path:
     """Writes `report.html` into a run directory and returns its path."""
     target = run_dir / "report.html"
     page = render(Run(run_dir))
-    aside = run_dir / f".aside-report-{os.getpid()}"
-    try:
-        aside.write_text(page, encoding="utf-8")
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(target, page)
     return target
 
 

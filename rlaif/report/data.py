@@ -21,7 +21,7 @@ from rlaif.judges.base import grouped, verdict_key
 from rlaif.judges.listwise import group_id, listed
 from rlaif.records import ORDERS, Pair
 from rlaif.report.labels import Cube, Floats
-from rlaif.store import RunStore
+from rlaif.store import RunStore, Superseded
 from rlaif.tiny.gold import gold, principle_trait
 from rlaif.tiny.grammar import TRAITS
 
@@ -291,7 +291,11 @@ class Run:
         """The pairs of these row numbers, their texts included; the others pass by in batches."""
         wanted = set(rows)
         everything = enumerate(chain.from_iterable(self.store.table("pairs").iter_batches()))
-        return {i: pair for i, pair in everything if i in wanted}
+        found = {i: pair for i, pair in everything if i in wanted}
+        ids = self._pairs["id"]
+        if any(i >= len(ids) or ids[i].as_py() != pair.id for i, pair in found.items()):
+            raise Superseded(f"the pairs of {self.path} were replaced while they were read")
+        return found
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:

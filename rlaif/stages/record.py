@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from rlaif.config import to_yaml
 from rlaif.engines.base import Usage
 from rlaif.errors import DISTRIBUTION
+from rlaif.files import write_text
 from rlaif.places import keep
 from rlaif.readers import BadRow
 from rlaif.stages.inputs import tiny_target
@@ -50,7 +52,7 @@ class Rejected:
         path = run.store.path(f"rejected-{self.stage}.jsonl")
         if self.rows:
             lines = (json.dumps(asdict(row), ensure_ascii=False) for row in self.rows)
-            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_text(path, "\n".join(lines) + "\n")
         else:
             path.unlink(missing_ok=True)
 
@@ -76,9 +78,7 @@ def describe(run: Run) -> None:
     """run.yaml and the manifest's head: what is run, with which versions, from which commit."""
     store, constitution = run.store, run.constitution
     kept = keep(run.config, store.root, store.read_manifest().get("inputs") or {})
-    aside = store.path(".run.yaml.tmp")
-    aside.write_text(to_yaml(kept.data), encoding="utf-8")
-    aside.replace(store.path("run.yaml"))  # others may be reading it
+    write_text(store.path("run.yaml"), to_yaml(kept.data))  # aside: others may be reading it
     store.update_manifest("inputs", kept.record(store.root))
     for name in kept.changed:
         run.reporter.warn(f"{name} has changed since this run took it, and is taken as it is now")
@@ -110,12 +110,40 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the folder the command runs in, with `+` when it has changes."""
+    """The commit of the folder the command runs in, with `+` when it has changes.
+
+    Nothing that the repository asks for is run: no hook, monitor, filter, pager or transport, nor
+    those of repositories inside it. It may be somebody else's.
+    """
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True, text=True, check=True, timeout=5,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
+        commit = _git("describe", "--always", "--abbrev=12").strip()
+        names = _git("config", "-z", "--name-only", "--get-regexp", "^filter[.]", ok=(0, 1))
+        filters = {name.rpartition(".")[0] for name in names.split("\0") if name}
+        off = {f"{f}.{key}": "" for f in filters for key in ("clean", "smudge", "process")}
+        off |= {f"{f}.required": "false" for f in filters}
+        asked = ("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=all", "--name-only")
+        changes = _git(*asked, "HEAD", "--", ":/", settings=off)
+    except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return (commit + ("+" if changes else "")) or None
+
+
+def _git(
+    *arguments: str, ok: tuple[int, ...] = (0,), settings: Mapping[str, str] | None = None
+) -> str:
+    """What git says, with these settings in the place of the repository's."""
+    given = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
+    found = {"core.fsmonitor": "false", "core.hooksPath": os.devnull, **(settings or {})}
+    environment = {
+        "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_TERMINAL_PROMPT": "0", "GIT_PAGER": "cat", "GIT_CONFIG_COUNT": str(given + len(found)),
+    }  # fmt: skip
+    for i, (key, value) in enumerate(found.items(), given):
+        environment |= {f"GIT_CONFIG_KEY_{i}": key, f"GIT_CONFIG_VALUE_{i}": value}
+    done = subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, errors="replace", timeout=5, stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+    if done.returncode not in ok:
+        raise subprocess.CalledProcessError(done.returncode, "git")
+    return done.stdout

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlaif.stages.run import Reporter, Run
+from rlaif.store import Superseded
+
+BEGINNINGS = 5  # times that a report is begun anew when its rows are replaced
 
 
 def report(run: Run) -> None:
@@ -17,5 +20,12 @@ def write_report(root: Path, reporter: Reporter) -> None:
     from rlaif.report.build import build_report
     from rlaif.report.summary import build_summary
 
-    build_summary(root)
-    reporter.say(f"report: {build_report(root)}")
+    for left in range(BEGINNINGS, -1, -1):
+        try:
+            build_summary(root)
+            page = build_report(root)
+            break
+        except Superseded:  # by a writer at work beside
+            if not left:
+                raise
+    reporter.say(f"report: {page}")
