@@ -141,8 +141,8 @@ def _git(
     for i, (key, value) in enumerate(found.items(), given):
         environment |= {f"GIT_CONFIG_KEY_{i}": key, f"GIT_CONFIG_VALUE_{i}": value}
     done = subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, errors="replace", timeout=5, stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment}, check=False,
+        ["git", *arguments], capture_output=True, text=True, errors="replace", timeout=5,
+        stdin=subprocess.DEVNULL, env={**os.environ, **environment}, check=False,
     )  # fmt: skip
     if done.returncode not in ok:
         raise subprocess.CalledProcessError(done.returncode, "git")
