@@ -243,9 +243,14 @@ class Plan:
     def __getitem__(self, i: int) -> dict[str, Any]:
         step = self.steps[i // self.parts]
         total = sum(self.rows[j].weight for element in step for j in element)
+        return self.collate(self.rows_of(i), total)
+
+    def rows_of(self, i: int) -> list[Row]:
+        """The rows of this process's i-th micro-batch."""
+        step = self.steps[i // self.parts]
         pieces = np.array_split(np.arange(len(step)), self.parts * self.world)
         piece = pieces[self.rank + self.world * (i % self.parts)]
-        return self.collate([self.rows[j] for k in piece for j in step[k]], total)
+        return [self.rows[j] for k in piece for j in step[k]]
 
 
 def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

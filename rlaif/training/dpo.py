@@ -2,6 +2,9 @@
 
 No second model is kept: the reference's log-probabilities of every chosen and rejected completion
 are computed once before the first step (with LoRA: with the adapter off), and saved with the run.
+They are computed as the loss computes the policy's, in its precision and in the micro-batches of
+the first epoch, so that every reward is exactly 0 until something is learnt: in bfloat16, another
+way through the same model is tenths of a nat away on a long completion.
 TRL's trainer takes hard labels only and folds its losses into one 330-line method, so this is a
 loss and a collator for our loop instead; the losses that only TRL has go by its trainer
 (`dpo_trl.py`).
@@ -16,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from rlaif.engines.tokens import Ids
 from rlaif.records import Preference, content_id
-from rlaif.training.data import Cut, Row, encode_rows, preferred
+from rlaif.training.data import Cut, Plan, Row, encode_rows, preferred
 from rlaif.training.models import add_lora, load_policy, save_model, write_json
 from rlaif.training.settings import LoopOptions, LoopSettings
 
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from rlaif.training.losses import DPOLoss, TRLLoss
     from rlaif.training.models import Loaded
 
-Reference = Mapping[str, float]  # log π_ref of a completion, by `completion_key`
+# log π_ref of a pair's chosen and rejected completion, by `row_key`
+Reference = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,14 @@ def train_dpo(
     and a finished one returns at once. `options` are the fields of `LoopSettings`; the learning
     rate is 5e-7 unless given.
     """
-    from rlaif.training.loop import finish, prepare, run_key, run_loop, training_arguments
+    from rlaif.training.loop import (
+        finish,
+        make_plan,
+        prepare,
+        run_key,
+        run_loop,
+        training_arguments,
+    )
     from rlaif.training.losses import TRL_LOSSES, check_dpo_loss
     from rlaif.training.shared import why_not
 
@@ -96,7 +106,6 @@ def train_dpo(
     rows, refused = encode_rows(kept, loaded.encoder, loaded.limit(settings.max_length), cut)
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
-    reference = reference_logprobs(loaded, rows, folder)
     if share_prompt and (reason := why_not(loaded, rows)):
         share_prompt = False
         loaded.notes.append(f"the prompt of a pair is computed twice: {reason}")
@@ -104,14 +113,19 @@ def train_dpo(
         from rlaif.training.dpo_trl import fit_dpo
 
         summary = fit_dpo(
-            loaded, rows, lambda p, c: reference[completion_key(p, c)], settings, folder,
+            loaded, rows, settings, folder,
             loss=loss, beta=beta, label_noise=label_noise, on_log=on_log,
         ).summary()  # fmt: skip
     else:
+        alone = [[i] for i in range(len(rows))]
+        plan = make_plan(
+            rows, alone, collator(loaded.filler, None, share_prompt), settings, arguments
+        )
+        reference = reference_logprobs(loaded, plan, folder, settings.epochs, settings.bf16)
         summary = run_loop(
             loaded,
             rows,
-            [[i] for i in range(len(rows))],
+            alone,
             collator(loaded.filler, reference, share_prompt),
             pair_loss(cast("DPOLoss", loss), beta, label_noise, nll),
             settings,
@@ -141,16 +155,10 @@ def train_dpo(
 
 def pair_loss(name: DPOLoss, beta: float, noise: float, nll: float = 0.0) -> PairLoss:
     """The loss of a batch of B pairs, whose tensors hold the B chosen, then the B rejected."""
-    from rlaif.training.forward import completion_logprobs
     from rlaif.training.losses import dpo_logits, dpo_loss
-    from rlaif.training.shared import branch_logprobs
 
     def compute(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        if "branches" in batch:
-            policy, tokens = (x.T.reshape(-1) for x in branch_logprobs(model, batch))  # (2B,)
-        else:
-            logprobs, mask = completion_logprobs(model, batch)  # (2B, T−1)
-            policy, tokens = logprobs.sum(1), mask.sum(1)
+        policy, tokens = pair_logprobs(model, batch)
         reference = batch["reference"]
         chosen, rejected = policy.chunk(2)
         h = dpo_logits(chosen, rejected, *reference.chunk(2))
@@ -172,12 +180,25 @@ def pair_loss(name: DPOLoss, beta: float, noise: float, nll: float = 0.0) -> Pai
     return compute
 
 
+def pair_logprobs(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """log π of the B chosen, then the B rejected, (2B,), and how many tokens each has, (2B,)."""
+    from rlaif.training.forward import completion_logprobs
+    from rlaif.training.shared import branch_logprobs
+
+    if "branches" in batch:
+        shared = branch_logprobs(model, batch)  # (B, 2) each
+        return shared[0].T.reshape(-1), shared[1].T.reshape(-1)
+    logprobs, mask = completion_logprobs(model, batch)  # (2B, T−1)
+    return logprobs.sum(1), mask.sum(1)
+
+
 def collator(
-    filler: int, reference: Reference, share_prompt: bool = False
+    filler: int, reference: Reference | None, share_prompt: bool = False
 ) -> Callable[[Sequence[Row], float], dict[str, Any]]:
     """Makes the tensors of a micro-batch: (2B, T) sequences, (2B,) reference, (B,) labels.
 
-    With `share_prompt` both completions stand in one row behind their prompt: (B, T) sequences.
+    Without a `reference` there is none among them. With `share_prompt` both completions stand in
+    one row behind their prompt: (B, T) sequences.
     """
     import torch
 
@@ -187,7 +208,10 @@ def collator(
     def collate(rows: Sequence[Row], total: float) -> dict[str, Any]:
         prompts = [row.prompt for row in rows] * 2
         completions = [row.chosen for row in rows] + [row.rejected for row in rows]
-        known = [reference[completion_key(p, c)] for p, c in zip(prompts, completions, strict=True)]
+        known: dict[str, Any] = {}
+        if reference is not None:
+            both_logps = [reference[row_key(row)] for row in rows]
+            known["reference"] = torch.tensor(both_logps).T.reshape(-1)
         if share_prompt:
             both = [(row.chosen, row.rejected) for row in rows]
             sequences = shared_batch(prompts[: len(rows)], both, filler)
@@ -195,7 +219,7 @@ def collator(
             sequences = completion_batch(prompts, completions, filler)
         return {
             **sequences,
-            "reference": torch.tensor(known),
+            **known,
             "p": torch.tensor([row.p for row in rows]),
             "weight": torch.tensor([row.weight for row in rows]),
             "total": torch.tensor(total),
@@ -204,31 +228,37 @@ def collator(
     return collate
 
 
-def reference_logprobs(loaded: Loaded, rows: Sequence[Row], out: Path) -> Reference:
-    """log π_ref of every different completion, read from `out` if an earlier start left it there.
+def reference_logprobs(
+    loaded: Loaded, plan: Plan, out: Path, epochs: int = 1, bf16: bool = False
+) -> Reference:
+    """log π_ref of every pair, read from `out` if an earlier start left it there.
 
-    Processes share the work. They are computed before the first step, when the policy still is the
-    reference; a fresh adapter is switched off all the same.
+    Computed over the micro-batches of the plan's first epoch, of which every process has its own,
+    under autocast with `bf16`, as the loss will be. That is before the first step, when the policy
+    still is the reference; a fresh adapter is switched off all the same.
     """
+    import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from rlaif.training.forward import sequence_logprobs
+    from rlaif.training.forward import to_device
     from rlaif.training.loop import REFERENCE
 
     if (out / REFERENCE).is_file():
         return dict(json.loads((out / REFERENCE).read_text("utf-8")))
-    unique: dict[str, tuple[Ids, Ids]] = {}
-    for row in rows:
-        for completion in (row.chosen, row.rejected):
-            unique.setdefault(completion_key(row.prompt, completion), (row.prompt, completion))
-    state = PartialState()
-    mine = list(unique.items())[state.process_index :: state.num_processes]
-    prompts, completions = [pair[0] for _, pair in mine], [pair[1] for _, pair in mine]
-    adapter = getattr(loaded.model, "disable_adapter", nullcontext)
-    with adapter():
-        values = sequence_logprobs(loaded.model, prompts, completions, loaded.filler)
-    found = [(key, float(v.sum())) for (key, _), v in zip(mine, values, strict=True)]
+    state, model = PartialState(), loaded.model
+    adapter = getattr(model, "disable_adapter", nullcontext)
+    half = torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext()
+    found, training = [], model.training
+    model.eval()
+    try:
+        for i in range(len(plan) // epochs):
+            rows, batch = plan.rows_of(i), to_device(plan[i], model.device)
+            with torch.no_grad(), adapter(), half:
+                both = pair_logprobs(model, batch)[0].view(2, -1).T.tolist()
+            found += [(row_key(row), x) for row, x in zip(rows, both, strict=True)]
+    finally:
+        model.train(training)
     reference = dict(gather_object(found))
     if state.is_main_process:
         write_json(out / REFERENCE, reference)
@@ -236,6 +266,6 @@ def reference_logprobs(loaded: Loaded, rows: Sequence[Row], out: Path) -> Refere
     return reference
 
 
-def completion_key(prompt: Ids, completion: Ids) -> str:
-    """What a completion's reference log-probability is known by."""
-    return content_id(prompt.tolist(), completion.tolist())
+def row_key(row: Row) -> str:
+    """What a pair's reference log-probabilities are known by: its tokens."""
+    return content_id(row.prompt.tolist(), row.chosen.tolist(), row.rejected.tolist())

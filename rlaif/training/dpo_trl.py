@@ -1,27 +1,33 @@
 """The losses of TRL's DPO trainer that rlaif has none of its own for. They take hard labels only.
 
-Rows, reference log-probabilities, checkpoints and journal are those of `train_dpo`; TRL computes
-the loss and its gradient.
+Rows, checkpoints and journal are those of `train_dpo`; TRL computes the loss, its gradient, and the
+reference's log-probabilities, the latter in the batches of the first epoch: what another forward
+pass says is not the same number.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from trl import DPOConfig, DPOTrainer
 
-from rlaif.engines.tokens import Ids
 from rlaif.errors import ConfigError
 from rlaif.records import Preference
 from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.data import Row
-from rlaif.training.loop import Journal, OnLog, argument_values, one_gpu
+from rlaif.training.dpo import row_key
+from rlaif.training.loop import REFERENCE, Journal, OnLog, argument_values, one_gpu
 from rlaif.training.losses import SMOOTHED_BY_TRL
-from rlaif.training.models import Loaded
+from rlaif.training.models import Loaded, write_json
 from rlaif.training.settings import LoopSettings
 
 _STATISTICS = {
@@ -46,7 +52,6 @@ def check_hard(preferences: Sequence[Preference], loss: str) -> None:
 def fit_dpo(
     loaded: Loaded,
     rows: Sequence[Row],
-    reference: Callable[[Ids, Ids], float],
     settings: LoopSettings,
     out: Path,
     *,
@@ -55,7 +60,7 @@ def fit_dpo(
     label_noise: float,
     on_log: OnLog | None,
 ) -> Journal:
-    """Trains `loaded.model` in place. `reference`: log π_ref of a prompt's completion."""
+    """Trains `loaded.model` in place."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = one_gpu(
@@ -73,19 +78,46 @@ def fit_dpo(
             "prompt_ids": row.prompt.tolist(),
             "chosen_ids": row.chosen.tolist(),
             "rejected_ids": row.rejected.tolist(),
-            "ref_chosen_logps": reference(row.prompt, row.chosen),
-            "ref_rejected_logps": reference(row.prompt, row.rejected),
+            "key": row_key(row),
         }
         for row in rows
     ]
-    return fit(_Ready, arguments, loaded, table, settings, out, _STATISTICS, on_log)
+    make = partial(_Ready, epoch=len(rows), reference=out / REFERENCE)
+    return fit(make, arguments, loaded, table, settings, out, _STATISTICS, on_log)
 
 
 class _Ready(DPOTrainer):  # type: ignore[misc]
-    """TRL's trainer on rows that are tokenised and know their reference."""
+    """TRL's trainer on rows that are tokenised; `epoch` of them are one pass over all.
+
+    `reference` is the file of the reference's log-probabilities, written at the first start.
+    """
+
+    def __init__(self, *, epoch: int, reference: Path, **given: Any) -> None:
+        self._epoch, self._reference = epoch, reference
+        super().__init__(**given)
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset
 
-    def _precompute_ref_logps(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        del name
+        if not self._reference.is_file():
+            known = self._first_epoch(dataset.select(range(self._epoch)), batch_size)
+            if self.accelerator.is_main_process:
+                write_json(self._reference, known)
+            self.accelerator.wait_for_everyone()
+        known = json.loads(self._reference.read_text("utf-8"))
+        both = np.array([known[key] for key in dataset["key"]])
+        dataset = dataset.remove_columns("key").add_column("ref_chosen_logps", both[:, 0])
+        return dataset.add_column("ref_rejected_logps", both[:, 1])
+
+    def _first_epoch(self, dataset: Dataset, batch_size: int) -> dict[str, list[float]]:
+        """log π_ref of chosen and rejected, in the batches that training will see."""
+        loader = DataLoader(
+            dataset.remove_columns("key"), batch_size=batch_size, collate_fn=self.data_collator
+        )
+        found: list[list[float]] = []
+        for batch in self.accelerator.prepare(loader):
+            both = torch.stack(self.compute_ref_log_probs(self.model, batch), 1)
+            found += self.accelerator.gather_for_metrics(both).tolist()
+        return dict(zip(dataset["key"], found, strict=True))

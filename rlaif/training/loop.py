@@ -55,18 +55,10 @@ def run_loop(
     from the newest checkpoint, which `prepare` has made sure is of this very run.
     """
     out = Path(arguments.output_dir).parent
-    parts, world = settings.gradient_accumulation, arguments.world_size
-    steps = plan_steps(
-        elements,
-        [row.length for row in rows],
-        size=settings.batch_size * parts * world,
-        epochs=settings.epochs,
-        seed=settings.seed,
-    )
-    plan = Plan(rows, steps, collate, parts, world, arguments.process_index)
+    plan = make_plan(rows, elements, collate, settings, arguments)
     checkpoint = last_checkpoint(out)
     journal = Journal(
-        out / JOURNAL, checkpoint, len(steps), settings.epochs, on_log, settings.log_to
+        out / JOURNAL, checkpoint, len(plan.steps), settings.epochs, on_log, settings.log_to
     )
     mould = empty_copy(loaded.model) if spread() else None
     trainer = PairTrainer(loaded.model, arguments, plan, pair_loss, journal)
@@ -76,6 +68,25 @@ def run_loop(
     if mould is not None:
         collect(loaded, mould, trainer)
     return journal.summary()
+
+
+def make_plan(
+    rows: Sequence[Row],
+    elements: Sequence[Sequence[int]],
+    collate: Callable[[Sequence[Row], float], dict[str, Any]],
+    settings: LoopSettings,
+    arguments: TrainingArguments,
+) -> Plan:
+    """The micro-batches of this process, epoch after epoch, as `run_loop` goes through them."""
+    parts, world = settings.gradient_accumulation, arguments.world_size
+    steps = plan_steps(
+        elements,
+        [row.length for row in rows],
+        size=settings.batch_size * parts * world,
+        epochs=settings.epochs,
+        seed=settings.seed,
+    )
+    return Plan(rows, steps, collate, parts, world, arguments.process_index)
 
 
 def collect(loaded: Loaded, mould: Any, trainer: Trainer) -> None:

@@ -27,7 +27,7 @@ import torch
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Pair, Prompt, content_id
 from rlaif.training.data import Row, token_batches
-from rlaif.training.dpo import collator, completion_key, pair_loss
+from rlaif.training.dpo import collator, pair_logprobs, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
 from rlaif.training.loop import (
     JOURNAL,
@@ -222,20 +222,18 @@ class OnlineDPO:
 
     def step(self, index: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Samples two completions of each prompt, has them judged, and learns from the labels."""
-        rows, reference, facts = self.gather(index, prompts)
+        rows, facts = self.gather(index, prompts)
         order = np.random.default_rng([self.settings.seed, index]).permutation(len(rows))
         parts = np.array_split(order, min(self.settings.minibatches, len(rows))) if rows else []
-        learnt = [self.learn(index, [rows[i] for i in part], reference) for part in parts]
+        learnt = [self.learn(index, [rows[i] for i in part]) for part in parts]
         means = {k: sum(x[k] for x in learnt) / len(learnt) for k in learnt[0]} if learnt else {}
         rate = self.optimizer.param_groups[0]["lr"]
         return facts | means | {"learning_rate": rate}
 
     # ---- gather
 
-    def gather(
-        self, index: int, prompts: Sequence[Prompt]
-    ) -> tuple[list[Row], dict[str, float], dict[str, Any]]:
-        """The pairs to learn from, log π_ref of their completions, and the facts of the batch.
+    def gather(self, index: int, prompts: Sequence[Prompt]) -> tuple[list[Row], dict[str, Any]]:
+        """The pairs to learn from, and the facts of the batch.
 
         Each process samples and labels its share of the prompts.
         """
@@ -248,17 +246,13 @@ class OnlineDPO:
         pairs = list(zip(mine[::2], mine[1::2], strict=True))
         rows, left_out = self._label(pairs)
         tokens = self._spent() - before if self._spent is not None else 0.0
-        known = {
-            completion_key(e.prompt_ids, e.ids): float(x) for e, x in zip(mine, then, strict=True)
-        }
         share_of = [
-            (rows, known, left_out, tokens, float((now - then).sum()), sum(e.ended for e in mine),
+            (rows, left_out, tokens, float((now - then).sum()), sum(e.ended for e in mine),
              sum(len(e.ids) for e in mine))
         ]  # fmt: skip
         every = gathered(share_of)
         found = [row for part in every for row in part[0]]
-        reference = {k: v for part in every for k, v in part[1].items()}
-        why: Counter[str] = sum((part[2] for part in every), Counter())
+        why: Counter[str] = sum((part[1] for part in every), Counter())
         n = len(prompts)
         if why["abstained"] and not found and not why["tie"]:
             raise TrainingError(
@@ -269,13 +263,13 @@ class OnlineDPO:
             "pairs": len(found),
             **{name: why[name] / n for name in ("abstained", "tie", "identical", "cut")},
             "p_chosen": math.fsum(row.p for row in found) / len(found) if found else 0.5,
-            "kl": math.fsum(part[4] for part in every) / (2 * n),
-            "ended": sum(part[5] for part in every) / (2 * n),
-            "length": sum(part[6] for part in every) / (2 * n),
+            "kl": math.fsum(part[3] for part in every) / (2 * n),
+            "ended": sum(part[4] for part in every) / (2 * n),
+            "length": sum(part[5] for part in every) / (2 * n),
         }
         if self._spent is not None:
-            facts["judge_tokens"] = math.fsum(part[3] for part in every)
-        return found, reference, facts
+            facts["judge_tokens"] = math.fsum(part[2] for part in every)
+        return found, facts
 
     def _label(self, pairs: Sequence[tuple[Episode, Episode]]) -> tuple[list[Row], Counter[str]]:
         """The preferred pairs as rows, and why the others are none."""
@@ -330,16 +324,19 @@ class OnlineDPO:
 
     # ---- learn
 
-    def learn(
-        self, index: int, rows: Sequence[Row], reference: dict[str, float]
-    ) -> dict[str, float]:
-        """An optimiser step on some pairs; each process computes its share of them."""
+    def learn(self, index: int, rows: Sequence[Row]) -> dict[str, float]:
+        """An optimiser step on some pairs; each process computes its share of them.
+
+        The reference reads the very batch that the policy does, so that rewards begin at exactly 0.
+        """
         s, device = self.settings, self.policy.device
         mine, total = share(rows), float(len(rows))
-        collate = collator(self.loaded.filler, reference)
+        collate = collator(self.loaded.filler, None)
         sums: dict[str, Any] = {}
         for part in token_batches([2 * row.length for row in mine], BATCH_TOKENS) if mine else []:
             batch = to_device(collate([mine[i] for i in part], total), device)
+            with torch.no_grad(), self._model(reference=True) as model, self._autocast():
+                batch["reference"] = pair_logprobs(model, batch)[0]
             with self._autocast():
                 losses, statistics = self._loss(self.policy, batch)
             loss = losses.sum() / total

@@ -20,7 +20,7 @@ from rlaif.engines.hf import HFEngine
 from rlaif.errors import EngineError, TrainingError
 from rlaif.records import Prompt
 from rlaif.templates import Rendered
-from rlaif.training.data import encode_rows
+from rlaif.training.data import Plan, encode_rows
 from rlaif.training.dpo import collator, pair_loss, reference_logprobs, train_dpo
 from rlaif.training.forward import sequence_logprobs
 from rlaif.training.models import LoraSettings, disable_dropout, load_policy
@@ -62,10 +62,15 @@ def test_sequence_logprobs_against_plain_log_softmax(causal):
         assert a.tolist() == pytest.approx(b.tolist(), abs=1e-5)
 
 
+def at_start(loaded, rows, out):
+    step = [[i] for i in range(len(rows))]
+    return reference_logprobs(loaded, Plan(rows, [step], collator(loaded.filler, None)), out)
+
+
 def test_the_first_loss_is_ln_2_and_margins_are_zero(causal, tmp_path):
     loaded = load_policy(causal)
     rows = encode_rows(make_preferences(6), loaded.encoder, 128)[0]
-    batch = collator(loaded.filler, reference_logprobs(loaded, rows, tmp_path))(rows, 1.0)
+    batch = collator(loaded.filler, at_start(loaded, rows, tmp_path))(rows, 1.0)
     for name in ("sigmoid", "sigmoid_norm"):
         losses, statistics = pair_loss(name, 0.1, 0.0)(loaded.model, batch)
         assert losses.tolist() == pytest.approx([math.log(2)] * 6, abs=1e-5)
@@ -75,7 +80,7 @@ def test_the_first_loss_is_ln_2_and_margins_are_zero(causal, tmp_path):
 def test_the_added_likelihood_is_the_mean_over_the_chosen_tokens(causal, tmp_path):
     loaded = load_policy(causal)
     rows = encode_rows(make_preferences(4), loaded.encoder, 128)[0]
-    batch = collator(loaded.filler, reference_logprobs(loaded, rows, tmp_path))(rows, 1.0)
+    batch = collator(loaded.filler, at_start(loaded, rows, tmp_path))(rows, 1.0)
     plain, _ = pair_loss("sigmoid", 0.1, 0.0)(loaded.model, batch)
     added, _ = pair_loss("sigmoid", 0.1, 0.0, nll=0.5)(loaded.model, batch)
     chosen = sequence_logprobs(

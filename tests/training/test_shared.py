@@ -11,7 +11,7 @@ import torch
 from small_models import make_preferences, make_tokenizer, save_windowed
 from test_shapes import save_shape
 
-from rlaif.training.data import Row, encode_rows
+from rlaif.training.data import Plan, Row, encode_rows
 from rlaif.training.dpo import collator, pair_loss, reference_logprobs, train_dpo
 from rlaif.training.models import load_policy
 from rlaif.training.shared import branch_logprobs, shared_batch, tree_mask, why_not
@@ -47,7 +47,9 @@ def test_losses_and_gradients_are_those_of_rows_of_their_own(tmp_path, shape, lo
     loaded = load_policy(save_shape(tmp_path / "model", shape))
     rows = encode_rows(make_preferences(7), loaded.encoder, 128)[0]
     assert why_not(loaded, rows) == ""
-    reference = reference_logprobs(loaded, rows, tmp_path)
+    step = [[i] for i in range(len(rows))]
+    plan = Plan(rows, [step], collator(loaded.filler, None))
+    reference = reference_logprobs(loaded, plan, tmp_path)
     with torch.no_grad():  # away from the reference, so that losses differ
         for p in loaded.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.02)
