@@ -29,12 +29,81 @@ class Section(Written):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class Columns(Section):
+    """Base of what says which columns of a file hold what, where their names do not tell.
+
+    Each is a path: `question`, `meta.text` (a field of a field), `corrects.0` (an item of a list),
+    `answers[].text` (of each item of a list). `docs/data.md` has examples.
+    """
+
+    def paths(self) -> dict[str, str]:
+        """What a column is and its path, as the readers take them."""
+        return self.model_dump(exclude_none=True)
+
+
+class PromptColumns(Columns):
+    """Which columns hold a prompt."""
+
+    prompt: str
+    """The prompt: a text or messages."""
+    system: str | None = None
+    """The system message that goes in front of it."""
+
+
+class PairColumns(Columns):
+    """Which columns hold a pair: `chosen` and `rejected`, or `first` and `second`, or a list of
+    `completions` with `scores` or `ranks`."""
+
+    prompt: str | None = None
+    """The prompt: a text or messages. Only conversations in `chosen` need none."""
+    system: str | None = None
+    """The system message that goes in front of it."""
+    chosen: str | None = None
+    """The better response."""
+    rejected: str | None = None
+    """The worse one."""
+    p_chosen: str | None = None
+    """P(chosen is better); 1 where it is not given."""
+    score_chosen: str | None = None
+    """A score of the better response; equal to the other's, the pair is a tie."""
+    score_rejected: str | None = None
+    """A score of the worse one."""
+    first: str | None = None
+    """One of two responses of which nobody said which is better."""
+    second: str | None = None
+    """The other one."""
+    label: str | None = None
+    """P(first is better), where somebody did."""
+    completions: str | None = None
+    """A list of responses, each two of which make a pair."""
+    scores: str | None = None
+    """A list of their scores, the higher the better; equal ones are ties."""
+    ranks: str | None = None
+    """A list of their ranks, the lower the better; equal ones are ties."""
+
+
+class AnswerColumns(Columns):
+    """Which columns hold an answer to learn from: `messages`, or `prompt` and `completion`."""
+
+    messages: str | None = None
+    """A conversation whose last turn is the answer."""
+    prompt: str | None = None
+    """What is asked: a text or messages."""
+    completion: str | None = None
+    """The answer."""
+    system: str | None = None
+    """The system message that goes in front."""
+
+
 class PromptsConfig(Section):
     """Where prompts come from."""
 
     path: Annotated[str, Place("rows")] = "tiny"
-    """JSONL, text (one a line), Parquet, a hub name, or `tiny`: the embedded world's prompts, half
-    of them of kinds that put the constitution's trait at stake."""
+    """A file, folder or glob of files, or a hub name (`docs/data.md`), a text file of prompts one a
+    line, or `tiny`: the embedded world's prompts, half of them of kinds that put the
+    constitution's trait at stake."""
+    columns: PromptColumns | None = None
+    """Which columns hold what, such as `{prompt: question}`; null tells it from their names."""
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many prompts; null reads all (for `tiny`: 512)."""
     skip_bad: int = Field(default=0, ge=0)
@@ -45,11 +114,16 @@ class PairsConfig(Section):
     """Pairs to judge that somebody else wrote."""
 
     path: Annotated[str, Place("rows")]
-    """`.jsonl`, `.jsonl.gz`, `.parquet`, a folder saved by `datasets`, or a hub name."""
+    """A file, folder or glob of files, or a hub name (`docs/data.md`)."""
     format: Literal[
-        "auto", "hh", "hhh", "webgpt", "ultrafeedback", "summarize", "rewardbench", "trl"
-    ] = "auto"
-    """How the rows are laid out (`docs/audit.md`); `auto` tells it from their fields."""
+        "auto", "hh", "hhh", "webgpt", "ultrafeedback", "summarize", "rewardbench", "trl",
+        "pku", "pku_safer", "helpsteer", "helpsteer_preference", "nectar", "shp", "arena",
+        "arena_55k", "oasst", "stack_exchange",
+    ] = "auto"  # fmt: skip
+    """How the rows are laid out (`docs/data.md`); `auto` tells it from their fields."""
+    columns: PairColumns | None = None
+    """Which columns hold what, such as `{prompt: question, chosen: good, rejected: bad}`; null
+    tells it from their names."""
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many pairs; null reads all."""
     skip_bad: int = Field(default=0, ge=0)
@@ -130,7 +204,7 @@ class EngineConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: float32 on CPU, bfloat16 on GPU."""
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens a forward pass; null picks by device. Changes speed, and results by rounding only."""
+    """Tokens a forward pass; null picks by device. Cannot change results, only speed."""
     adapter: Annotated[str | None, Place("adapter")] = None
     """A LoRA adapter folder, which is added into the model's weights: training starts from the two
     together, and what is trained holds both. `model` may be such a folder itself; its own config
@@ -234,7 +308,7 @@ class SamplingConfig(Section):
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are not part of it."""
     seed: Seed = 7
-    """A fixed seed gives the same text whatever the batch, but where rounding tips a token."""
+    """A fixed seed gives the same text whatever the batch size."""
     keep_cut: bool = False
     """Also pair completions cut by `max_new_tokens`; else they are counted and left out."""
 
@@ -362,8 +436,11 @@ class SFTConfig(TrainConfig):
 
     data: Annotated[str, Place("rows")] = "best"
     """Answers to learn from: a source of rows with `messages`, or with `prompt` and `completion`
-    (JSONL, Parquet, a hub name). `best`: of this run's completions, those that its preferences rank
-    best, one a prompt. Only answers are learnt, not prompts."""
+    (`docs/data.md`). `best`: of this run's completions, those that its preferences rank best, one a
+    prompt. Only answers are learnt, not prompts."""
+    columns: AnswerColumns | None = None
+    """Which columns hold what, such as `{prompt: question, completion: reply}`; null tells it from
+    their names."""
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many."""
     skip_bad: int = Field(default=0, ge=0)

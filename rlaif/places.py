@@ -132,11 +132,11 @@ def missing(one: Named) -> str | None:
 
 
 def _maybe_on_hub(one: Named) -> bool:
-    from rlaif.readers.sources import FILES
+    from rlaif.readers.sources import is_hub_name
 
-    name, _, split = one.value.partition(":")
     if one.kind == "rows":  # a data set's name has an owner
-        return "/" in name and bool(_HUB.fullmatch(name)) and Path(name).suffix not in FILES
+        return is_hub_name(one.value)
+    name, _, split = one.value.partition(":")
     return not split and bool(_HUB.fullmatch(name))
 
 

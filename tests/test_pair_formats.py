@@ -92,7 +92,7 @@ WEBGPT = {
 
 def test_webgpt_takes_the_sign_and_keeps_ties(tmp_path: Path) -> None:
     tie = changed(WEBGPT, score_0=0.0, score_1=-0.0)
-    first = changed(WEBGPT, score_0=1, score_1=-1)
+    first = changed(WEBGPT, score_0=1, score_1=-1, answer_0="Why not [2].")
     empty = changed(WEBGPT, answer_0=" ")
     pairs, bad = read(tmp_path, WEBGPT, tie, first, empty, changed(WEBGPT, answer_0="It is not."))
     ask = "Why is it so?"

@@ -102,8 +102,8 @@ TRL_ROWS = {
 @pytest.mark.parametrize("form", ["jsonl", "parquet", "folder"])
 def test_trl_rows_in_all_their_forms(tmp_path: Path, name: str, form: str) -> None:
     source = stored(tmp_path, [TRL_ROWS[name], {**TRL_ROWS[name], "p_chosen": 0.75}], form)
-    first, second = read_pairs(source)
     implicit = name == "standard, implicit prompt"
+    first, second = read_pairs(source, format="trl" if implicit else "auto")
     assert first.prompt.messages == (Message("user", "hi"),)
     expected = (" yes it is", " yet it is") if implicit else ("yes", "no")
     assert (first.first, first.second) == expected
@@ -219,7 +219,7 @@ def test_the_limit_counts_pairs_and_reads_no_further(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("none.jsonl", "no such file or folder: .*none.jsonl"),
-        ("some.csv", r"expected .jsonl, .*got '.csv'"),
+        ("some.xlsx", r"expected .jsonl, .*got '.xlsx'"),
         ("some.txt", r"expected .jsonl, .*got '.txt'"),
         ("folder", "expected a folder saved by datasets.save_to_disk"),
         ("not.parquet", "cannot be read beyond row 0"),
@@ -227,7 +227,7 @@ def test_the_limit_counts_pairs_and_reads_no_further(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_source_is_explained(tmp_path: Path, name: str, message: str) -> None:
-    for file in ("some.csv", "some.txt", "not.parquet", "not.jsonl.gz"):
+    for file in ("some.xlsx", "some.txt", "not.parquet", "not.jsonl.gz"):
         (tmp_path / file).write_text("chosen,rejected\n")
     (tmp_path / "folder").mkdir()
     with pytest.raises(DataError, match=message):
@@ -360,8 +360,8 @@ def test_an_unusable_prompt_is_reported(tmp_path: Path, row: Any, reason: str) -
 
 
 def test_a_prompt_row_without_a_prompt_names_its_fields(tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "p.jsonl", {"question": "q"})
-    with pytest.raises(DataError, match="expected a field 'prompt', got the fields: question"):
+    path = jsonl(tmp_path / "p.jsonl", {"ask": "q"})
+    with pytest.raises(DataError, match="expected a field 'prompt', got the fields: ask"):
         list(read_prompts(path))
 
 

@@ -35,14 +35,24 @@ MethodOption = Annotated[
     ),
 ]
 PromptsOption = Annotated[
-    str | None, typer.Option(help="Prompts: JSONL, text, Parquet, or `tiny`.")
+    str | None,
+    typer.Option(help="Prompts: a file, folder or glob of files, a hub name, or `tiny`."),
 ]
 PairsOption = Annotated[
-    str | None, typer.Option(help="Pairs to judge: hh-rlhf, TRL preference rows, and others.")
+    str | None,
+    typer.Option(help="Pairs to judge: a file, folder or glob of files, or a hub name."),
 ]
 FormatOption = Annotated[
     str | None,
     typer.Option("--format", help="How the rows of --pairs are laid out; told from them if not."),
+]
+ColumnOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        help="Which column holds what, by its path, where its name does not tell: "
+        "`--column prompt=question`; one each.",
+    ),
 ]
 LimitOption = Annotated[int | None, typer.Option(help="Read at most this many.")]
 ExecutorOption = Annotated[
@@ -51,6 +61,19 @@ ExecutorOption = Annotated[
 SkipOption = Annotated[
     int | None, typer.Option("--skip-bad", help="Go on over this many malformed lines.")
 ]
+
+
+def columns_of(section: str, given: list[str] | None) -> dict[str, str]:
+    """Options of the config that `--column what=path` stands for."""
+    from rlaif.errors import ConfigError
+
+    found = {}
+    for text in given or ():
+        what, sign, path = text.partition("=")
+        if not sign or not path:
+            raise ConfigError(f"--column {text}: expected what=path, such as prompt=question")
+        found[f"{section}.columns.{what.strip()}"] = path.strip()
+    return found
 
 
 def configure(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli.common import (
+    ColumnOption,
     ConfigOption,
     ConstitutionOption,
     ExecutorOption,
@@ -20,6 +21,7 @@ from rlaif.cli.common import (
     PromptsOption,
     SetOption,
     SkipOption,
+    columns_of,
     configure,
     execute,
 )
@@ -63,6 +65,7 @@ def sample(
     out: OutOption = None,
     prompts: PromptsOption = None,
     policy: PolicyOption = None,
+    column: ColumnOption = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="Completions a prompt.")] = None,
     limit: LimitOption = None,
     skip_bad: SkipOption = None,
@@ -78,6 +81,7 @@ def sample(
     named = {
         "prompts.path": prompts, "policy.model": policy, "sampling.n": n,
         "prompts.limit": limit, "prompts.skip_bad": skip_bad, "executor": executor,
+        **columns_of("prompts", column),
     }  # fmt: skip
     execute(configure(config, out, overrides, named), stages.sample)
 
@@ -87,6 +91,7 @@ def label(
     out: OutOption = None,
     pairs: PairsOption = None,
     pairs_format: FormatOption = None,
+    column: ColumnOption = None,
     constitution: ConstitutionOption = None,
     judge: JudgeOption = None,
     method: MethodOption = None,
@@ -106,7 +111,7 @@ def label(
     named = {
         "pairs.path": pairs, "pairs.format": pairs_format, "constitution": constitution,
         "judge.model": judge, "pairs.limit": limit, "pairs.skip_bad": skip_bad,
-        "executor": executor, "judge.method": method,
+        "executor": executor, "judge.method": method, **columns_of("pairs", column),
     }  # fmt: skip
     resolved = configure(config, out, overrides, named)
     steps = (stages.label,) if resolved.pairs is None else (stages.read, stages.label)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli.common import (
+    ColumnOption,
     ConfigOption,
     JudgeOption,
     LimitOption,
@@ -14,6 +15,7 @@ from rlaif.cli.common import (
     PolicyOption,
     SetOption,
     SkipOption,
+    columns_of,
     configure,
     execute,
     with_section,
@@ -36,6 +38,7 @@ def train_sft(
         str | None,
         typer.Option(help="Rows with `messages`, or `prompt` and `completion`; or `best`."),
     ] = None,
+    column: ColumnOption = None,
     policy: PolicyOption = None,
     limit: LimitOption = None,
     skip_bad: SkipOption = None,
@@ -49,7 +52,7 @@ def train_sft(
 
     named = {
         "policy.model": policy, "train.sft.data": data, "train.sft.limit": limit,
-        "train.sft.skip_bad": skip_bad,
+        "train.sft.skip_bad": skip_bad, **columns_of("train.sft", column),
     }  # fmt: skip
     execute(with_section("sft", config, out, overrides, named), stages.train_sft, together=True)
 

@@ -1,5 +1,4 @@
-"""Sampling from a Transformers model, so that no text depends on the batch it was sampled in,
-but for what rounding does to a probability.
+"""Sampling from a Transformers model, so that no text depends on the batch it was sampled in.
 
 Every sequence has a random stream of its own, keyed by the seed, the prompt's ids and the number of
 the sample; step t uses its t-th uniform number by inverse CDF. Batches are left-padded, the prompt

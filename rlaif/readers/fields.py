@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
-
-from rlaif.records import Message, Role
+from typing import Any, Literal
 
 BadReason = Literal[
     "malformed",
+    "unsupported",  # tool calls, images and the like, which nothing here can judge or train on
     "unlike_prefixes",  # the two transcripts part before their last turn
     "identical_responses",
     "empty_prompt",
     "no_single_answer",  # what should be one assistant turn is not
     "no_rating",  # no aspect is rated on both sides
+    "single_completion",  # nothing to compare it with
     "ends_with_assistant",  # a prompt that waits for the user
+    "not_a_prompt",  # a message from the middle of a tree of them
+    "contradicts",  # says the opposite of an earlier row; handed out all the same
 ]
+STOPPING: frozenset[BadReason] = frozenset({"malformed", "unsupported"})  # unless skipped
 Row = Mapping[str, Any]
+
+# What a conversation of texts cannot hold. Where one of these is not empty, the row is refused:
+# without it, the texts that remain say something else.
+UNSUPPORTED = (
+    "tools", "functions", "tool_calls", "function_call", "reasoning_content",
+    "images", "image", "videos", "video", "audios", "audio",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that was left out. `source` is `file:line`, or `file:row` where there are no lines."""
+    """A row that was left out, but for `contradicts`, which tells of one that was handed out.
+
+    `source` is `file:line`, or `file:row` where there are no lines.
+    """
 
     source: str
     reason: BadReason
@@ -44,23 +57,51 @@ class Left(Exception):
         self.detail = detail
 
 
-def excerpt(content: bytes | Row) -> str:
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A row that a source could not take apart, and why."""
+
+    detail: str
+    content: str = ""
+
+    def __str__(self) -> str:
+        return self.content
+
+
+Raw = bytes | Row | Broken  # a line of JSON, a row of a table, or what could not be read as one
+
+
+class _Unread:
+    """In place of a column's value that nobody asks for, so that errors can name the column."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+UNREAD = _Unread()
+
+
+def excerpt(content: Raw) -> str:
     """The beginning of a row, to recognise it by."""
     text = content.decode("utf-8", "replace") if isinstance(content, bytes) else str(content)
+    text = text.encode("utf-8", "replace").decode()  # it is written to a file later
     return text if len(text) <= 120 else text[:119] + "…"
 
 
-def parse(content: bytes | Row) -> Row:
+def parse(content: Raw) -> Row:
     """The row of a line of JSON; rows of tables come as they are."""
-    if not isinstance(content, bytes):
-        return content
-    try:
-        row = json.loads(content.decode())
-    except UnicodeDecodeError as error:
-        got = f"{error.reason} at byte {error.start}"
-        raise Left("malformed", f"expected UTF-8, got {got}") from error
-    except (ValueError, RecursionError) as error:
-        raise Left("malformed", f"expected a JSON object, got {_json_error(error)}") from error
+    if isinstance(content, Broken):
+        raise Left("malformed", content.detail)
+    row: Any = content
+    if isinstance(content, bytes):
+        try:
+            row = json.loads(content.decode())
+        except UnicodeDecodeError as error:
+            got = f"{error.reason} at byte {error.start}"
+            raise Left("malformed", f"expected UTF-8, got {got}") from error
+        except (ValueError, RecursionError) as error:
+            detail = f"expected a JSON object, got {_json_error(error)}"
+            raise Left("malformed", detail) from error
     if not isinstance(row, dict):
         raise Left("malformed", f"expected a JSON object, got {kind(row)}")
     return row
@@ -85,11 +126,16 @@ def expect(condition: bool, field: str, expected: str, value: Any) -> None:
         raise Left("malformed", f"expected '{field}' to be {expected}, got {kind(value)}")
 
 
+def fields_of(row: Row) -> str:
+    """The names of a row's fields, for an error."""
+    names = (f"{key} (null)" if row[key] is None else str(key) for key in row)
+    return ", ".join(names) or "none"
+
+
 def need(row: Row, name: str) -> Any:
     """The field, or a malformed row that tells which fields there are."""
     if row.get(name) is None:
-        have = ", ".join(f"{key} (null)" if row[key] is None else str(key) for key in row)
-        raise Left("malformed", f"expected a field '{name}', got the fields: {have or 'none'}")
+        raise Left("malformed", f"expected a field '{name}', got the fields: {fields_of(row)}")
     return row[name]
 
 
@@ -105,43 +151,16 @@ def text_of(value: Any, field: str) -> str:
     return text
 
 
-def messages_of(value: Any, field: str) -> tuple[Message, ...]:
-    """A list of {role, content}."""
-    expect(isinstance(value, list), field, "a text or a list of messages", value)
-    roles = get_args(Role)
-    messages = []
-    for i, item in enumerate(value):
-        place = f"{field}[{i}]"
-        expect(isinstance(item, dict), place, "a message {role, content}", item)
-        role = item.get("role")
-        if role not in roles:
-            expected = f"expected '{place}.role' to be {'|'.join(roles)}"
-            raise Left("malformed", f"{expected}, got {role!r}")
-        messages.append(Message(role, text_of(item.get("content"), f"{place}.content")))
-    return tuple(messages)
-
-
-def conversation(value: Any, field: str) -> tuple[Message, ...]:
-    """Messages as they are; a transcript's turns; any other text as one user turn."""
-    if not isinstance(value, str):
-        return messages_of(value, field)
-    text = text_of(value, field)
-    return turns(text) if TURN.match(text) else (Message("user", text),)
-
-
-# Anthropic's transcripts: https://github.com/anthropics/hh-rlhf
-TURN = re.compile(r"(?:\A\s*|\n\n(?!System))(System|Human|Assistant):")
-_ROLES: dict[str, Role] = {"System": "system", "Human": "user", "Assistant": "assistant"}
-
-
-def turns(transcript: str) -> tuple[Message, ...]:
-    """A transcript as messages, without the cue for the next answer."""
-    _, *parts = TURN.split(transcript)
-    said = zip(parts[::2], parts[1::2], strict=True)
-    messages = [Message(_ROLES[name], content.strip()) for name, content in said]
-    if messages and messages[-1] == Message("assistant", ""):
-        messages.pop()
-    return tuple(messages)
+def number(value: Any, field: str) -> float:
+    """A finite number. Tables of text, such as CSV, have numbers written out."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise Left("malformed", f"expected '{field}' to be a number, got {value!r}") from None
+    fine = type(value) in (int, float) and math.isfinite(value)
+    expect(fine, field, "a finite number", value)
+    return float(value)
 
 
 def items(value: Any, name: str) -> list[Any]:
@@ -151,3 +170,18 @@ def items(value: Any, name: str) -> list[Any]:
     expect(isinstance(value, list), name, "a list", value)
     found: list[Any] = value
     return found
+
+
+def refuse_unsupported(row: Row, place: str = "") -> None:
+    """Left where a row or a message holds what is no text."""
+    for name in UNSUPPORTED:
+        value = row.get(name)
+        if value is not None and not _empty(value):
+            where = f"{place}.{name}" if place else name
+            raise Left("unsupported", f"'{where}' is not empty, and only texts can be read")
+
+
+def _empty(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    return value is UNREAD or value is False or (isinstance(value, (list, dict)) and not value)

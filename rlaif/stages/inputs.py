@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from rlaif.config import Config, PromptsConfig
+from rlaif.config import Config, PairsConfig, PromptsConfig, SFTConfig
 from rlaif.engines.base import Sampling
 from rlaif.readers import BadRow, read_prompts
 from rlaif.records import Pair, Prompt
@@ -22,6 +22,16 @@ def sampling_of(config: Config) -> Sampling:
     return Sampling(**{**values, "stop": tuple(values["stop"])})
 
 
+def reading(config: PromptsConfig | PairsConfig | SFTConfig) -> dict[str, Any]:
+    """What a section of the config says to a reader, beside the source."""
+    found: dict[str, Any] = {"limit": config.limit, "skip_bad": config.skip_bad}
+    if config.columns is not None:
+        found["columns"] = config.columns.paths()
+    if isinstance(config, PairsConfig):
+        found["format"] = config.format
+    return found
+
+
 def load_prompts(
     run: Run,
     config: PromptsConfig,
@@ -33,7 +43,8 @@ def load_prompts(
     if is_tiny(config):
         found = _tiny_prompts(split, config.limit or TINY_PROMPTS, tiny_target(run))
     else:
-        found = read_prompts(config.path, skip_bad=config.skip_bad, on_bad=on_bad)
+        settings = {**reading(config), "limit": None}  # it counts what is left of the same texts
+        found = read_prompts(config.path, on_bad=on_bad, **settings)
     seen: set[str] = set()
     fresh = (p for p in found if not (p.id in seen or seen.add(p.id)))  # type: ignore[func-returns-value]
     return islice(fresh, config.limit)

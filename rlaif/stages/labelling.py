@@ -14,9 +14,10 @@ from rlaif.executors import Judged
 from rlaif.judges.base import Judge, Principles, expand
 from rlaif.preferences import Orders, aggregate
 from rlaif.readers import read_pairs
+from rlaif.readers.repeats import Votes
 from rlaif.records import Order, Pair, Preference, Verdict
 from rlaif.running import Reasoned
-from rlaif.stages.inputs import truth
+from rlaif.stages.inputs import reading, truth
 from rlaif.stages.jury import Panel
 from rlaif.stages.lists import require_short_lists
 from rlaif.stages.record import Rejected, finish
@@ -29,32 +30,30 @@ def read(run: Run) -> None:
     config = run.config.pairs
     if config is None:
         raise ConfigError("no pairs to read: give --pairs FILE, or set `pairs:` in the config")
-    rejected = Rejected("read")
-    seen: set[str] = set()
+    rejected, votes = Rejected("read"), Votes()
     lines = 0
 
     def fresh() -> Iterator[Pair]:
         nonlocal lines
-        for pair in read_pairs(
-            config.path, format=config.format, limit=config.limit, skip_bad=config.skip_bad,
-            on_bad=rejected.add,
-        ):  # fmt: skip
+        for pair in read_pairs(config.path, on_bad=rejected.add, **reading(config)):
             lines += 1
             progress(lines, None)
-            if pair.id not in seen:
-                seen.add(pair.id)
+            if votes.add(pair):
                 yield pair
-        if not seen:
+        if not len(votes):
             raise DataError(f"{config.path}: no usable pair in it")
 
+    table = run.store.table("pairs")
     with run.reporter.progress("read", None) as progress:
-        run.store.table("pairs").replace(fresh())
-    repeated = lines - len(seen)
+        table.replace(fresh())
+    if votes.split:  # known only now, and rare: the labels are put right in a second pass
+        table.replace(votes.counted(pair) for batch in table.iter_batches() for pair in batch)
+    repeated = lines - len(votes)
     again = f", {repeated:,} repeated ones left out" if repeated else ""
-    run.reporter.say(f"{len(seen):,} pairs read{again}")
+    run.reporter.say(f"{len(votes):,} pairs read{again}")
     rejected.tell(run)
     rejected.write(run)
-    facts = {"rows": len(seen), "repeated": repeated, "rejected_rows": rejected.counts()}
+    facts = {"rows": len(votes), "repeated": repeated, "rejected_rows": rejected.counts()}
     run.store.update_manifest("read", {**facts, "source": config.path})
 
 

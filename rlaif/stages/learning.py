@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rlaif.config import LoraConfig, PairsConfig, TrainConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.readers import read_pairs
+from rlaif.readers.repeats import Votes
 from rlaif.records import Pair, content_id
 from rlaif.stages.audit import require_fit
+from rlaif.stages.inputs import reading
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
@@ -41,15 +43,12 @@ def train_reward(run: Run) -> None:
 def _read(run: Run, config: PairsConfig) -> list[Pair]:
     """The pairs of a file, with their labels."""
     rejected = Rejected("reward")
-    pairs = list(
-        read_pairs(
-            config.path,
-            format=config.format,
-            limit=config.limit,
-            skip_bad=config.skip_bad,
-            on_bad=rejected.add,
-        )
-    )
+    found: dict[str, Pair] = {}  # a pair and its mirror image are one
+    votes = Votes()
+    for pair in read_pairs(config.path, on_bad=rejected.add, **reading(config)):
+        if votes.add(pair):
+            found[pair.id] = pair
+    pairs = [votes.counted(pair) for pair in found.values()]
     rejected.tell(run)
     if not pairs:
         raise DataError(f"{config.path}: no usable pair in it")

@@ -37,13 +37,25 @@ class Rejected:
         return dict(Counter(row.reason for row in self.rows))
 
     def tell(self, run: Run, most: int = 12) -> None:
-        if not self.rows:
+        self._tell_some(
+            run, [row for row in self.rows if row.reason == "contradicts"], most,
+            "rows say the opposite of an earlier row of the same two responses; such a pair is "
+            "kept once, with the mean of what its rows say",
+        )  # fmt: skip
+        left = [row for row in self.rows if row.reason != "contradicts"]
+        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(self.counts().items())
+                            if why != "contradicts")  # fmt: skip
+        self._tell_some(run, left, most, f"rows not used: {reasons}")
+
+    def _tell_some(self, run: Run, rows: list[BadRow], most: int, what: str) -> None:
+        if not rows:
             return
-        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(self.counts().items()))
-        shown = [f"  {row.source}: {row.reason}" for row in self.rows[:most]]
-        if len(self.rows) > most:
-            shown.append(f"  … and {len(self.rows) - most:,} more in rejected.jsonl")
-        run.reporter.warn(f"{len(self.rows):,} rows not used: {reasons}\n" + "\n".join(shown))
+        opposed = rows[0].reason == "contradicts"
+        shown = [f"  {r.source}: {r.detail if opposed else r.reason}" for r in rows[:most]]
+        if len(rows) > most:
+            file = f"rejected-{self.stage}.jsonl"
+            shown.append(f"  … and {len(rows) - most:,} more in {file}")
+        run.reporter.warn(f"{len(rows):,} {what}\n" + "\n".join(shown))
 
     def write(self, run: Run) -> None:
         """One JSON line a row, in the run directory; removed when there is none."""

@@ -10,6 +10,7 @@ from rlaif.config import SFTConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.readers import read_demonstrations
 from rlaif.records import Demonstration
+from rlaif.stages.inputs import reading
 from rlaif.stages.learning import cut_completions, lora_of
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
@@ -26,7 +27,7 @@ def train_sft(run: Run) -> None:
     rows, cut = _answers(run, config, rejected)
     rejected.tell(run)
     rejected.write(run)
-    options = config.model_dump(exclude={"data", "limit", "skip_bad", "lora"})
+    options = config.model_dump(exclude={"data", "columns", "limit", "skip_bad", "lora"})
     steps_now = 0
     with run.reporter.progress("sft", None) as progress:
 
@@ -55,9 +56,7 @@ def _answers(
 ) -> tuple[list[Demonstration], Collection[tuple[str, str]]]:
     """The answers, and those among them that a length limit cut off."""
     if config.data != "best":
-        found = read_demonstrations(
-            config.data, limit=config.limit, skip_bad=config.skip_bad, on_bad=rejected.add
-        )
+        found = read_demonstrations(config.data, on_bad=rejected.add, **reading(config))
         rows = list(found)
         if not rows:
             raise DataError(f"{config.data}: no usable answer in it")
