@@ -122,11 +122,11 @@ def _train(
 
 
 def _tell(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
-    score = "accuracy" if "accuracy" in metrics else "score"
-    run.reporter.say(
-        f"{name}: {metrics['steps']:,} steps; over the last tenth the {score} is "
-        f"{metrics[score]:.3f} and the KL to the reference {metrics['kl']:.2f} nats a completion"
-    )
+    means = [f"the {k} is {metrics[k]:.3f}" for k in ("accuracy", "score") if k in metrics]
+    if "kl" in metrics:
+        means.append(f"the KL to the reference is {metrics['kl']:.2f} nats a completion")
+    told = "over the last tenth " + " and ".join(means) if means else "none of them had a label"
+    run.reporter.say(f"{name}: {metrics['steps']:,} steps; {told}")
     if metrics["abstained"]:
         run.reporter.warn(f"{metrics['abstained']:.1%} of completions or pairs had no score")
     if metrics["refused"]["too_long"]:
