@@ -204,7 +204,7 @@ class EngineConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: float32 on CPU, bfloat16 on GPU."""
     batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens a forward pass; null picks by device. Cannot change results, only speed."""
+    """Tokens a forward pass; null picks by device. Changes speed, and results by rounding only."""
     adapter: Annotated[str | None, Place("adapter")] = None
     """A LoRA adapter folder, which is added into the model's weights: training starts from the two
     together, and what is trained holds both. `model` may be such a folder itself; its own config
@@ -308,7 +308,7 @@ class SamplingConfig(Section):
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they are not part of it."""
     seed: Seed = 7
-    """A fixed seed gives the same text whatever the batch size."""
+    """A fixed seed gives the same text whatever the batch, but where rounding tips a token."""
     keep_cut: bool = False
     """Also pair completions cut by `max_new_tokens`; else they are counted and left out."""
 

@@ -206,7 +206,8 @@ def test_lists_judge_a_prompts_pairs_together_wherever_they_stand_in_the_jury() 
     quick = labels_of("q")
     assert "16 verdicts (8 new)" in label(LISTS, QUICK, more=("chunk=1",))
     expected = [(p + q) / 2 for p, q in zip(lists, quick, strict=True)]
-    assert [p.p_first for p in preferences()] == pytest.approx(expected)
+    # In other batches the same question is rounded otherwise: docs/architecture.md says how far.
+    assert [p.p_first for p in preferences()] == pytest.approx(expected, abs=1e-5)
     assert manifest()["judge"]["jury"].keys() == {"lists", "quick"}
 
 

@@ -106,7 +106,8 @@ class Engine(Protocol):
     def generate(self, prompts: Sequence[Rendered], sampling: Sampling) -> list[list[Generation]]:
         """`sampling.n` completions of each prompt, in the order of the prompts.
 
-        Sample i of a prompt depends on the prompt, the seed and i only: not on the batch.
+        Sample i of a prompt depends on the prompt, the seed and i only: on the batch at most by
+        the rounding of its numbers.
         """
         ...
 

@@ -1,4 +1,5 @@
-"""Sampling from a Transformers model, so that no text depends on the batch it was sampled in.
+"""Sampling from a Transformers model, so that no text depends on the batch it was sampled in,
+but for what rounding does to a probability.
 
 Every sequence has a random stream of its own, keyed by the seed, the prompt's ids and the number of
 the sample; step t uses its t-th uniform number by inverse CDF. Batches are left-padded, the prompt

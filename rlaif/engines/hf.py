@@ -64,7 +64,8 @@ class _Request:
 class HFEngine:
     """A causal language model of Transformers, from a folder, a hub name or from memory.
 
-    `batch_tokens` bounds the padded tokens of one forward pass; it changes speed, not results.
+    `batch_tokens` bounds the padded tokens of one forward pass; it changes speed, and results
+    by rounding only: in float32 on a CPU a probability by less than 1e-5.
     """
 
     def __init__(
@@ -333,7 +334,8 @@ class HFEngine:
     def generate(self, prompts: Sequence[Rendered], sampling: Sampling) -> list[list[Generation]]:
         """`sampling.n` completions of each prompt, in the order of the prompts.
 
-        On a CPU in float32, sample i of a prompt depends on the prompt, the seed and i only.
+        Sample i of a prompt depends on the prompt, the seed and i only, unless the rounding of
+        another batch tips a token: in float32 on a CPU a token's probability moves by some 1e-6.
         """
         encoded = [self.encoder.prompt(prompt) for prompt in prompts]
         self.usage.requests += len(encoded)
