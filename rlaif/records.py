@@ -86,6 +86,7 @@ class Completion:
     text: str
     finish_reason: str  # "stop" | "length" | "too_long"
     tokens: int  # generated tokens, the end-of-sequence token included
+    ids: tuple[int, ...] = ()  # those tokens; empty where the engine did not tell
 
     @property
     def id(self) -> str:

@@ -37,7 +37,7 @@ def sample_prompts(
     for prompt, generations in zip(prompts, answers, strict=True):
         keys = completion_keys(engine, sampling, prompt)
         out += [
-            Completion(key, prompt.id, name, i, g.text, g.finish_reason, g.tokens)
+            Completion(key, prompt.id, name, i, g.text, g.finish_reason, g.tokens, g.ids)
             for i, (key, g) in enumerate(zip(keys, generations, strict=True))
         ]
     return out

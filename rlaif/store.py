@@ -71,6 +71,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("text", _TEXT),
             ("finish_reason", _TEXT),
             ("tokens", _COUNT),
+            ("ids", pa.list_(_COUNT)),
         ]
     ),
     "pairs": pa.schema(
@@ -168,6 +169,12 @@ def _pair_of_row(
     return Pair(Prompt(_messages(prompt), prompt_source), first, second, label, source)
 
 
+def _completion_of_row(*row: Any) -> Completion:
+    told = list(row)
+    told[7] = tuple(told[7] or ())  # null in a shard from before there were any
+    return Completion(*told)
+
+
 def _verdict_of_row(*row: Any) -> Verdict:
     told = list(row)
     # null in a shard from before there were any
@@ -225,7 +232,7 @@ _PROMPT_GETTERS: dict[str, Callable[[Any], Any]] = {
 }
 _CODECS: dict[str, _Codec[Any]] = {
     "prompts": _Codec(_prompt_of_row, {"messages": lambda p: messages_to_json(p.messages)}),
-    "completions": _Codec(Completion, {}),
+    "completions": _Codec(_completion_of_row, {}),
     "pairs": _Codec(_pair_of_row, _PROMPT_GETTERS),
     "verdicts": _Codec(_verdict_of_row, {}),
     "revisions": _Codec(_revision_of_row, _PROMPT_GETTERS),

@@ -65,10 +65,15 @@ _FRONT = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of text that is tokenised by itself. `data`: its special tokens stay text."""
+    """A stretch of text that is tokenised by itself. `data`: its special tokens stay text.
+
+    `own` data are a policy's own words, such as it learns from: tokens added to its vocabulary that
+    are not special, `<think>` say, are those tokens in it, as when it said them.
+    """
 
     text: str
     data: bool
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

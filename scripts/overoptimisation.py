@@ -97,7 +97,8 @@ def measured(
     rows = sample(policy, prompts, 2, 5)
     flat = [(p, g) for p, row in zip(prompts, rows, strict=True) for g in row]
     cut = {(p.id, g.text) for p, g in flat if g.finish_reason == "length"}
-    kl = kl_to_base(policy, base, [p for p, _ in flat], [g.text for _, g in flat], cut=cut)
+    texts, ids = [g.text for _, g in flat], [g.ids for _, g in flat]
+    kl = kl_to_base(policy, base, [p for p, _ in flat], texts, ids=ids, cut=cut)
     proxy_reward, gold_reward = proxy_of(proxy, prompts, rows), gold_of(prompts, rows)
     found = {
         "policy": folder.name, "kl": kl.value, "kl_stderr": kl.stderr,

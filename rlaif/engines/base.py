@@ -42,11 +42,16 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One completion. `finish_reason`: "stop" (end token or stop string), "length", "too_long"."""
+    """One completion. `finish_reason`: "stop" (end token or stop string), "length", "too_long".
+
+    `ids` are all tokens sampled, those of the end included, where the engine knows them: a text
+    does not tell which tokens it was.
+    """
 
     text: str
     finish_reason: str
     tokens: int
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

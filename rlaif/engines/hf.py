@@ -380,7 +380,7 @@ class HFEngine:
         text = self.encoder.completion(row.ids, sampling.stop)
         self.usage.generated_tokens += len(row.ids)
         self.usage.computed_tokens += len(row.ids) - 1
-        return Generation(text, row.finish_reason, len(row.ids))
+        return Generation(text, row.finish_reason, len(row.ids), tuple(row.ids))
 
     def _pad(self) -> int:
         pad = self.tokenizer.pad_token_id  # masked, so any id will do

@@ -3,7 +3,8 @@
 Each segment is tokenised by itself. The template's literal text is trusted: its special tokens are
 tokens. Data is not: no added token, special or not, is ever made from it, so that `<|im_end|>` in a
 response under judgement cannot end the judge's turn. Runs of whitespace that a tokenizer adds as
-tokens control nothing and stay.
+tokens control nothing and stay. A policy's own words, where it learns from them, are data in which
+added tokens that are not special (`<think>`, the marks of tools) are tokens: so it said them.
 
 Where the tokenizer has a chat template, it is applied once per sequence of roles, with markers in
 place of the contents; what stands between the markers is trusted text. Where it has none, messages
@@ -22,6 +23,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -59,8 +61,13 @@ class Encoder:
         trusted, data, unknown = _encoders(tokenizer)
         added = {t.content: i for i, t in tokenizer.added_tokens_decoder.items()}
         control = {text: i for text, i in added.items() if text.strip()}
-        self._forbidden = frozenset(control.values()) - {unknown}
-        self._control = _alternatives(control)
+        special = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        special |= set(tokenizer.all_special_tokens)
+        self._forbidden = _Forbidden.of(control, unknown)
+        self._special = _Forbidden.of({t: i for t, i in control.items() if t in special}, unknown)
+        self._marks = _alternatives({t: i for t, i in added.items() if t not in special})
+        self._added = added
+        self._parses_marks = getattr(tokenizer, "backend_tokenizer", None) is not None
         self._trusted, self._data = trusted, data
         self._anchor, self._anchor_ids = _find_anchor(trusted)
         self._bos = _leading_ids(tokenizer)
@@ -136,7 +143,9 @@ class Encoder:
 
     def _encode_segment(self, segment: Segment, first: bool) -> Ids:
         text = segment.text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
-        encode = self._data_ids if segment.data else self._trusted
+        encode = self._trusted if not segment.data else self._data_ids
+        if segment.own:
+            encode = self._own_ids
         ids = encode(text) if first else self._after_anchor(encode, text)
         out = np.asarray(ids, np.int32)
         out.flags.writeable = False
@@ -152,17 +161,57 @@ class Encoder:
 
     def _data_ids(self, text: str) -> list[int]:
         """Ids of untrusted text: none of them is a control token's."""
-        ids = self._data(text)
-        if self._forbidden.isdisjoint(ids):
+        return self._without(self._forbidden, self._data, text)
+
+    def _own_ids(self, text: str) -> list[int]:
+        """Ids of a policy's own words: none of them is a special token's, added ones may be."""
+        return self._without(self._special, self._with_marks, text)
+
+    def _with_marks(self, text: str) -> list[int]:
+        """Ids of text in which added tokens that are not special are tokens, and nothing else is.
+
+        Fast tokenizers do so of themselves; those in Python leave all of them text, or none.
+        """
+        if self._parses_marks:
+            return self._data(text)
+        ids: list[int] = []
+        end = 0
+        for mark in self._marks.finditer(text):
+            ids += self._piece(text[end : mark.start()], end == 0)
+            ids.append(self._added[mark[0]])
+            end = mark.end()
+        return ids + self._piece(text[end:], end == 0)
+
+    def _piece(self, text: str, first: bool) -> list[int]:
+        if not text:
+            return []
+        return self._data(text) if first else self._after_anchor(self._data, text)
+
+    def _without(self, forbidden: _Forbidden, encode: _Encode, text: str) -> list[int]:
+        """Ids of a text, cut within the texts of forbidden tokens wherever one came up."""
+        ids = encode(text)
+        if forbidden.ids.isdisjoint(ids):
             return ids
-        cuts = [0, *(m.start() + 1 for m in self._control.finditer(text)), len(text)]
+        cuts = [0, *(m.start() + 1 for m in forbidden.texts.finditer(text)), len(text)]
         pieces = [text[a:b] for a, b in itertools.pairwise(cuts)]
         for parts in (pieces, list(text)):
-            ids = self._data(parts[0])
-            ids += [i for part in parts[1:] for i in self._after_anchor(self._data, part)]
-            if self._forbidden.isdisjoint(ids):
+            ids = encode(parts[0])
+            ids += [i for part in parts[1:] for i in self._after_anchor(encode, part)]
+            if forbidden.ids.isdisjoint(ids):
                 return ids
-        return [i for i in ids if i not in self._forbidden]  # a control token of one character
+        return [i for i in ids if i not in forbidden.ids]  # a control token of one character
+
+
+@dataclass(frozen=True, slots=True)
+class _Forbidden:
+    """Tokens that a text must not become, and a pattern of their texts."""
+
+    ids: frozenset[int]
+    texts: re.Pattern[str]
+
+    @classmethod
+    def of(cls, tokens: dict[str, int], unknown: int | None) -> _Forbidden:
+        return cls(frozenset(tokens.values()) - {unknown}, _alternatives(tokens))
 
 
 def exclusive(values: Sequence[float], options: Sequence[Ids]) -> list[float]:
@@ -261,7 +310,7 @@ def _shift_spaces(segments: Sequence[Segment]) -> list[Segment]:
         before = out[-1] if out else None
         if before and segment.data and not before.data and re.search(r"\S \Z", before.text):
             out[-1] = Segment(before.text[:-1], False)
-            segment = Segment(" " + segment.text, True)
+            segment = replace(segment, text=" " + segment.text)
         out.append(segment)
     return [s for s in out if s.text]
 
@@ -274,7 +323,7 @@ def _transcript(messages: Sequence[RenderedMessage], cue: tuple[Segment, ...]) -
             out.append(Segment(label + " " * bool(message.text), False))
         out += message.segments
     if cue:
-        return [*out, Segment(ASSISTANT, False), Segment(" " + cue[0].text, cue[0].data), *cue[1:]]
+        return [*out, Segment(ASSISTANT, False), replace(cue[0], text=" " + cue[0].text), *cue[1:]]
     return [*out, Segment(ASSISTANT, False)]
 
 

@@ -316,9 +316,8 @@ class VLLMEngine:
         if sample is None:
             return Generation("", "too_long", 0)
         ids = list(sample.token_ids)
-        return Generation(
-            self.encoder.completion(ids, sampling.stop), sample.finish_reason, len(ids)
-        )
+        text = self.encoder.completion(ids, sampling.stop)
+        return Generation(text, sample.finish_reason, len(ids), tuple(ids))
 
     # ---- requests
 

@@ -49,32 +49,35 @@ def kl_to_base(
     prompts: Sequence[Prompt],
     completions: Sequence[str],
     *,
+    ids: Sequence[Sequence[int]] = (),
     cut: Cut = (),
     seed: int = 0,
 ) -> Divergence:
     """How far the policy has moved from its base, on completions the *policy* sampled at T = 1.
 
-    Both read the same tokens, the end of turn included unless `cut` names the completion as (prompt
-    id, text). The interval resamples prompts.
+    Both read the same tokens: the `ids` that each completion was sampled as, where they are known,
+    the end of turn included unless `cut` names the completion as (prompt id, text). The interval
+    resamples prompts.
     """
     from rlaif.training.forward import sequence_logprobs
 
     _same_vocabulary(policy, base)
     ends = end_tokens(policy.model.generation_config, policy.tokenizer)
-    encoder = RowEncoder(policy.encoder, end_of_turn(policy.tokenizer, ends))
+    encoder = RowEncoder(policy.encoder, end_of_turn(policy.tokenizer, ends), ends)
     unended, limit = frozenset(cut), min(policy.max_length, base.max_length)
     kept = []
-    for prompt, text in zip(prompts, completions, strict=True):
-        before, after = encoder.sequence(prompt, text, (prompt.id, text) not in unended)
+    known = ids or [()] * len(prompts)
+    for prompt, text, own in zip(prompts, completions, known, strict=True):
+        before, after = encoder.sequence(prompt, text, (prompt.id, text) not in unended, own)
         if len(after) and len(before) + len(after) <= limit:
             kept.append((prompt.id, before, after))
     if not kept:
         raise DataError(f"none of the {len(prompts)} completions fits {limit} tokens of context")
-    ids, befores, afters = (list(column) for column in zip(*kept, strict=True))
+    clusters, befores, afters = (list(column) for column in zip(*kept, strict=True))
     filler = int(afters[0][-1])  # behind the mask: any id will do
     ours = sequence_logprobs(policy.model, befores, afters, filler)
     theirs = sequence_logprobs(base.model, befores, afters, filler)
-    return divergence(ours, theirs, ids, too_long=len(prompts) - len(kept), seed=seed)
+    return divergence(ours, theirs, clusters, too_long=len(prompts) - len(kept), seed=seed)
 
 
 def divergence(

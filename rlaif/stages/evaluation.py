@@ -152,4 +152,5 @@ def _kl(
     if not (isinstance(policy, HFEngine) and isinstance(base, HFEngine)):
         raise ConfigError("KL to the base needs both policies on the `hf` engine")
     cut = {(c.prompt_id, c.text) for c in rows if c.finish_reason == "length"}
-    return kl_to_base(policy, base, prompts, [c.text for c in rows], cut=cut).as_dict()
+    texts, ids = [c.text for c in rows], [c.ids for c in rows]
+    return kl_to_base(policy, base, prompts, texts, ids=ids, cut=cut).as_dict()

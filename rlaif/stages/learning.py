@@ -92,7 +92,10 @@ def train_dpo(run: Run) -> None:
     if settings is None:
         raise ConfigError("train.dpo is null in this config: give it settings, or {}")
     policy = run.config.policy
-    _train(run, "dpo", fit, settings, policy.model, adapter=policy.adapter)
+    _train(
+        run, "dpo", fit, settings, policy.model, adapter=policy.adapter,
+        sampled=sampled_tokens(run.store),
+    )  # fmt: skip
 
 
 def _train(
@@ -150,6 +153,16 @@ def _tell_training(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
         run.reporter.warn(note)
     for reason, found in metrics["refused"].items():
         run.reporter.warn(f"{found['n']:,} pairs not trained on: {reason} (ids in metrics.json)")
+
+
+def sampled_tokens(store: RunStore) -> dict[tuple[str, str], tuple[int, ...]]:
+    """The tokens that completions were sampled as: a text may be made of others."""
+    found: dict[tuple[str, str], tuple[int, ...]] = {}
+    for batch in store.table("completions").iter_batches():
+        for c in batch:
+            if c.ids:
+                found.setdefault((c.prompt_id, c.text), c.ids)
+    return found
 
 
 def cut_completions(store: RunStore) -> set[tuple[str, str]]:

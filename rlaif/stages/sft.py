@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlaif.config import SFTConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.readers import read_demonstrations
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import reading
-from rlaif.stages.learning import cut_completions, lora_of
+from rlaif.stages.learning import cut_completions, lora_of, sampled_tokens
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+
+if TYPE_CHECKING:
+    from rlaif.training.data import Sampled
 
 
 def train_sft(run: Run) -> None:
@@ -24,7 +27,7 @@ def train_sft(run: Run) -> None:
     if config is None:
         raise ConfigError("train.sft is null in this config: give it settings, or {}")
     rejected = Rejected("sft")
-    rows, cut = _answers(run, config, rejected)
+    rows, cut, sampled = _answers(run, config, rejected)
     rejected.tell(run)
     rejected.write(run)
     options = config.model_dump(exclude={"data", "columns", "limit", "skip_bad", "lora"})
@@ -38,7 +41,7 @@ def train_sft(run: Run) -> None:
 
         metrics = fit(
             rows, run.config.policy.model, run.store.path("models", "sft"), cut=cut,
-            adapter=run.config.policy.adapter,
+            sampled=sampled, adapter=run.config.policy.adapter,
             device=run.config.policy.device, lora=lora_of(config.lora),
             log_to=run.config.train.log_to, on_log=on_log, **options,
         ).metrics  # fmt: skip
@@ -53,14 +56,14 @@ def train_sft(run: Run) -> None:
 
 def _answers(
     run: Run, config: SFTConfig, rejected: Rejected
-) -> tuple[list[Demonstration], Collection[tuple[str, str]]]:
-    """The answers, and those among them that a length limit cut off."""
+) -> tuple[list[Demonstration], Collection[tuple[str, str]], Sampled]:
+    """The answers, those that a length limit cut off, and the tokens of those that were sampled."""
     if config.data != "best":
         found = read_demonstrations(config.data, on_bad=rejected.add, **reading(config))
         rows = list(found)
         if not rows:
             raise DataError(f"{config.data}: no usable answer in it")
-        return rows, ()
+        return rows, (), {}
     from rlaif.training.sft import best_answers
 
     rows = best_answers(run.store.table("preferences").read())[: config.limit]
@@ -69,7 +72,7 @@ def _answers(
             f"{run.store.root}: no preferred completion to learn from: run `rlaif label` first, or "
             "give --data FILE"
         )
-    return rows, cut_completions(run.store)
+    return rows, cut_completions(run.store), sampled_tokens(run.store)
 
 
 def _tell(run: Run, metrics: Mapping[str, Any]) -> None:

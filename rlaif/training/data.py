@@ -8,7 +8,7 @@ to an uninterrupted one, and a run on two processes equal to a run on one.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -16,12 +16,15 @@ import numpy as np
 
 from rlaif.engines.tokens import Encoder, Ids
 from rlaif.errors import TrainingError
-from rlaif.records import Message, Preference, Prompt, content_id
-from rlaif.templates import Rendered
+from rlaif.records import Preference, Prompt, content_id
+from rlaif.templates import Rendered, RenderedMessage, Segment
 
 # Why a row cannot be trained on. Rows are refused by name and counted, never cut.
 Refusal = Literal["too_long", "empty_response", "identical"]
 Cut = Collection[tuple[str, str]]  # (prompt id, text) of completions that had no end
+# The tokens that completions were sampled as, by (prompt id, text); see `Completion.ids`.
+Sampled = Mapping[tuple[str, str], Sequence[int]]
+_STOPS = 64  # tokens that a stop string may stand in
 _CHUNK = 8  # steps that are sorted by length together: less padding, still a fresh mix every epoch
 
 
@@ -64,19 +67,32 @@ class Refused:
 class RowEncoder:
     """Conversations as token ids, exactly as the engines write them.
 
-    `end` is the id that ends the assistant's turn. Text is data: nothing in it becomes a control
-    token.
+    `end` is the id that ends the assistant's turn, `ends` are all that generation stops at. Text is
+    data: nothing in it becomes a special token. In a completion, tokens that were added to the
+    vocabulary and are not special (`<think>`, marks of tools) are tokens, as a policy says them.
     """
 
-    def __init__(self, encoder: Encoder, end: int) -> None:
+    def __init__(self, encoder: Encoder, end: int, ends: Collection[int] = ()) -> None:
         self._encoder = encoder
         self._end = np.array([end], np.int32)
+        self._ends = frozenset((end, *ends))
 
-    def sequence(self, prompt: Prompt, text: str, ended: bool = True) -> tuple[Ids, Ids]:
-        """The ids of a prompt and of a completion, with the end of turn where it `ended`."""
+    def sequence(
+        self, prompt: Prompt, text: str, ended: bool = True, ids: Sequence[int] = ()
+    ) -> tuple[Ids, Ids]:
+        """The ids of a prompt and of a completion, with the end of turn where it `ended`.
+
+        `ids` are those that the completion was sampled as, if they are known. They are taken as
+        they are, its own end token included, if they are of this tokenizer, which shows in the
+        text they make; else the text is tokenised.
+        """
         before = self._encoder.prompt(Rendered.chat(prompt.messages))
-        answered = (*prompt.messages, Message("assistant", text))
-        whole = self._encoder.prompt(Rendered.chat(answered))
+        if len(ids) and (kept := self._sampled(text, ids)) is not None:
+            if ended and kept[-1:] and kept[-1] in self._ends:
+                return before, np.array(kept, np.int32)
+            return before, np.concatenate([np.array(kept, np.int32), self._end[: int(ended)]])
+        answer = RenderedMessage("assistant", (Segment(text, True, own=True),))
+        whole = self._encoder.prompt(Rendered((*Rendered.chat(prompt.messages).messages, answer)))
         # A tokenizer of words takes a space at the prompt's end over to the completion's first
         # word: the completion starts where the two part.
         shared = min(len(before), len(whole))
@@ -84,6 +100,23 @@ class RowEncoder:
         at = int(unlike[0]) if len(unlike) else shared
         completion = whole[at:]
         return whole[:at], np.concatenate([completion, self._end]) if ended else completion
+
+    def _sampled(self, text: str, ids: Sequence[int]) -> list[int] | None:
+        """The sampled ids without what a stop string took away; None if they do not make the text.
+
+        An end token among them, the last, stays.
+        """
+        if not all(0 <= i < len(self._encoder.tokenizer) for i in ids):
+            return None
+        for n in range(len(ids), max(-1, len(ids) - _STOPS), -1):
+            found = self._encoder.decode(ids[:n])
+            if self._encoder.transcript:
+                found = found.removeprefix(" ")
+            if found == text:
+                return list(ids[:n])
+            if len(found) < len(text):
+                break
+        return None
 
 
 def end_of_turn(tokenizer: Any, ends: Collection[int]) -> int:
@@ -126,9 +159,16 @@ def preferred(preferences: Iterable[Preference]) -> list[Preference]:
 
 
 def encode_rows(
-    preferences: Iterable[Preference], encoder: RowEncoder, max_length: int, cut: Cut = ()
+    preferences: Iterable[Preference],
+    encoder: RowEncoder,
+    max_length: int,
+    cut: Cut = (),
+    sampled: Sampled | None = None,
 ) -> tuple[list[Row], Refused]:
-    """Tokenised rows, and what was refused. `cut` names completions that never ended."""
+    """Tokenised rows, and what was refused. `cut` names completions that never ended.
+
+    `sampled` are the tokens of completions, where they are known.
+    """
     rows, refused = [], Refused()
     unended = frozenset(cut)
     for preference in preferences:
@@ -140,8 +180,15 @@ def encode_rows(
             refused.add("identical", pair.id)
             continue
         prompt_id = pair.prompt.id
-        before, good = encoder.sequence(pair.prompt, chosen, (prompt_id, chosen) not in unended)
-        other, bad = encoder.sequence(pair.prompt, rejected, (prompt_id, rejected) not in unended)
+        (before, good), (other, bad) = (
+            encoder.sequence(
+                pair.prompt,
+                text,
+                (prompt_id, text) not in unended,
+                (sampled or {}).get((prompt_id, text), ()),
+            )
+            for text in (chosen, rejected)
+        )
         if len(other) < len(before):  # they part at different places: share the shorter prompt
             before, good = other, np.concatenate([before[len(other) :], good])
         elif len(before) < len(other):
@@ -157,6 +204,12 @@ def encode_rows(
             "raise max_length if the model's context allows"
         )
     return rows, refused
+
+
+def sampled_key(sampled: Sampled | None) -> list[str]:
+    """What a trainer's resume key takes of the tokens that completions were sampled as."""
+    known = sorted((*name, list(ids)) for name, ids in (sampled or {}).items())
+    return [content_id("sampled", known)] if known else []
 
 
 def weigh_by_prompt(rows: Sequence[Row]) -> list[Row]:

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from rlaif.records import Preference, content_id
-from rlaif.training.data import Cut, Plan, Row, encode_rows, preferred
+from rlaif.training.data import (
+    Cut,
+    Plan,
+    Row,
+    Sampled,
+    encode_rows,
+    preferred,
+    sampled_key,
+)
 from rlaif.training.models import add_lora, load_policy, save_model, write_json
 from rlaif.training.settings import LoopOptions, LoopSettings
 
@@ -57,6 +65,7 @@ def train_dpo(
     share_prompt: bool = True,
     adapter: str | None = None,
     cut: Cut = (),
+    sampled: Sampled | None = None,
     resume: bool = True,
     on_log: OnLog | None = None,
     **options: Unpack[LoopOptions],
@@ -69,7 +78,8 @@ def train_dpo(
     both (Pang et al. 2024). With `share_prompt` a pair is one row, whose prompt is computed once,
     where the model can. `adapter` is a LoRA folder to add into the model first, and so into the
     reference. `cut` names completions, as (prompt id, text), that a length limit cut off: they get
-    no end of turn.
+    no end of turn. `sampled` are the tokens of completions, by the same names: they are trained on
+    as they were sampled, others are tokenised.
 
     With `resume` a killed run goes on from its last checkpoint, `checkpoint_every` steps apart,
     and a finished one returns at once. `options` are the fields of `LoopSettings`; the learning
@@ -96,14 +106,15 @@ def train_dpo(
     options.setdefault("learning_rate", 5e-7)
     settings = LoopSettings(**options)
     arguments = training_arguments(settings, folder)
-    chosen = [beta, loss, label_noise, nll, share_prompt, sorted(cut)]
+    chosen = [beta, loss, label_noise, nll, share_prompt, sorted(cut), *sampled_key(sampled)]
     done = prepare(folder, run_key("dpo", model, adapter, kept, settings, chosen), resume)
     if done is not None:
         return DPOResult(folder, done["steps"], done["seconds"], done)
 
     loaded = load_policy(model, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
-    rows, refused = encode_rows(kept, loaded.encoder, loaded.limit(settings.max_length), cut)
+    limit = loaded.limit(settings.max_length)
+    rows, refused = encode_rows(kept, loaded.encoder, limit, cut, sampled)
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
     if share_prompt and (reason := why_not(loaded, rows)):

@@ -191,11 +191,12 @@ def _load(
         notes.append("no chat template: prompts are a plain 'Human:' / 'Assistant:' transcript")
     # a classifier has no generation config: its config names the end then
     generation = getattr(model, "generation_config", None) or model.config
-    end = end_of_turn(tokenizer, end_tokens(generation, tokenizer))
+    ends = end_tokens(generation, tokenizer)
+    end = end_of_turn(tokenizer, ends)
     loaded = Loaded(
         model=model,
         tokenizer=tokenizer,
-        encoder=RowEncoder(encoder, end),
+        encoder=RowEncoder(encoder, end, ends),
         filler=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end,
         max_length=context_length(model.config, tokenizer),
         source=path,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Preference, content_id
 from rlaif.training.by_trl import IN_ORDER, fit
-from rlaif.training.data import Refused
+from rlaif.training.data import Cut, Refused, Sampled, sampled_key
 from rlaif.training.loop import OnLog, argument_values, finish, one_gpu, prepare
 from rlaif.training.models import Loaded, add_lora, fingerprint_of, load_policy, save_model
 from rlaif.training.settings import LoopOptions, LoopSettings
@@ -42,7 +42,8 @@ def train_sft(
     out: str | Path,
     *,
     adapter: str | None = None,
-    cut: Collection[tuple[str, str]] = (),
+    cut: Cut = (),
+    sampled: Sampled | None = None,
     resume: bool = True,
     on_log: OnLog | None = None,
     **options: Unpack[LoopOptions],
@@ -50,24 +51,32 @@ def train_sft(
     """Trains a policy on answers and writes it to `out` as a complete model folder.
 
     The loss is the mean of −log π over the answers' tokens of a step. `adapter` is a LoRA folder
-    to add into the model first. `cut` names answers, as
-    (prompt id, text), that a length limit cut off: they get no end of turn. `options` are the
-    fields of `LoopSettings`, whose `batch_size` counts answers. With `resume` a killed run goes on
-    from its last checkpoint, and a finished one returns at once.
+    to add into the model first. `cut` names answers, as (prompt id, text), that a length limit cut
+    off: they get no end of turn. `sampled` are the tokens that answers were sampled as, by the same
+    names: they are learnt as they are, others are tokenised. `options` are the fields of
+    `LoopSettings`, whose `batch_size` counts answers. With `resume` a killed run goes on from its
+    last checkpoint, and a finished one returns at once.
     """
     folder, settings = Path(out), LoopSettings(**options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = one_gpu(SFTConfig(**argument_values(settings, folder), **_UNTOUCHED))
     ids = [d.id for d in demonstrations]
-    key = content_id("sft", fingerprint_of(model, adapter), ids, settings.key(), sorted(cut))
+    key = content_id(
+        "sft",
+        fingerprint_of(model, adapter),
+        ids,
+        settings.key(),
+        sorted(cut),
+        *sampled_key(sampled),
+    )
     done = prepare(folder, key, resume)
     if done is not None:
         return SFTResult(folder, done["steps"], done["seconds"], done)
 
     loaded = load_policy(model, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
-    rows, refused = encode(demonstrations, loaded, settings.max_length, cut)
+    rows, refused = encode(demonstrations, loaded, settings.max_length, cut, sampled)
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
     filler = {**rows[0], "labels": [-100] * len(rows[0]["labels"])}
@@ -101,7 +110,8 @@ def encode(
     demonstrations: Sequence[Demonstration],
     loaded: Loaded,
     max_length: int | None,
-    cut: Collection[tuple[str, str]] = (),
+    cut: Cut = (),
+    sampled: Sampled | None = None,
 ) -> tuple[list[dict[str, list[int]]], Refused]:
     """`input_ids` and `labels` of each answer, −100 where nothing is learnt; what was refused."""
     rows, refused, most = [], Refused(), loaded.limit(max_length)
@@ -111,7 +121,8 @@ def encode(
             refused.add("empty_response", d.id)
             continue
         ended = (d.prompt.id, d.text) not in unended
-        before, answer = loaded.encoder.sequence(d.prompt, d.text, ended)
+        known = (sampled or {}).get((d.prompt.id, d.text), ())
+        before, answer = loaded.encoder.sequence(d.prompt, d.text, ended, known)
         if len(before) + len(answer) > most:
             refused.add("too_long", d.id)
             continue
