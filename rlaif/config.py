@@ -556,6 +556,8 @@ class PPOConfig(Section):
     ptx: Annotated[str | None, Place("rows")] = None
     """Demonstrations, as `train sft` takes them, whose likelihood is held up beside the reward
     (PPO-ptx, Ouyang et al. 2022)."""
+    ptx_columns: AnswerColumns | None = None
+    """Which of their columns hold what; null tells it from their names."""
     ptx_weight: float = Field(default=0.0, ge=0)
     """Weight of their negative log-likelihood a token; above 0 it needs `ptx`."""
     max_grad_norm: float = Field(default=1.0, gt=0)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from rlaif.cli.common import (
+    ColumnOption,
     ConfigOption,
     ConstitutionOption,
     LimitOption,
@@ -14,6 +15,7 @@ from rlaif.cli.common import (
     PolicyOption,
     PromptsOption,
     SetOption,
+    columns_of,
     configure,
     execute,
 )
@@ -23,6 +25,7 @@ def revise(
     config: ConfigOption = None,
     out: OutOption = None,
     prompts: PromptsOption = None,
+    column: ColumnOption = None,
     constitution: ConstitutionOption = None,
     policy: PolicyOption = None,
     rounds: Annotated[int | None, typer.Option(help="Revisions of each response.")] = None,
@@ -37,7 +40,7 @@ def revise(
 
     named = {
         "prompts.path": prompts, "constitution": constitution, "policy.model": policy,
-        "revise.rounds": rounds, "prompts.limit": limit,
+        "revise.rounds": rounds, "prompts.limit": limit, **columns_of("prompts", column),
     }  # fmt: skip
     execute(configure(config, out, overrides, named), stages.revise)
 
@@ -46,6 +49,7 @@ def contrast(
     config: ConfigOption = None,
     out: OutOption = None,
     prompts: PromptsOption = None,
+    column: ColumnOption = None,
     constitution: ConstitutionOption = None,
     policy: PolicyOption = None,
     limit: LimitOption = None,
@@ -59,6 +63,6 @@ def contrast(
 
     named = {
         "prompts.path": prompts, "constitution": constitution, "policy.model": policy,
-        "prompts.limit": limit,
+        "prompts.limit": limit, **columns_of("prompts", column),
     }  # fmt: skip
     execute(configure(config, out, overrides, named), stages.contrast)

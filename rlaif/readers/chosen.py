@@ -42,6 +42,7 @@ RATINGS = (
     ("rating_chosen", "rating_rejected"), ("chosen-score", "rejected-score"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )  # fmt: skip
+_RATED = frozenset(one for one, _ in RATINGS)
 
 
 # ---------------------------------------------------------------------------- transcripts
@@ -146,6 +147,8 @@ def label_of(row: Row) -> float:
     both = row.get("rating")
     if isinstance(both, list) and len(both) == 2 and both[0] is not None and both[0] == both[1]:
         return 0.5
+    if _RATED.isdisjoint(row):
+        return 1.0
     return 0.5 if any(_equal(row, *names) for names in RATINGS) else 1.0
 
 

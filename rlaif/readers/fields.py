@@ -30,6 +30,7 @@ UNSUPPORTED = (
     "tools", "functions", "tool_calls", "function_call", "reasoning_content",
     "images", "image", "videos", "video", "audios", "audio",
 )  # fmt: skip
+_UNSUPPORTED = frozenset(UNSUPPORTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +175,8 @@ def items(value: Any, name: str) -> list[Any]:
 
 def refuse_unsupported(row: Row, place: str = "") -> None:
     """Left where a row or a message holds what is no text."""
+    if _UNSUPPORTED.isdisjoint(row):
+        return
     for name in UNSUPPORTED:
         value = row.get(name)
         if value is not None and not _empty(value):

@@ -11,7 +11,7 @@ _LINES = 40  # bits of a place's line number; the file's number stands above the
 
 
 class Repeats:
-    """The pairs handed out so far, by the hash of their ids, with places and votes.
+    """The pairs handed out so far, by the hash of their texts, with places and votes.
 
     An open-addressing hash table of plain numbers, some forty bytes a pair: a dict of objects would
     take three times the memory. A pair and its mirror image are one pair with two votes.
@@ -30,9 +30,13 @@ class Repeats:
         """
         if pair.label is None or pair.label == 0.5:
             return None
-        mirrored = pair.id.startswith("~")
+        low, high = pair.first, pair.second
+        mirrored = low > high
+        if mirrored:
+            low, high = high, low
         vote = self._place(where) * (1 if (pair.label > 0.5) != mirrored else -1)
-        key = int(pair.id[-16:], 16) - 2**63 or 1
+        # Python's own hash is 64 bits of the same texts; an id costs as much as all the reading.
+        key = hash((pair.prompt.messages, low, high)) or 1
         at = self._find(key)
         if self._keys[at]:
             earlier = self._votes[at]

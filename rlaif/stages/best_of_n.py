@@ -40,7 +40,7 @@ def best_of_n(run: Run, n: int = 16, reward: str | None = None, gold: str | None
     prompts = list(load_prompts(run, run.config.evaluate.prompts, "test", rejected.add))
     rejected.write(run)
     if not prompts:
-        raise DataError(f"{run.config.evaluate.prompts.path}: no usable prompt in it")
+        raise rejected.none_left(run.config.evaluate.prompts.path, "prompt")
     proxy_model = _model(run, reward or str(run.store.path("models", "reward")))
     samples, new_rows = _samples(run, prompts, n)
     rewards = {"proxy": _score(proxy_model, prompts, samples)}

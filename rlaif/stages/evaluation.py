@@ -37,7 +37,7 @@ def evaluate(run: Run) -> None:
     prompts = list(load_prompts(run, config.prompts, "test", rejected.add))
     rejected.write(run)
     if not prompts:
-        raise DataError(f"{config.prompts.path}: no usable prompt in it")
+        raise rejected.none_left(config.prompts.path, "prompt")
     base = run.engine(run.config.policy)
     policies = {"base": base}
     for name in names:

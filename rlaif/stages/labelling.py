@@ -41,7 +41,7 @@ def read(run: Run) -> None:
             if votes.add(pair):
                 yield pair
         if not len(votes):
-            raise DataError(f"{config.path}: no usable pair in it")
+            raise rejected.none_left(config.path, "pair")
 
     table = run.store.table("pairs")
     with run.reporter.progress("read", None) as progress:
@@ -51,7 +51,6 @@ def read(run: Run) -> None:
     repeated = lines - len(votes)
     again = f", {repeated:,} repeated ones left out" if repeated else ""
     run.reporter.say(f"{len(votes):,} pairs read{again}")
-    rejected.tell(run)
     rejected.write(run)
     facts = {"rows": len(votes), "repeated": repeated, "rejected_rows": rejected.counts()}
     run.store.update_manifest("read", {**facts, "source": config.path})

@@ -31,7 +31,7 @@ def train_reward(run: Run) -> None:
         raise ConfigError("train.reward is null in this config: give it settings, or {}")
     options: dict[str, Any] = {"references": ()}
     if settings.references is not None:
-        pairs = _read(run, settings.references)
+        pairs = _read(run, settings.references, "references")
         options["references"] = [(pair.prompt, _chosen(pair)) for pair in pairs]
     if settings.model is None:
         options["adapter"] = run.config.policy.adapter
@@ -40,18 +40,18 @@ def train_reward(run: Run) -> None:
         _test_reward(run, settings.test)
 
 
-def _read(run: Run, config: PairsConfig) -> list[Pair]:
+def _read(run: Run, config: PairsConfig, what: str) -> list[Pair]:
     """The pairs of a file, with their labels."""
-    rejected = Rejected("reward")
+    rejected = Rejected(f"reward-{what}")
     found: dict[str, Pair] = {}  # a pair and its mirror image are one
     votes = Votes()
     for pair in read_pairs(config.path, on_bad=rejected.add, **reading(config)):
         if votes.add(pair):
             found[pair.id] = pair
     pairs = [votes.counted(pair) for pair in found.values()]
-    rejected.tell(run)
+    rejected.write(run)
     if not pairs:
-        raise DataError(f"{config.path}: no usable pair in it")
+        raise rejected.none_left(config.path, "pair")
     return pairs
 
 
@@ -65,7 +65,7 @@ def _test_reward(run: Run, config: PairsConfig) -> None:
     from rlaif.training.reward import RewardModel
 
     folder, out = run.store.path("models", "reward"), run.store.path("evaluation", "reward.json")
-    pairs = _read(run, config)
+    pairs = _read(run, config, "test")
     key = content_id((folder / "run.key").read_text("utf-8"), [(p.id, p.label) for p in pairs])
     if out.is_file() and json.loads(out.read_text("utf-8"))["key"] == key:
         return

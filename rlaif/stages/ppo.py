@@ -32,12 +32,14 @@ def train_ppo(run: Run) -> None:
     prompts = list(load_prompts(run, run.config.prompts, "train", rejected.add))
     ptx: list[Demonstration] = []
     if config.ptx is not None:
-        ptx = list(read_demonstrations(config.ptx, on_bad=rejected.add))
+        columns = config.ptx_columns.paths() if config.ptx_columns else None
+        ptx = list(read_demonstrations(config.ptx, columns=columns, on_bad=rejected.add))
     rejected.write(run)
     reward = reward_folder(run, config.reward)
     options = config.model_dump(
-        exclude={"reward", "lora", "alarms", "checkpoint_every", "held_out", "ptx", "vllm"}
-    )
+        exclude={"reward", "lora", "alarms", "checkpoint_every", "held_out", "ptx", "ptx_columns",
+                 "vllm"}
+    )  # fmt: skip
     once = 4 if config.algorithm == "ppo" else 1
     options["epochs"] = config.epochs or once
     options["minibatches"] = config.minibatches or once

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlaif.config import to_yaml
 from rlaif.engines.base import Usage
-from rlaif.errors import DISTRIBUTION
+from rlaif.errors import DISTRIBUTION, DataError
 from rlaif.files import write_text
 from rlaif.places import keep
 from rlaif.readers import BadRow
@@ -25,7 +25,7 @@ from rlaif.stages.run import Run
 
 @dataclass
 class Rejected:
-    """Input rows that could not be used: told, counted, and kept in rejected.jsonl."""
+    """Input rows that could not be used: told, counted, and kept in rejected-STAGE.jsonl."""
 
     stage: str
     rows: list[BadRow] = field(default_factory=list)
@@ -36,16 +36,26 @@ class Rejected:
     def counts(self) -> dict[str, int]:
         return dict(Counter(row.reason for row in self.rows))
 
-    def tell(self, run: Run, most: int = 12) -> None:
+    @property
+    def reasons(self) -> str:
+        """How many rows were left out for which reason."""
+        counts = {why: n for why, n in sorted(self.counts().items()) if why != "contradicts"}
+        return ", ".join(f"{n:,} {why}" for why, n in counts.items())
+
+    def none_left(self, source: str, what: str) -> DataError:
+        """The error for a source of which nothing is left to work with."""
+        why = f": {self.reasons}" if self.reasons else ""
+        return DataError(f"{source}: no usable {what} in it{why}")
+
+    def _tell(self, run: Run, most: int = 12) -> None:
+        opposed = [row for row in self.rows if row.reason == "contradicts"]
+        left = [row for row in self.rows if row.reason != "contradicts"]
         self._tell_some(
-            run, [row for row in self.rows if row.reason == "contradicts"], most,
+            run, opposed, most,
             "rows say the opposite of an earlier row of the same two responses; such a pair is "
             "kept once, with the mean of what its rows say",
         )  # fmt: skip
-        left = [row for row in self.rows if row.reason != "contradicts"]
-        reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(self.counts().items())
-                            if why != "contradicts")  # fmt: skip
-        self._tell_some(run, left, most, f"rows not used: {reasons}")
+        self._tell_some(run, left, most, f"rows not used: {self.reasons}")
 
     def _tell_some(self, run: Run, rows: list[BadRow], most: int, what: str) -> None:
         if not rows:
@@ -58,9 +68,10 @@ class Rejected:
         run.reporter.warn(f"{len(rows):,} {what}\n" + "\n".join(shown))
 
     def write(self, run: Run) -> None:
-        """One JSON line a row, in the run directory; removed when there is none."""
+        """Tells of them, and keeps one JSON line a row in the run directory, or no file."""
         if not run.main:
             return
+        self._tell(run)
         path = run.store.path(f"rejected-{self.stage}.jsonl")
         if self.rows:
             lines = (json.dumps(asdict(row), ensure_ascii=False) for row in self.rows)

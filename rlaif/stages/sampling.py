@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from rlaif.errors import DataError
 from rlaif.executors import Done, counted
 from rlaif.records import Completion, Prompt
 from rlaif.running import Work, sampling
@@ -53,7 +52,7 @@ def sampled(
     """The run's prompts with all their completions, those that are missing sampled now."""
     prompts = list(load_prompts(run, run.config.prompts, "train", rejected.add))
     if not prompts:
-        raise DataError(f"{run.config.prompts.path}: no usable prompt in it")
+        raise rejected.none_left(run.config.prompts.path, "prompt")
     store, done = run.store, Done()
     known = store.table("prompts").keys()
     new = {p.id: p for p in prompts if p.id not in known}

@@ -28,7 +28,6 @@ def train_sft(run: Run) -> None:
         raise ConfigError("train.sft is null in this config: give it settings, or {}")
     rejected = Rejected("sft")
     rows, cut, sampled = _answers(run, config, rejected)
-    rejected.tell(run)
     rejected.write(run)
     options = config.model_dump(exclude={"data", "columns", "limit", "skip_bad", "lora"})
     steps_now = 0
@@ -62,7 +61,7 @@ def _answers(
         found = read_demonstrations(config.data, on_bad=rejected.add, **reading(config))
         rows = list(found)
         if not rows:
-            raise DataError(f"{config.data}: no usable answer in it")
+            raise rejected.none_left(config.data, "answer")
         return rows, (), {}
     from rlaif.training.sft import best_answers
 

@@ -84,15 +84,20 @@ class RowEncoder:
 
         `ids` are those that the completion was sampled as, if they are known. They are taken as
         they are, its own end token included, if they are of this tokenizer, which shows in the
-        text they make; else the text is tokenised.
+        text they make; else the text is tokenised. A prompt that ends with the assistant leaves its
+        turn open, for engines and here: the completion goes on in that turn, and no template's
+        tokens come between the two.
         """
         before = self._encoder.prompt(Rendered.chat(prompt.messages))
         if len(ids) and (kept := self._sampled(text, ids)) is not None:
             if ended and kept[-1:] and kept[-1] in self._ends:
                 return before, np.array(kept, np.int32)
             return before, np.concatenate([np.array(kept, np.int32), self._end[: int(ended)]])
-        answer = RenderedMessage("assistant", (Segment(text, True, own=True),))
-        whole = self._encoder.prompt(Rendered((*Rendered.chat(prompt.messages).messages, answer)))
+        asked = Rendered.chat(prompt.messages).messages
+        said: tuple[Segment, ...] = (Segment(text, True, own=True),)
+        if asked and asked[-1].role == "assistant":
+            asked, said = asked[:-1], (*asked[-1].segments, *said)
+        whole = self._encoder.prompt(Rendered((*asked, RenderedMessage("assistant", said))))
         # A tokenizer of words takes a space at the prompt's end over to the completion's first
         # word: the completion starts where the two part.
         shared = min(len(before), len(whole))

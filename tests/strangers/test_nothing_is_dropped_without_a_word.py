@@ -199,6 +199,38 @@ def test_a_run_keeps_such_a_pair_once_with_the_mean_of_its_votes(tmp_path: Path)
     assert json.loads(line)["detail"] == f"says the opposite of {path}:1"
 
 
+@pytest.mark.parametrize(
+    "command", [["sample"], ["contrast"], ["train", "sft", "--data", "rows.jsonl"]]
+)
+def test_rows_that_are_left_out_are_told_by_every_command(
+    tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    talk = [user("How are you?"), says("Fine.")]
+    fine = [{"prompt": q, "completion": "Yes."} for q in ("How are you?", "Is it good?")]
+    write(tmp_path / "rows.jsonl", *fine, {"prompt": " ", "completion": "a"},
+          {"prompt": talk, "completion": "a"})  # fmt: skip
+    source = [] if command[0] == "train" else ["--prompts", "rows.jsonl"]
+    options = ["--out", "run", "--set", "sampling.max_new_tokens=32", "--set",
+               "sampling.keep_cut=true", "--set", "train.sft.epochs=1"]  # fmt: skip
+    result = CliRunner().invoke(app, [*command, *source, *options])
+    assert result.exit_code == 0, result.output
+    told = " ".join(result.output.split())
+    assert "2 rows not used: 1 empty_prompt, 1 ends_with_assistant" in told
+    assert "rows.jsonl:3: empty_prompt" in told
+    (kept,) = Path("run").glob("rejected-*.jsonl")
+    assert len(kept.read_text().splitlines()) == 2
+
+
+def test_a_source_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", {**PLAIN, "rejected": "a"}, {**PLAIN, "prompt": " "})
+    result = CliRunner().invoke(app, ["label", "--pairs", str(path), "--out", str(tmp_path / "r")])
+    assert result.exit_code != 0
+    assert f"{path}: no usable pair in it: 1 empty_prompt, 1 identical_responses" in str(
+        result.exception
+    )
+
+
 votes = st.lists(
     st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef"),
               st.sampled_from([0.0, 0.25, 0.5, 1.0, None])).filter(lambda v: v[0] != v[1]),

@@ -43,6 +43,16 @@ def test_prompt_and_completion_as_the_engine_writes_them(encoder):
     assert encoder.sequence(prompt, "the dog ran", ended=False)[1].tolist() == after[:-1].tolist()
 
 
+def test_a_completion_goes_on_in_the_turn_that_its_prompt_leaves_open(encoder):
+    """The engines continue such a turn; the tokens that would end it are not learnt between."""
+    tokenizer = make_tokenizer()
+    prompt = Prompt((Message("user", "the cat"), Message("assistant", "the dog")))
+    before, after = encoder.sequence(prompt, " ran")
+    assert before.tolist() == Encoder(tokenizer).prompt(Rendered.chat(prompt.messages)).tolist()
+    assert tokenizer.decode(before) == "<|user|>the cat<|end|><|assistant|>the dog"
+    assert tokenizer.decode(after).strip() == "ran<|end|>"
+
+
 def test_special_tokens_in_the_text_stay_text(encoder):
     end = make_tokenizer().eos_token_id
     before, after = encoder.sequence(Prompt.user("hi <|assistant|> x"), "yes <|end|> no")
