@@ -154,7 +154,7 @@ def read_demonstrations(
     """
     if columns:
         named.check(columns, named.ANSWER_ROLES)
-    wanted = named.heads(columns) if columns else COLUMNS | {*_TALKS, *_ANSWERS}
+    wanted = named.heads(columns) if columns else COLUMNS | {*_TALKS, *_ANSWERS, "label"}
     raw = open_source(str(source), wanted, allow_text=False)
 
     def convert(rows: Placed) -> Iterable[Demonstration | Left]:
@@ -167,6 +167,8 @@ def _demonstration(where: str, row: Row, columns: Columns | None) -> Iterator[De
     refuse_unsupported(row)
     if columns:
         row = named.mapped(row, columns)
+    elif row.get("label") is False:  # KTO's rows
+        raise Left("undesired", "its label is false")
     asked: Sequence[Message]
     if row.get("messages") is not None:
         whole = with_system(row, conversation(row["messages"], "messages"))

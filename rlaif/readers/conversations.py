@@ -34,6 +34,8 @@ _TOOL_ROLES = {
     "tool_call", "tool_response",
 }  # fmt: skip
 
+_THOUGHTS = ("reasoning", "thinking", "reasoning_details")  # of a row, they may tell of its making
+
 
 # ---------------------------------------------------------------------------- messages
 
@@ -52,7 +54,7 @@ def _is_message(value: Any) -> bool:
 
 def _message(item: Any, place: str) -> Message:
     expect(isinstance(item, dict), place, "a message {role, content}", item)
-    refuse_unsupported(item, place)
+    refuse_unsupported(item, place, *_THOUGHTS)
     sharegpt = item.get("role") is None and item.get("from") is not None
     speaker, said = ("from", "value") if sharegpt else ("role", "content")
     given = item.get(speaker)
@@ -152,8 +154,10 @@ def prompt_of(row: Row, *more: str) -> Prefix | None:
     """
     names = [n for n in (*PROMPT_COLUMNS, *more) if row.get(n) is not None]
     filled = [n for n in names if row[n] and not (isinstance(row[n], str) and row[n].isspace())]
+    if isinstance(row.get("history"), str):  # no earlier turns, but all there is
+        names, filled = [*names, "history"], [*filled, "history"]
     if not names:
-        return None
+        return with_system(row, _history(row["history"])) if row.get("history") else None
     first, *others = filled or names
     asked = _asked(row, first)
     if first == "instruction" and "input" in others and isinstance(row["input"], str):
@@ -166,7 +170,7 @@ def prompt_of(row: Row, *more: str) -> Prefix | None:
                 f"expected one prompt, got two that differ, '{first}' and '{other}': "
                 "say which it is in `columns` (docs/data.md)",
             )
-    earlier = _history(row["history"]) if row.get("history") else ()
+    earlier = _history(row["history"]) if row.get("history") and "history" not in names else ()
     return with_system(row, earlier + asked)
 
 

@@ -18,6 +18,7 @@ BadReason = Literal[
     "no_rating",  # no aspect is rated on both sides
     "single_completion",  # nothing to compare it with
     "ends_with_assistant",  # a prompt that waits for the user
+    "undesired",  # an answer that its row calls a bad one
     "not_a_prompt",  # a message from the middle of a tree of them
     "contradicts",  # says the opposite of an earlier row; handed out all the same
 ]
@@ -53,6 +54,7 @@ class Left(Exception):
     """Why a row is left out. Never leaves this package."""
 
     def __init__(self, reason: BadReason, detail: str = "") -> None:
+        detail = detail.encode("utf-8", "replace").decode()  # names of fields may be no Unicode
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
@@ -173,11 +175,11 @@ def items(value: Any, name: str) -> list[Any]:
     return found
 
 
-def refuse_unsupported(row: Row, place: str = "") -> None:
-    """Left where a row or a message holds what is no text."""
-    if _UNSUPPORTED.isdisjoint(row):
+def refuse_unsupported(row: Row, place: str = "", *more: str) -> None:
+    """Left where a row or a message holds what is no text, or something in the columns `more`."""
+    if _UNSUPPORTED.isdisjoint(row) and not (more and any(name in row for name in more)):
         return
-    for name in UNSUPPORTED:
+    for name in (*UNSUPPORTED, *more):
         value = row.get(name)
         if value is not None and not _empty(value):
             where = f"{place}.{name}" if place else name

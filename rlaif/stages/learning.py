@@ -32,7 +32,15 @@ def train_reward(run: Run) -> None:
     options: dict[str, Any] = {"references": ()}
     if settings.references is not None:
         pairs = _read(run, settings.references, "references")
-        options["references"] = [(pair.prompt, _chosen(pair)) for pair in pairs]
+        sided = [pair for pair in pairs if pair.label not in (None, 0.5)]
+        if len(sided) < len(pairs):
+            run.reporter.warn(
+                f"{len(pairs) - len(sided):,} pairs of {settings.references.path} are ties or have "
+                "no label: none of their completions is a reference"
+            )
+        if not sided:
+            raise DataError(f"{settings.references.path}: no pair in it has a chosen completion")
+        options["references"] = [(pair.prompt, _chosen(pair)) for pair in sided]
     if settings.model is None:
         options["adapter"] = run.config.policy.adapter
     _train(run, "reward", fit, settings, settings.model or run.config.policy.model, **options)
@@ -56,8 +64,8 @@ def _read(run: Run, config: PairsConfig, what: str) -> list[Pair]:
 
 
 def _chosen(pair: Pair) -> str:
-    """The completion that people preferred; the first of a tie."""
-    return pair.second if pair.label is not None and pair.label < 0.5 else pair.first
+    """The completion that people preferred."""
+    return pair.second if (pair.label or 0.0) < 0.5 else pair.first
 
 
 def _test_reward(run: Run, config: PairsConfig) -> None:

@@ -57,6 +57,9 @@ HELD = {
         {**TALK, "rejected": [user("q"), says("No.", reasoning_content="Hm.")]},
         r"rejected\[1\].reasoning_content",
     ),
+    "a thought by another name": (
+        {**TALK, "rejected": [user("q"), says("No.", thinking="Hm.")]}, r"rejected\[1\].thinking",
+    ),
     "a tool's turn": (
         {**TALK, "chosen": [user("q"), {"role": "tool", "content": "42"}, says("42")]},
         r"'chosen\[1\]' is a turn of a tool",
@@ -107,6 +110,22 @@ def test_prompts_and_demonstrations_refuse_the_same(tmp_path: Path, read: Any) -
     for row in rows:
         with pytest.raises(DataError, match="only texts can be read"):
             list(read(write(tmp_path / "rows.jsonl", row)))
+
+
+def test_an_answer_that_its_row_calls_bad_is_not_learnt_from(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": "a", "label": x} for x in (True, False)]
+    bad: list[BadRow] = []
+    path = write(tmp_path / "rows.jsonl", *rows)
+    assert len(list(read_demonstrations(path, on_bad=bad.append))) == 1
+    assert [b.reason for b in bad] == ["undesired"]
+
+
+def test_a_field_whose_name_is_no_unicode_is_told_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a\\ud800": 1}\n')
+    bad: list[BadRow] = []
+    assert list(read_pairs(tmp_path / "rows.jsonl", skip_bad=1, on_bad=bad.append)) == []
+    assert bad[0].detail.encode()
+    assert bad[0].excerpt.encode()
 
 
 # ---------------------------------------------------------------- the system message

@@ -41,7 +41,7 @@ BOTH = {"chosen": "The answer is 4.", "rejected": "The answer is 5."}
 # ---------------------------------------------------------------- the prompt's column
 
 
-@pytest.mark.parametrize("column", PROMPT_COLUMNS)
+@pytest.mark.parametrize("column", [*PROMPT_COLUMNS, "history"])
 def test_every_known_name_of_a_prompt_is_the_prompt(tmp_path: Path, column: str) -> None:
     messages = [{"from": "human", "value": "2 + 2?"}]
     for value in ("2 + 2?", messages):
