@@ -121,7 +121,8 @@ def read_prompts(
     on_bad: OnBad | None = None,
 ) -> Iterator[Prompt]:
     """Prompts of a source: rows with `prompt`, `messages`, `text`, or another name of a prompt,
-    each text or messages; a `system` column goes in front.
+    each text or messages; a `system` column goes in front. Of pairs whose prompt stands in the
+    responses, such as hh-rlhf's, it is taken from there.
 
     `columns` says instead which fields are `prompt` and `system`. `limit`, `skip_bad`, `on_bad` and
     the errors are those of `read_pairs`.
@@ -204,21 +205,33 @@ def _prompt(where: str, row: Row, columns: Columns | None) -> Iterator[Prompt]:
     refuse_unsupported(row)
     if columns:
         row = named.mapped(row, columns)
-    messages = _only_asked(row)
+    messages = _only_asked(where, row)
     refuse_empty(messages)
     refuse_answered(messages)
     yield Prompt(messages, where)
 
 
-def _only_asked(row: Row) -> tuple[Message, ...]:
+def _only_asked(where: str, row: Row) -> tuple[Message, ...]:
     if row.get("helpfulness") is not None or row.get("preference_strength") is not None:
         return nvidia_prompt(row)
     if row.get("message_tree_id") is not None:
         return oasst_prompt(row)
-    found = prompt_of(row)
-    if found is None:
-        return require_prompt(row, *[n for n in _TALKS if row.get(n) is not None][:1])
-    return found
+    talk = next((name for name in _TALKS if row.get(name) is not None), None)
+    found = prompt_of(row) or (_prompt_of_pair(where, row) if talk is None else None)
+    return found or require_prompt(row, *([talk] if talk else []))
+
+
+def _prompt_of_pair(where: str, row: Row) -> tuple[Message, ...] | None:
+    """What the two responses of a row answer, where the row has no column for it alone."""
+    try:
+        found = next(iter(pairs_of([(where, row)], "auto")))
+    except Left as reason:
+        if reason.reason == "malformed":
+            return None
+        raise
+    if isinstance(found, Left):
+        raise found
+    return found.prompt.messages
 
 
 # ---------------------------------------------------------------------------- the loop of all

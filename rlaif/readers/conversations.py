@@ -16,6 +16,7 @@ from rlaif.readers.fields import (
     Row,
     expect,
     fields_of,
+    items,
     need,
     refuse_unsupported,
     text_of,
@@ -43,7 +44,9 @@ _THOUGHTS = ("reasoning", "thinking", "reasoning_details")  # of a row, they may
 def messages_of(value: Any, field: str) -> Prefix:
     """A list of messages, or a single one."""
     if _is_message(value):
-        return (_message(value, field),)
+        if not all(isinstance(part, list) for part in value.values()):
+            return (_message(value, field),)
+        value = items(value, field)
     expect(isinstance(value, list), field, "a text or a list of messages", value)
     return tuple(_message(item, f"{field}[{i}]") for i, item in enumerate(value))
 

@@ -161,8 +161,9 @@ def number(value: Any, field: str) -> float:
             value = float(value)
         except ValueError:
             raise Left("malformed", f"expected '{field}' to be a number, got {value!r}") from None
-    fine = type(value) in (int, float) and math.isfinite(value)
-    expect(fine, field, "a finite number", value)
+    expect(type(value) in (int, float), field, "a finite number", value)
+    if not math.isfinite(value):
+        raise Left("malformed", f"expected '{field}' to be a finite number, got {value}")
     return float(value)
 
 

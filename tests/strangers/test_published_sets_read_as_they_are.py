@@ -16,7 +16,7 @@ import pytest
 
 from rlaif.errors import DataError
 from rlaif.readers import BadRow, read_demonstrations, read_pairs, read_prompts
-from rlaif.records import Pair
+from rlaif.records import Message, Pair
 
 FILES = Path(__file__).parent / "datasets"
 
@@ -198,6 +198,11 @@ SCHEMAS: dict[str, tuple[list[dict[str, Any]], list[Any]]] = {
               {"from": "user", "value": "q"}]}],
         [(["q0", "a0", "q"], "a", "b", 1.0)],
     ),
+    "messages as one list a field": (
+        [{"trajectory": {"from": ["user", "gpt", "user"], "value": ["q0", "a0", "q"]},
+          "chosen": "a", "rejected": "b"}],
+        [(["q0", "a0", "q"], "a", "b", 1.0)],
+    ),
     "jondurbin/truthy-dpo": (
         [{"id": "1", "source": "s", "system": s, "prompt": "q", "chosen": "a", "rejected": r}
          for s, r in (("You are an AI.", "b"), ("", "c"))],
@@ -370,14 +375,14 @@ def test_prompts_of_published_rows(tmp_path: Path) -> None:
     found = [[m.content for m in p.messages] for p in read_prompts(path)]
     talk = ["q0", "a0", "q"]
     assert found == [["s", "q"], ["do\nthis"], ["q"], ["s", "q"], talk, talk, ["q"], ["q"]]
+    for name, pairs in EXPECTED.items():  # those too whose prompts stand in the responses
+        asked = [p.messages[-1].content for p in read_prompts(FILES / f"{name}.jsonl")]
+        assert set(asked) == {question for _, question, *_ in pairs}, name
+    hh = {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}
+    path.write_text(json.dumps(hh) + "\n" + json.dumps({**hh, "rejected": hh["chosen"]}))
     bad: list[BadRow] = []
-    questions = [p.messages[-1].content for p in read_prompts(FILES / "orca_dpo_pairs.jsonl")]
-    assert questions == list(QUESTIONS)
-    for name in EXPECTED.keys() - {"llamafactory_alpaca", "chatbot_arena", "dpo_mix_7k",
-                                   "sharegpt_lists", "rewardbench2"}:  # fmt: skip
-        asked = {p.messages[-1].content for p in read_prompts(FILES / f"{name}.jsonl")}
-        assert asked == set(QUESTIONS), name
-    assert bad == []
+    assert [p.messages for p in read_prompts(path, on_bad=bad.append)] == [(Message("user", "q"),)]
+    assert [b.reason for b in bad] == ["identical_responses"]
 
 
 def test_demonstrations_of_published_rows(tmp_path: Path) -> None:
@@ -399,3 +404,22 @@ def test_demonstrations_of_published_rows(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "q", "response": "a", "output": "b"}))
     with pytest.raises(DataError, match="expected one answer, got the fields response and output"):
         list(read_demonstrations(path))
+
+
+def test_tables_of_text_have_the_same_labels(tmp_path: Path) -> None:
+    """In a CSV file, as Kaggle has LMSYS-55k, every number is a text."""
+    import csv
+
+    names = ["lmsys/lmsys-arena-human-preference-55k", "stanfordnlp/SHP",
+             "argilla/distilabel-math-preference-dpo"]  # fmt: skip
+    sets = [(SCHEMAS[name][0], [e[-1] for e in SCHEMAS[name][1]]) for name in names]
+    for name in ("pku_saferlhf", "helpsteer2", "helpsteer2_preference"):
+        rows = [json.loads(line) for line in (FILES / f"{name}.jsonl").read_text().splitlines()]
+        sets.append((rows, [e[-1] for e in EXPECTED[name]]))
+    for rows, labels in sets:
+        path = tmp_path / "rows.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        assert [pair.label for pair in read_pairs(path)] == labels
