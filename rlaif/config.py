@@ -552,7 +552,8 @@ class PPOConfig(Section):
     vllm: VLLMConfig = VLLMConfig()
     """With `rollouts: vllm`: its settings; weights are never quantised."""
     no_end_score: float | None = -1.0
-    """The score of a completion that never ended; null asks for one as for any other."""
+    """The most that a completion that never ended may score: its own score, or this if that is
+    less. −1 is the least mark of a judge; null lets it score like any other."""
     ptx: Annotated[str | None, Place("rows")] = None
     """Demonstrations, as `train sft` takes them, whose likelihood is held up beside the reward
     (PPO-ptx, Ouyang et al. 2022)."""
@@ -619,9 +620,9 @@ class GroupConfig(Section):
     """How far the probability ratio may leave 1."""
     temperature: float = Field(default=1.0, gt=0)
     """Of sampling, and of every log-probability in training."""
-    no_end_score: float | None = 0.0
-    """The score of a completion that never ended; null asks for one as for any other. 0 is the
-    least a judge gives; with a reward model, take a lower one."""
+    no_end_score: float | None = -1.0
+    """The most that a completion that never ended may score: its own score, or this if that is
+    less. −1 is the least mark of a judge; null lets it score like any other."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's norm is clipped to this."""
     lora: LoraConfig | None = None

@@ -68,9 +68,11 @@ def decode_batch(
     eos: frozenset[int],
     ends: Callable[[list[int]], bool],
     logprobs: bool = False,
+    first: Sequence[int] = (),
 ) -> list[Row]:
     """All samples of a batch of prompts, `sampling.n` rows a prompt, in order.
 
+    `first` numbers the first sample of each prompt, 0 if not given: the others count on from it.
     `room` is the context length; `ends(ids)` says whether the text so far holds a stop string.
     `logprobs` also keeps each token's log-probability at the temperature, before `top_p`.
     """
@@ -98,7 +100,7 @@ def decode_batch(
     position = position[:, -1:].repeat_interleave(n, 0)
     limits = [min(sampling.max_new_tokens, room - len(ids)) for ids in prompts]
     rows = [
-        Row(i, j, uniforms(ids, j, sampling.seed, limits[i]))
+        Row(i, j, uniforms(ids, (first[i] if first else 0) + j, sampling.seed, limits[i]))
         for i, ids in enumerate(prompts)
         for j in range(n)
     ]

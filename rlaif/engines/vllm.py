@@ -244,11 +244,14 @@ class VLLMEngine:
         drawn = self._draw(encoded, sampling)
         return [[self._generation(sample, sampling) for sample in row] for row in drawn]
 
-    def rollout(self, prompts: Sequence[Ids], sampling: Sampling) -> list[list[Drawn]]:
+    def rollout(
+        self, prompts: Sequence[Ids], sampling: Sampling, first: Sequence[int] = ()
+    ) -> list[list[Drawn]]:
         """`sampling.n` completions of the ids of each prompt, with what each token's chance was.
 
-        They are those of `generate`. The engine must have been loaded with `rollouts=True`.
-        EngineError where a prompt leaves no room.
+        They are those of `generate`; `first` numbers the first sample of each prompt, if not 0.
+        The engine must have been loaded with `rollouts=True`. EngineError where a prompt leaves no
+        room.
         """
         if not self._rollouts:
             raise EngineError(f"{self.name}: load the engine with rollouts=True for rollouts")
@@ -260,10 +263,16 @@ class VLLMEngine:
             )
         self.usage.requests += len(prompts)
         self.usage.submitted_tokens += sum(map(len, prompts))
-        return [[_drawn(s) for s in row] for row in self._draw(prompts, sampling, logprobs=True)]
+        drawn = self._draw(prompts, sampling, logprobs=True, first=first)
+        return [[_drawn(s) for s in row] for row in drawn]
 
     def _draw(
-        self, encoded: Sequence[Ids], sampling: Sampling, *, logprobs: bool = False
+        self,
+        encoded: Sequence[Ids],
+        sampling: Sampling,
+        *,
+        logprobs: bool = False,
+        first: Sequence[int] = (),
     ) -> list[list[Any]]:
         """vLLM's completions of each prompt; None for prompts that do not fit."""
         if not (sampling.temperature == 0 or 0.01 <= sampling.temperature <= 2):
@@ -280,7 +289,8 @@ class VLLMEngine:
             if len(ids) < self.max_length
             for j in range(count)
         )
-        params = [self._params(path, j, sampling, logprobs) for path, _, j in requests]
+        begin = first or [0] * len(encoded)
+        params = [self._params(path, begin[i] + j, sampling, logprobs) for path, i, j in requests]
         outputs = self._run([path for path, _, _ in requests], params)
         for (_, i, j), output in zip(requests, outputs, strict=True):
             self._check(output.outputs[0])

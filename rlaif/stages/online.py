@@ -42,7 +42,7 @@ def _train_group(
         more = int(config.against == "reference")
         require_room(run, config.group + more, f"train.{name}.group={config.group}")
     if pairwise and config.against == "group":
-        scorer: Any = GroupScorer(*live_label(run), config.rounds)
+        scorer: Any = GroupScorer(*live_label(run), config.rounds, config.group)
     else:
         scorer = scorer_of(run, config.reward, folder)
     options = config.model_dump(exclude={"reward", "against", "rounds", "lora", "checkpoint_every"})

@@ -51,8 +51,8 @@ from rlaif.training.models import (
 from rlaif.training.on_cpu import train_faster
 from rlaif.training.ppo_run import prompts_of_step
 from rlaif.training.processes import join, refuse_spread
-from rlaif.training.rollout import Episode, Sampler
-from rlaif.training.scorers import Scorer
+from rlaif.training.rollout import Episode, Sampler, occurrences
+from rlaif.training.scorers import Scorer, without_reward
 from rlaif.training.settings import LoopSettings, Tracker
 
 Algorithm = Literal["grpo", "rloo"]
@@ -79,7 +79,7 @@ class GroupSettings:
     loss: Loss = "dapo"  # over what GRPO takes the mean of its tokens
     temperature: float = 1.0
     max_new_tokens: int = 256
-    no_end_score: float | None = 0.0  # in place of the score of what never ended; None keeps it
+    no_end_score: float | None = -1.0  # the most that what never ended may score; None: any
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     lora: LoraSettings | None = None
@@ -236,10 +236,11 @@ def _trainer(
     prompts: Sequence[Prompt],
 ) -> Any:
     count = s.batch_size // s.group
+    of_steps = (prompts_of_step(prompts, step, count, s.seed) for step in range(s.steps))
     rows = [
-        {"prompt": messages_to_json(prompt.messages)}
-        for step in range(s.steps)
-        for prompt in prompts_of_step(prompts, step, count, s.seed)
+        {"prompt": messages_to_json(prompt.messages), "draw": draw}
+        for step in of_steps
+        for prompt, draw in zip(step, occurrences(step), strict=True)
     ]
     adapters: Any = None
     if s.lora is not None:
@@ -289,12 +290,7 @@ class Reward:
             [e.text for e in self.episodes],
             [e.ended for e in self.episodes],
         )
-        if self._no_end is not None:
-            rewards = [
-                x if e.ended else self._no_end for e, x in zip(self.episodes, found, strict=True)
-            ]
-        else:
-            rewards = found
+        rewards = without_reward(found, [e.ended for e in self.episodes], self._no_end)
         self._check(rewards)
         log_metric("abstained", sum(x is None for x in rewards) / len(rewards))
         log_metric("ended", sum(e.ended for e in self.episodes) / len(rewards))
@@ -321,6 +317,12 @@ class _Sampled:
     reward: Reward
     draw: int  # the seed of completions
     _prompts: list[Prompt]
+    _draws: list[int]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        self._draws = [row["draw"] for row in inputs]
+        trainer: Any = super()
+        return trainer._generate_and_score_completions(inputs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         self._prompts = [
@@ -335,7 +337,9 @@ class _Sampled:
         n = trainer.num_generations
         seed = int(content_id("rollout", self.draw, trainer.state.global_step)[:15], 16)
         live = trainer.accelerator.unwrap_model(trainer.model)
-        self.reward.episodes = self.sampler.sample(live, self._prompts[::n], seed, n)
+        self.reward.episodes = self.sampler.sample(
+            live, self._prompts[::n], seed, n, draws=self._draws[::n]
+        )
         return [episode.ids.tolist() for episode in self.reward.episodes]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from rlaif.records import Prompt, content_id
 from rlaif.training.ppo import PPO, score_all
 from rlaif.training.processes import gathered, share
+from rlaif.training.rollout import occurrences
 from rlaif.training.scorers import Scorer
 
 
@@ -40,8 +41,9 @@ class HeldOut:
         order = np.random.default_rng([seed, 0x4E1D]).permutation(len(prompts))
         chosen = [prompts[i] for i in order[: self.prompts].tolist()]
         drawn = int(content_id("held out", seed)[:15], 16)
+        again = share(occurrences(chosen))
         with ppo.nets.autocast():
-            mine = ppo.sampler.sample(ppo.nets.policy, share(chosen), drawn)
+            mine = ppo.sampler.sample(ppo.nets.policy, share(chosen), drawn, draws=again)
         scores = [x for x in gathered(score_all(self.judge, mine)) if x is not None]
         return math.fsum(scores) / len(scores) if scores else None
 

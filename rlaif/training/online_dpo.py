@@ -59,7 +59,7 @@ from rlaif.training.processes import (
     sum_gradients,
     summed,
 )
-from rlaif.training.rollout import Episode, Sampler
+from rlaif.training.rollout import Episode, Sampler, occurrences
 from rlaif.training.scorers import Label
 from rlaif.training.settings import Tracker
 from rlaif.training.trackers import check_trackers
@@ -81,7 +81,7 @@ class OnlineDPOSettings:
     nll: float = 0.0
     temperature: float = 1.0
     max_new_tokens: int = 256
-    keep_cut: bool = False  # learn from completions that a limit cut off, too
+    keep_cut: bool = False  # learn from completions that a limit cut off, too, but not their lead
     max_grad_norm: float = 1.0
     lora: LoraSettings | None = None
     bf16: bool = False
@@ -241,7 +241,9 @@ class OnlineDPO:
         seed = int(content_id("rollout", s.seed, index)[:15], 16)
         before = self._spent() if self._spent is not None else 0.0
         with self._autocast():
-            mine = self.sampler.sample(self.policy, share(prompts), seed, 2)
+            mine = self.sampler.sample(
+                self.policy, share(prompts), seed, 2, draws=share(occurrences(prompts))
+            )
         now, then = self._logprobs(mine)
         pairs = list(zip(mine[::2], mine[1::2], strict=True))
         rows, left_out = self._label(pairs)
@@ -272,7 +274,10 @@ class OnlineDPO:
         return found, facts
 
     def _label(self, pairs: Sequence[tuple[Episode, Episode]]) -> tuple[list[Row], Counter[str]]:
-        """The preferred pairs as rows, and why the others are none."""
+        """The preferred pairs as rows, and why the others are none.
+
+        What never ended is not preferred to what did: that would pay for going on to the limit.
+        """
         left_out: Counter[str] = Counter()
         asked = []
         for first, second in pairs:
@@ -290,6 +295,9 @@ class OnlineDPO:
                 left_out[label.status] += 1
                 continue
             good, bad = (first, second) if label.first_is_chosen else (second, first)
+            if bad.ended and not good.ended:
+                left_out["cut"] += 1
+                continue
             rows.append(
                 Row(
                     label.pair.id, first.prompt.id, first.prompt_ids, good.ids, bad.ids,

@@ -46,8 +46,16 @@ from rlaif.training.ppo_losses import (
     whiten,
 )
 from rlaif.training.processes import gathered, rank, share, sum_gradients, summed, world
-from rlaif.training.rollout import Episode, Minibatch, Part, Sampler, make_minibatch, plan_update
-from rlaif.training.scorers import Scorer
+from rlaif.training.rollout import (
+    Episode,
+    Minibatch,
+    Part,
+    Sampler,
+    make_minibatch,
+    occurrences,
+    plan_update,
+)
+from rlaif.training.scorers import Scorer, without_reward
 
 Algorithm = Literal["ppo", "a2c", "reinforce"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo", "a2c", "reinforce")
@@ -98,7 +106,7 @@ class PPOSettings:
     mask_top_p: float | None = None  # NLPO: choose among this nucleus of a masking policy
     mask_every: int = 20  # steps between renewals of the masking policy
     rollouts: Rollouts = "hf"  # who samples: Transformers, or vLLM with the policy's weights
-    no_end_score: float | None = -1.0  # in place of the score of what never ended; None keeps it
+    no_end_score: float | None = -1.0  # the most that what never ended may score; None: any
     max_grad_norm: float = 1.0
     value: Value = "shared"
     value_model: str | None = None
@@ -257,18 +265,19 @@ class PPO:
     ) -> tuple[list[Episode], Tensor]:
         """Completions and their scores (B,). Those on which the scorer abstains are left out.
 
-        A completion that never ended gets `no_end_score` unasked (the EOS trick). Each process
-        samples and scores its share of the prompts, and gets to know what the others have.
+        A completion that never ended scores `no_end_score` at most (after the EOS trick, which
+        gives that unasked, and so pays where scores go below it). Each process samples and scores
+        its share of the prompts, and gets to know what the others have.
         """
         s = self.settings
         seed = int(content_id("rollout", s.seed, index)[:15], 16)
         with self.nets.autocast():
             mine = self.sampler.sample(
-                self.nets.policy, share(prompts), seed, s.samples, self.masker
-            )
-        asked = [e.ended or s.no_end_score is None for e in mine]
-        found = iter(score_all(self.scorer, [e for e, ask in zip(mine, asked, strict=True) if ask]))
-        scores = [next(found) if ask else s.no_end_score for ask in asked]
+                self.nets.policy, share(prompts), seed, s.samples, self.masker,
+                draws=share(occurrences(prompts)),
+            )  # fmt: skip
+        found = score_all(self.scorer, mine)
+        scores = without_reward(found, [e.ended for e in mine], s.no_end_score)
         sampled = gathered(list(zip(mine, scores, strict=True)))
         kept = [(e, x) for e, x in sampled if x is not None]
         meter.facts["ended"] = sum(e.ended for e, _ in sampled) / len(sampled)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,8 +90,13 @@ class Sampler:
         seed: int,
         n: int = 1,
         masker: Masker | None = None,
+        draws: Sequence[int] = (),
     ) -> list[Episode]:
-        """`n` completions of each prompt, in the prompts' order; its prefix is computed once."""
+        """`n` completions of each prompt, in the prompts' order; its prefix is computed once.
+
+        `draws` says how often each prompt came before (see `occurrences`): one that comes again
+        is sampled anew, not to the same words.
+        """
         encoded = [self.encode(prompt) for prompt in prompts]
         sampling = Sampling(
             n=n, temperature=self.temperature, max_new_tokens=self.max_new_tokens, seed=seed
@@ -111,6 +117,7 @@ class Sampler:
                     eos=self._eos,
                     ends=self._ends,
                     logprobs=True,
+                    first=[draws[i] * n for i in batch] if draws else (),
                 )
             for k, row in enumerate(rows):
                 i = batch[row.prompt]
@@ -143,6 +150,19 @@ class Sampler:
         stop = self.encoder.stop
         tail = max((len(s.encode()) for s in stop), default=0) + 4  # a token is a byte at least
         return bool(stop) and any(s in self.encoder.decode(ids[-tail:]) for s in stop)
+
+
+def occurrences(prompts: Sequence[Prompt]) -> list[int]:
+    """How often each prompt came before in the list: a step between two passes may hold it twice.
+
+    To be asked of the prompts of a whole step, before processes share them.
+    """
+    seen: Counter[str] = Counter()
+    out = []
+    for prompt in prompts:
+        out.append(seen[prompt.id])
+        seen[prompt.id] += 1
+    return out
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class VLLMSampler(Sampler):
         seed: int,
         n: int = 1,
         masker: Masker | None = None,
+        draws: Sequence[int] = (),
     ) -> list[Episode]:
         """`n` completions of each prompt, in the prompts' order, of the model's present weights."""
         if masker is not None:
@@ -87,7 +88,7 @@ class VLLMSampler(Sampler):
         # Rounded here as vLLM would: half as much to hash and to carry in bfloat16.
         weights = ((name, value.to(self._dtype)) for name, value in merged_weights(model))
         self.engine.update_weights(weights)
-        drawn = self.engine.rollout(encoded, sampling)
+        drawn = self.engine.rollout(encoded, sampling, [k * n for k in draws])
         self._rest()
         return [
             Episode(

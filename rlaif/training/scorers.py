@@ -33,6 +33,20 @@ class Scorer(Protocol):
         ...
 
 
+def without_reward(
+    scores: Sequence[float | None], ended: Sequence[bool], most: float | None
+) -> list[float | None]:
+    """The scores, those of completions that never ended being `most` at most; None keeps them.
+
+    Never a score in the place of theirs: on a scale that goes below it, that would pay for going
+    on to the limit. What the scorer abstained on stays without a score.
+    """
+    return [
+        x if x is None or most is None or end else min(x, most)
+        for x, end in zip(scores, ended, strict=True)
+    ]
+
+
 class ModelScorer:
     """The normalised rewards of a reward model's folder."""
 
@@ -111,14 +125,17 @@ class JudgeScorer:
 class GroupScorer:
     """A judge of pairs over the completions of a prompt: the mean of P(it beats another of them).
 
-    Neighbours with the same prompt are a group. `rounds` bounds the cost: each completion then
-    meets those up to `rounds` places after and before it in the group, a ring; None lets all meet
-    all. Equal texts meet with ½ unasked. A meeting on which the judge abstains counts for neither,
-    and a completion of no other meeting has no score.
+    `size` completions in turn are a group, those of one prompt; with None neighbours that have the
+    same prompt are, which cannot tell two groups of a prompt that a step holds twice. `rounds`
+    bounds the cost: each completion then meets those up to `rounds` places after and before it in
+    the group, a ring; None lets all meet all. Equal texts meet with ½ unasked. A meeting on which
+    the judge abstains counts for neither, and a completion of no other meeting has no score.
     """
 
-    def __init__(self, label: Label, key: str, rounds: int | None = None) -> None:
-        self._label, self._rounds = label, rounds
+    def __init__(
+        self, label: Label, key: str, rounds: int | None = None, size: int | None = None
+    ) -> None:
+        self._label, self._rounds, self._size = label, rounds, size
         self.key = content_id("group", key, rounds)
 
     def score(
@@ -137,7 +154,8 @@ class GroupScorer:
     def _meetings(self, prompts: Sequence[Prompt]) -> list[tuple[int, int]]:
         out, begin = [], 0
         for end in range(1, len(prompts) + 1):
-            if end < len(prompts) and prompts[end].id == prompts[begin].id:
+            alike = end < len(prompts) and prompts[end].id == prompts[begin].id
+            if alike and (self._size is None or end - begin < self._size):
                 continue
             n = end - begin
             most = n // 2 if self._rounds is None else min(self._rounds, n // 2)
