@@ -184,7 +184,9 @@ def test_a_value_models_place_is_not_in_the_key(tmp_path: Path) -> None:
     shutil.copytree(TINY_WEIGHTS, tmp_path / "other" / "v")
     scorer = load_function("json:dumps")
     keys = {
-        _run_key([], "tiny", scorer, PPOSettings(value="separate", value_model=str(folder)), [])
+        _run_key(
+            [], "tiny", None, scorer, PPOSettings(value="separate", value_model=str(folder)), []
+        )
         for folder in (TINY_WEIGHTS, tmp_path / "other" / "v")
     }
     assert len(keys) == 1
