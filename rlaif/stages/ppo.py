@@ -48,6 +48,7 @@ def train_ppo(run: Run) -> None:
         options["value_model"] = None
     if config.ptx_weight and not ptx:
         raise ConfigError("train.ppo.ptx_weight is above 0: name its demonstrations in ptx")
+    scorer = scorer_of(run, config.reward, reward)  # a function that cannot be, before any model
     held_out = None
     if config.held_out is not None and config.reward != "judge":
         held_out = HeldOut(scorer_of(run, "judge", None), **dict(config.held_out))
@@ -68,7 +69,7 @@ def train_ppo(run: Run) -> None:
 
         result = fit(
             prompts, run.config.policy.model, run.store.path("models", "ppo"),
-            scorer_of(run, config.reward, reward),
+            scorer,
             PPOSettings(
                 **options, lora=lora_of(config.lora), alarms=AlarmLimits(**dict(config.alarms)),
                 max_new_tokens=run.config.sampling.max_new_tokens,

@@ -10,11 +10,16 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import redirect_stdout
+from functools import partial
+from itertools import islice
+from numbers import Real
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from rlaif.errors import ConfigError, TrainingError
+from rlaif.errors import ConfigError, RlaifError, TrainingError, nearest
 from rlaif.records import Pair, Preference, Prompt, content_id
 
 RewardFunction = Callable[[list[Prompt], list[str]], Sequence[float | None]]
@@ -65,16 +70,22 @@ class ModelScorer:
 
 
 class FunctionScorer:
-    """A Python function of prompts and completions; None or NaN is an abstention.
+    """A Python function of prompts and completions; None is an abstention.
 
     `name` stands for it in the resume key, beside the source of its module: a function that reads
-    anything else must be renamed when that changes.
+    anything else must be renamed when that changes. What the function prints goes to stderr. What
+    it raises, ending the process included, or returns that is not one number or None a completion,
+    becomes a TrainingError that names it.
     """
 
     def __init__(self, function: RewardFunction, name: str | None = None) -> None:
+        if not callable(function):
+            raise TypeError(
+                f"a reward function takes lists of prompts and completions, got {_shown(function)}"
+            )
         self._function = function
-        self._name = name or getattr(function, "__qualname__", type(function).__name__)
-        module = inspect.getmodule(function)
+        self._name = name or _name_of(function)
+        module = inspect.getmodule(_innermost(function))
         try:
             source = inspect.getsource(module or type(function))
         except (OSError, TypeError):
@@ -84,13 +95,93 @@ class FunctionScorer:
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
     ) -> list[float | None]:
-        found = list(self._function(list(prompts), list(completions)))
-        if len(found) != len(ended):
-            raise TrainingError(
-                f"the reward function {self._name} gave {len(found)} scores for {len(ended)} "
-                "completions: it must return one a completion, None where it cannot tell"
-            )
-        return [None if x is None or math.isnan(x) else float(x) for x in found]
+        n = len(ended)
+        try:
+            with redirect_stdout(sys.stderr):
+                returned: Any = self._function(list(prompts), list(completions))
+                values = self._listed(returned, n)
+        except RlaifError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self._wrong(_told(error, _file_of(self._function))) from error
+        if len(values) != n:
+            endless = len(values) > n and not hasattr(returned, "__len__")
+            count = f"more than {n}" if endless else len(values)
+            raise self._wrong(f"gave {count} scores for {n} completions")
+        return [self._number(x, i) for i, x in enumerate(values)]
+
+    def _listed(self, returned: Any, n: int) -> list[Any]:
+        """What was returned as a list, of an endless one no more than n + 1."""
+        if inspect.iscoroutine(returned):
+            returned.close()
+        if isinstance(returned, str | bytes | Mapping | Set) or not isinstance(returned, Iterable):
+            raise self._wrong(f"returned {_shown(returned)} ({type(returned).__name__})")
+        listed = getattr(returned, "tolist", None)
+        rows = listed() if listed is not None else returned
+        if not isinstance(rows, Iterable):
+            raise self._wrong(f"returned {_shown(rows)} ({type(returned).__name__})")
+        return list(rows) if hasattr(rows, "__len__") else list(islice(rows, n + 1))
+
+    def _number(self, x: Any, i: int) -> float | None:
+        """A score, or None; what is neither is refused, with the place it has in the list."""
+        inner = getattr(x, "item", None)  # a number of numpy's, or a tensor of one
+        value = inner() if inner is not None and getattr(x, "ndim", 1) == 0 else x
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise self._wrong(f"gave completion {i + 1} the score {_shown(value)}")
+        try:
+            found = float(value)
+        except OverflowError:
+            raise self._wrong(f"gave completion {i + 1} a score too large for a float") from None
+        if not math.isfinite(found):
+            raise self._wrong(f"gave completion {i + 1} the score {found}")
+        return found
+
+    def _wrong(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"the reward function {self._name} {what}. It gets a list of prompts and a list of as "
+            "many completions, and must return one number a completion (finite, no bool), None "
+            "where it cannot tell"
+        )
+
+
+def _innermost(function: Any) -> Any:
+    return _innermost(function.func) if isinstance(function, partial) else function
+
+
+def _name_of(function: Any) -> str:
+    if isinstance(function, partial):
+        return f"{_name_of(function.func)}{function.args}{sorted(function.keywords.items())}"
+    return str(getattr(function, "__qualname__", type(function).__name__))
+
+
+def _file_of(function: Any) -> str:
+    code = getattr(_innermost(function), "__code__", None)
+    return getattr(code, "co_filename", "")
+
+
+def _shown(value: Any) -> str:
+    """A value on one line, cut to what tells it apart."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # people's classes raise what they like
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _told(error: BaseException, file: str = "") -> str:
+    """What a function did, and the line of its file (the last of any, else) where it did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == file] or list(frames)
+    where = f" in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+    if isinstance(error, SyntaxError) and error.lineno:
+        where = f" in {Path(error.filename or '').name}, line {error.lineno}"
+    if isinstance(error, SystemExit):
+        return f"asked the process to exit ({_shown(error.code)}){where}"
+    said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    said = said if len(said) <= 300 else f"{said[:297]}..."
+    return f"raised {type(error).__name__}{': ' * bool(said)}{said}{where}"
 
 
 class JudgeScorer:
@@ -223,9 +314,25 @@ def load_function(name: str) -> FunctionScorer:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"cannot import the reward function's module {module}: {error}") from None
-    if not callable(getattr(found, function, None)):
-        raise ConfigError(f"{module} has no function '{function}'")
-    return FunctionScorer(getattr(found, function), name)
+        with redirect_stdout(sys.stderr):  # what it prints is not what a command says
+            found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # people's modules do what they like
+        spec = getattr(sys.modules.get(module), "__file__", None) or _source_of(module)
+        raise ConfigError(
+            f"cannot load the reward function {_shown(name)[1:-1]}: the module {module!r} "
+            f"{_told(error, spec)}. It is looked for in the working folder {here}, then among "
+            "what is installed"
+        ) from error
+    wanted = getattr(found, function, None)
+    if not callable(wanted):
+        known = [k for k, v in vars(found).items() if callable(v) and not k.startswith("_")]
+        raise ConfigError(
+            f"{module} has no function '{function}' for the reward {name}."
+            f"{nearest(function, known)}"
+        )
+    return FunctionScorer(wanted, name)
+
+
+def _source_of(module: str) -> str:
+    """The file that a module of the working folder is read from."""
+    return str(Path.cwd().joinpath(*module.split(".")).with_suffix(".py"))

@@ -150,7 +150,7 @@ def test_abstentions_are_left_out_and_counted(causal):
 
     ppo = make_ppo(causal, FunctionScorer(score), no_end_score=None)
     assert ppo.step(0, PROMPTS[:8])["abstained"] == 2
-    ppo = make_ppo(causal, FunctionScorer(lambda _, c: [float("nan")] * len(c)), no_end_score=None)
+    ppo = make_ppo(causal, FunctionScorer(lambda _, c: [None] * len(c)), no_end_score=None)
     with pytest.raises(TrainingError, match="abstained on all"):
         ppo.step(0, PROMPTS[:8])
     ppo = make_ppo(causal, FunctionScorer(lambda *_: [1.0]), no_end_score=None)
