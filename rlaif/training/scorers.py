@@ -173,7 +173,9 @@ def _shown(value: Any) -> str:
 def _told(error: BaseException, file: str = "") -> str:
     """What a function did, and the line of its file (the last of any, else) where it did."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename == file] or list(frames)
+    ours = (__file__, importlib.__file__)
+    written = [f for f in frames if f.filename not in ours and not f.filename.startswith("<frozen")]
+    own = [frame for frame in written if frame.filename == file] or written
     where = f" in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
     if isinstance(error, SyntaxError) and error.lineno:
         where = f" in {Path(error.filename or '').name}, line {error.lineno}"
@@ -319,7 +321,7 @@ def load_function(name: str) -> FunctionScorer:
     except (Exception, SystemExit) as error:  # people's modules do what they like
         spec = getattr(sys.modules.get(module), "__file__", None) or _source_of(module)
         raise ConfigError(
-            f"cannot load the reward function {_shown(name)[1:-1]}: the module {module!r} "
+            f"cannot import the reward function {_shown(name)[1:-1]}: the module {module!r} "
             f"{_told(error, spec)}. It is looked for in the working folder {here}, then among "
             "what is installed"
         ) from error

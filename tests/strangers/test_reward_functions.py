@@ -189,6 +189,7 @@ def test_a_name_that_leads_nowhere_is_a_config_error(tmp_path, monkeypatch, name
         load_function(name)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert ".py, line" not in str(caught.value)
 
 
 def test_what_is_no_function_is_a_type_error_that_says_what_is():
