@@ -316,6 +316,8 @@ def _made(unit: _Unit, convert: Convert[R]) -> list[R | Left]:
         return list(convert(rows))
     except Left as reason:
         return [reason]
+    except RecursionError:
+        return [Left("malformed", "expected a row of some depth, got one nested without end")]
 
 
 def _malformed(where: str, detail: str, skipped: int) -> str:

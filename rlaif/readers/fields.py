@@ -170,6 +170,10 @@ def number(value: Any, field: str) -> float:
 def items(value: Any, name: str) -> list[Any]:
     """A list; also a mapping of lists, as which `datasets` may hand out a list of structures."""
     if isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
+        lengths = {key: len(column) for key, column in value.items()}
+        if len(set(lengths.values())) > 1:
+            detail = f"expected the lists in '{name}' to be of one length, got {lengths}"
+            raise Left("malformed", detail)
         return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
     expect(isinstance(value, list), name, "a list", value)
     found: list[Any] = value

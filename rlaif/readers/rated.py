@@ -390,9 +390,12 @@ def _replies(node: Mapping[str, Any], before: Prefix, where: str) -> Replies:
 def _replies_of_rows(rows: Placed) -> Replies:
     talk: dict[Any, Prefix] = {None: ()}
     replies: dict[Any, list[Row]] = {}
-    places = {row.get("message_id"): where for where, row in rows}
+    places = {text_of(need(row, "message_id"), "message_id"): where for where, row in rows}
+    if len(places) < len(rows):
+        raise Left("malformed", "expected messages with ids of their own, got one twice in a tree")
     for _, row in rows:
         parent = row.get("parent_id")
+        expect(parent is None or isinstance(parent, str), "parent_id", "an id or null", parent)
         if parent is not None and parent not in places:
             raise Left(
                 "malformed",
@@ -403,11 +406,13 @@ def _replies_of_rows(rows: Placed) -> Replies:
     waiting = list(replies.get(None, []))
     while waiting:
         row = waiting.pop(0)
-        name = row.get("message_id")
+        name = str(row["message_id"])
         talk[name] = (*talk[row.get("parent_id")], _oasst_message(row))
         if talk[name][-1].role == "user" and name in replies:
             yield talk[name], replies[name], places[name]
         waiting += replies.get(name, [])
+    if len(talk) <= len(rows):  # the root's None is in it too
+        raise Left("malformed", "expected a tree, got messages that answer one another in a ring")
 
 
 def _oasst_message(row: Mapping[str, Any]) -> Message:

@@ -351,6 +351,14 @@ def test_oasst_trees_are_siblings_by_rank_flat_and_nested(tmp_path: Path) -> Non
     path.write_text("".join(json.dumps(row) + "\n" for row in flat[1:]))
     with pytest.raises(DataError, match="answers p, which is not beside it: sort the rows"):
         list(read_pairs(path))
+    for ring, told in (
+        ([{**flat[0], "parent_id": "a"}, flat[1]], "in a ring"),
+        ([{**flat[0], "message_id": None}], "message_id"),
+        ([flat[0], flat[0]], "twice in a tree"),
+    ):
+        path.write_text("".join(json.dumps(row) + "\n" for row in ring))
+        with pytest.raises(DataError, match=told):
+            list(read_pairs(path, format="oasst"))
     path.write_text("".join(json.dumps(row) + "\n" for row in flat))
     only = list(read_prompts(path, on_bad=bad.append))
     assert [[m.content for m in p.messages] for p in only] == [["q0"]]
