@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -181,10 +182,23 @@ def _sides(row: Row, *sides: str, shared_words: bool) -> tuple[Prefix, str, str]
     return with_system(row, one[:-1]), answer_of(one[-1:]), answer_of(two[-1:])
 
 
+_MARKS = {
+    "system", "user", "human", "assistant", "gpt", "model", "question", "answer", "im_start",
+    "im_end", "start_of_turn", "end_of_turn", "inst", "sys", "s",
+}  # fmt: skip
+
+
 def _require_inside(prompt: Prefix, turns: Prefix) -> None:
+    """Left where a `prompt` beside whole conversations says what is not in them."""
     said = [turn.content.strip() for turn in turns]
     asked = prompt[-1].content.strip() if prompt else ""
-    if not any(asked in text or (text and text in asked) for text in said):
+    if any(asked in text for text in said):
+        return
+    for text in sorted(said, key=len, reverse=True):  # all turns in one text, with marks between
+        if text not in asked:
+            break
+        asked = asked.replace(text, " ", 1)
+    if not set(re.findall(r"\w+", asked.lower())) <= _MARKS:
         raise Left(
             "malformed",
             "expected 'prompt' to be one of the turns of 'chosen', as both sides are whole "

@@ -163,9 +163,10 @@ def prompt_of(row: Row, *more: str) -> Prefix | None:
         return with_system(row, _history(row["history"])) if row.get("history") else None
     first, *others = filled or names
     asked = _asked(row, first)
-    if first == "instruction" and "input" in others and isinstance(row["input"], str):
-        others.remove("input")  # Alpaca's two halves of a question, joined as LLaMA-Factory does
-        asked = (Message("user", f"{asked[0].content}\n{text_of(row['input'], 'input')}"),)
+    half = next((name for name in ("input", "context") if name in others), "")
+    if first == "instruction" and half and isinstance(row[half], str):
+        others.remove(half)  # Alpaca's and Dolly's questions, joined as LLaMA-Factory joins them
+        asked = (Message("user", f"{asked[-1].content}\n{text_of(row[half], half)}"),)
     for other in others:
         if not _same(asked, _asked(row, other)):
             raise Left(
@@ -185,9 +186,10 @@ def _asked(row: Row, name: str) -> Prefix:
 
 
 def _same(asked: Prefix, other: Prefix) -> bool:
-    """Whether the one conversation only repeats texts of the other."""
-    one, two = ("\n".join(m.content for m in side).strip() for side in (asked, other))
-    return one in two or two in one if len(asked) == len(other) == 1 else asked == other
+    """Whether the other says nothing that is not in what is asked."""
+    if len(asked) == len(other) == 1:
+        return other[0].content.strip() in asked[0].content
+    return asked == other
 
 
 def _history(value: Any) -> Prefix:

@@ -82,11 +82,17 @@ def test_two_columns_that_may_be_the_prompt_and_differ_are_refused(tmp_path: Pat
         pairs(tmp_path, {"prompt": "Who is it?", "context": "A man.", **BOTH})
     with pytest.raises(DataError, match="two that differ, 'question' and 'conversations'"):
         pairs(tmp_path, {"question": "q", "conversations": [user("other")], **BOTH})
+    with pytest.raises(DataError, match="two that differ"):  # part of it is not all of it
+        pairs(tmp_path, {"prompt": "Who is it?", "context": "A: Who is it? B: Me.", **BOTH})
     (pair,), _ = pairs(tmp_path, {"prompt": "Who is it?", "question": "Who is it?", **BOTH})
     assert pair.prompt.messages == (Message("user", "Who is it?"),)
     both = {"chosen": [user("q"), says("a")], "rejected": [user("q"), says("b")]}
-    with pytest.raises(DataError, match="expected 'prompt' to be one of the turns of 'chosen'"):
-        pairs(tmp_path, {"prompt": "You are a pirate.", **both})
+    for other in ("You are a pirate.", "You are a pirate. q"):
+        with pytest.raises(DataError, match="expected 'prompt' to be one of the turns of 'chosen'"):
+            pairs(tmp_path, {"prompt": other, **both})
+    for same in ("q", " q\n", "User: q", "<|im_start|>user\nq<|im_end|>\n"):
+        (pair,), _ = pairs(tmp_path, {"prompt": same, **both})
+        assert pair.prompt.messages == (Message("user", "q"),)
 
 
 # ---------------------------------------------------------------- plain text is no transcript

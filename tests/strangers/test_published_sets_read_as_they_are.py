@@ -371,6 +371,7 @@ def test_prompts_of_published_rows(tmp_path: Path) -> None:
     rows = [
         {"system": "s", "question": "q"},
         {"instruction": "do", "input": "this", "output": "x"},
+        {"instruction": "do", "context": "this", "response": "x", "category": "c"},
         {"conversations": [{"from": "human", "value": "q"}]},
         {"messages": [{"role": "developer", "content": "s"}, user("q")]},
         {"context": TALK, "response1": "a", "response2": "b", "overall_preference": 1},
@@ -382,7 +383,17 @@ def test_prompts_of_published_rows(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = [[m.content for m in p.messages] for p in read_prompts(path)]
     talk = ["q0", "a0", "q"]
-    assert found == [["s", "q"], ["do\nthis"], ["q"], ["s", "q"], talk, talk, ["q"], ["q"]]
+    assert found == [
+        ["s", "q"],
+        ["do\nthis"],
+        ["do\nthis"],
+        ["q"],
+        ["s", "q"],
+        talk,
+        talk,
+        ["q"],
+        ["q"],
+    ]
     for name, pairs in EXPECTED.items():  # those too whose prompts stand in the responses
         asked = [p.messages[-1].content for p in read_prompts(FILES / f"{name}.jsonl")]
         assert set(asked) == {question for _, question, *_ in pairs}, name
