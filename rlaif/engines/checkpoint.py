@@ -6,6 +6,7 @@ Each refusal names what was expected, so that it is the same whichever engine is
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -117,10 +118,13 @@ def _check_json(file: Path) -> None:
 def loading(model: str) -> Iterator[None]:
     """Turns whatever Transformers, PEFT or safetensors raise over a model's files into one error.
 
-    They raise errors of every kind over a folder that is cut, mixed up or damaged.
+    They raise errors of every kind over a folder that is cut, mixed up or damaged. And they send
+    nothing: Transformers would have a server convert a hub's model that has no safetensors, telling
+    it the model's name and the user's token.
     """
     import torch
 
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

@@ -179,7 +179,7 @@ def pair_loss(name: DPOLoss, beta: float, noise: float, nll: float = 0.0) -> Pai
             losses = losses - nll * chosen / tokens.chunk(2)[0]
         gain, loss = (policy - reference).chunk(2)
         statistics = {
-            "accuracy": (h > 0).float(),
+            "accuracy": (h > 0).float() + 0.5 * (h == 0),  # a tie, as before the first step: half
             "margin": beta * h,
             "reward_chosen": beta * gain,
             "reward_rejected": beta * loss,

@@ -124,3 +124,15 @@ def test_no_trainer_opens_a_connection_or_looks_up_a_name(tmp_path):
     }  # fmt: skip
     assert trained["seen"] == []
     assert known["watched"], "the watch itself saw nothing of what was really sent"
+
+
+def test_no_server_is_asked_to_convert_a_model(monkeypatch):
+    """Transformers would send a hub model's name and the user's token; it asks this before."""
+    from transformers.modeling_utils import is_env_variable_true
+
+    from rlaif.engines.checkpoint import loading
+
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
+    assert not is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")
+    with loading("a model"):
+        assert is_env_variable_true("DISABLE_SAFETENSORS_CONVERSION")

@@ -143,7 +143,7 @@ def test_the_policy_learns_what_is_rewarded(tmp_path, algorithm):
     settings = GroupSettings(algorithm=algorithm, **{**SMALL, "steps": 12, "learning_rate": 1e-3})
     result = train_group(PROMPTS, "tiny", tmp_path, FunctionScorer(shortness), settings)
     made = [x["length"] for x in lines(tmp_path)]
-    assert made[-1] < 0.8 * made[0], made
+    assert np.mean(made[-4:]) < 0.8 * np.mean(made[:4]), made  # a step has eight completions only
     assert result.metrics["kl"] > 0
 
 

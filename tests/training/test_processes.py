@@ -155,6 +155,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
 from small_models import make_preferences
 from rlaif.records import Demonstration, Preference, Prompt
+from rlaif.training.dpo import train_dpo
 from rlaif.training.group import GroupSettings, train_group
 from rlaif.training.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.scorers import FunctionScorer
@@ -164,6 +165,8 @@ model, out, processes = {model!r}, {out!r}, {processes}
 answers = [Demonstration(p.pair.prompt, p.pair.first) for p in make_preferences(22)]
 size = dict(batch_size=4 // processes, gradient_accumulation=2, device="cpu")
 train_sft(answers, model, out + "/sft", learning_rate=3e-3, **size)  # the last step has 6 rows
+hard = make_preferences(24, p=1.0)
+train_dpo(hard, model, out + "/hinge", loss="hinge", learning_rate=3e-3, **size)
 
 def label(pairs):
     gaps = [p.first.count("a") - p.second.count("a") + 0.5 for p in pairs]
@@ -200,7 +203,7 @@ def more(causal, tmp_path_factory) -> dict[int, Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("trainer", "steps"), [("sft", 3), ("online", 3), ("grpo", 6), ("rloo", 6)]
+    ("trainer", "steps"), [("sft", 3), ("hinge", 3), ("online", 3), ("grpo", 6), ("rloo", 6)]
 )
 def test_two_processes_are_one_in_the_other_trainers(more, trainer, steps):
     one, two = (journal(more[n] / trainer) for n in (1, 2))
@@ -209,7 +212,9 @@ def test_two_processes_are_one_in_the_other_trainers(more, trainer, steps):
         assert a.keys() == b.keys()
         for name in a.keys() - {"seconds"}:
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), (name, a["step"])
-    if trainer != "sft":
+    if trainer == "hinge":
+        assert one[0]["margin"] == two[0]["margin"] == 0
+    elif trainer != "sft":
         assert sum(line["abstained"] for line in one) > 0
     weights = [load_file(more[n] / trainer / "model.safetensors") for n in (1, 2)]
     for name, value in weights[0].items():
