@@ -107,7 +107,8 @@ class PromptsConfig(Section):
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many prompts; null reads all (for `tiny`: 512)."""
     skip_bad: int = Field(default=0, ge=0)
-    """Go on over at most this many malformed lines; they are counted and listed."""
+    """Go on over at most this many rows that are malformed or no text; they are counted and
+    listed."""
 
 
 class PairsConfig(Section):
@@ -127,7 +128,8 @@ class PairsConfig(Section):
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many pairs; null reads all."""
     skip_bad: int = Field(default=0, ge=0)
-    """Go on over at most this many malformed lines; they are counted and listed."""
+    """Go on over at most this many rows that are malformed or no text; they are counted and
+    listed."""
 
 
 class HTTPConfig(Section):
@@ -444,7 +446,7 @@ class SFTConfig(TrainConfig):
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many."""
     skip_bad: int = Field(default=0, ge=0)
-    """Go on over this many malformed rows."""
+    """Go on over at most this many rows that are malformed or no text."""
 
 
 class DPOConfig(TrainConfig):

@@ -9,6 +9,7 @@ goes on with its copies.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib.util
 import re
@@ -118,6 +119,8 @@ def missing(one: Named) -> str | None:
     if one.kind == "reward" and ":" in value and not Path(value).is_dir():
         return _missing_module(value)
     path = located(one)
+    if path is None and _is_nested_glob(one):
+        return None
     if path is None:
         what = "file or folder" if one.kind == "rows" else "folder"
         on_hub = one.kind in ("rows", "model") and _maybe_on_hub(one)
@@ -192,7 +195,7 @@ def _keep(one: Named, root: Path, known: Mapping[str, str], kept: Kept) -> str:
         return one.value
     path = located(one)
     if path is None:
-        return one.value
+        return str(Path(one.value).absolute()) if _is_nested_glob(one) else one.value
     inside = _inside(path, root)
     if inside is not None and (one.kind != "constitution" or inside.startswith(INPUTS)):
         split = _split_of(one)
@@ -340,6 +343,12 @@ def _inside(path: Path, root: Path) -> str | None:
 
 def _is_glob(value: str) -> bool:
     return any(c in value for c in "*?[")
+
+
+def _is_nested_glob(one: Named) -> bool:
+    """A pattern over several folders, whose files are read where they lie and not copied."""
+    above = str(Path(one.value).parent)
+    return one.kind == "rows" and _is_glob(above) and any(glob.iglob(one.value, recursive=True))
 
 
 def _matches(path: Path) -> list[Path]:

@@ -59,7 +59,8 @@ ExecutorOption = Annotated[
     str | None, typer.Option(help="Where it runs: `local`, or `ray`: on a cluster's workers.")
 ]
 SkipOption = Annotated[
-    int | None, typer.Option("--skip-bad", help="Go on over this many malformed lines.")
+    int | None,
+    typer.Option("--skip-bad", help="Go on over this many rows that are malformed or no text."),
 ]
 
 

@@ -19,8 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlaif.config import load_config
 from rlaif.errors import DataError
-from rlaif.places import Named, missing
+from rlaif.places import Named, keep, missing
 from rlaif.readers import BadRow, read_pairs, read_prompts
 
 ROWS = [
@@ -173,7 +174,9 @@ def shards(folder: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl", "jsonl.zst", "csv"])
-def test_a_folder_of_shards_has_splits(tmp_path: Path, form: str) -> None:
+def test_a_folder_of_shards_has_splits(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in (tmp_path / "set", tmp_path / "snapshot" / "data"):
         shards(folder, form)
     (tmp_path / "set" / "README.md").write_text("# a card")
@@ -186,6 +189,12 @@ def test_a_folder_of_shards_has_splits(tmp_path: Path, form: str) -> None:
             told(f"{source}:dev")
     assert told(f"{tmp_path}/set/train-*.{form}") == EXPECTED
     assert told(f"{tmp_path}/s*/**/test-*") == EXPECTED[:1] * 2
+    for pattern in ("set/train-*", "s*/**/test-*"):
+        assert missing(Named(("pairs", "path"), "rows", f"{tmp_path}/{pattern}")) is None
+    monkeypatch.chdir(tmp_path)  # run.yaml names such a pattern so that it is found from anywhere
+    nested = load_config(overrides=["pairs={path: s*/**/test-*}"])
+    kept = keep(nested, tmp_path / "run", {})
+    assert kept.data["pairs"]["path"] == f"{tmp_path}/s*/**/test-*"
     where = [p.source for p in read_pairs(f"{tmp_path}/set/train-*")]
     numbered = where[3].rpartition(":")[2]
     assert where[3].startswith("train-00001-of-00002")
