@@ -41,7 +41,7 @@ from rlaif.readers.fields import (
     Raw,
     Row,
     excerpt,
-    need,
+    fields_of,
     parse,
     refuse_unsupported,
 )
@@ -189,7 +189,8 @@ def _asked_and_answered(row: Row) -> tuple[Sequence[Message], Message]:
     if not given and asked and asked[-1].role == "assistant":
         return asked[:-1], asked[-1]  # a whole conversation
     if not given:
-        need(row, "completion")
+        detail = f"expected a field 'completion', got the fields: {fields_of(row)}"
+        raise Left("malformed", f"{detail}. Say which it is in `columns` (docs/data.md)")
     if len(given) > 1:
         raise Left("malformed", f"expected one answer, got the fields {' and '.join(given)}")
     said = row[given[0]]

@@ -27,9 +27,7 @@ def check(columns: Columns, roles: tuple[str, ...]) -> None:
     """DataError where the columns named make no row of this kind."""
     for role in columns:
         if role not in roles:
-            raise DataError(
-                f"columns: no '{role}': expected {', '.join(roles)}.{nearest(role, roles)}"
-            )
+            raise DataError(f"columns: there is no '{role}'.{nearest(role, roles)}")
     if roles is PROMPT_ROLES:
         whole = "prompt" in columns
         expected = "prompt"

@@ -63,7 +63,7 @@ def _message(item: Any, place: str) -> Message:
     given = item.get(speaker)
     name = given.lower() if isinstance(given, str) else given
     if isinstance(name, str) and name in _TOOL_ROLES:
-        raise Left("unsupported", f"'{place}' is a turn of a {given}, and only texts can be read")
+        raise Left("unsupported", f"'{place}' has the role {given!r}, and only texts can be read")
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         expected = f"expected '{place}.{speaker}' to be {'|'.join(get_args(Role))}"

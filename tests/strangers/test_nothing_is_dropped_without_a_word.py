@@ -62,11 +62,11 @@ HELD = {
     ),
     "a tool's turn": (
         {**TALK, "chosen": [user("q"), {"role": "tool", "content": "42"}, says("42")]},
-        r"'chosen\[1\]' is a turn of a tool",
+        r"'chosen\[1\]' has the role 'tool'",
     ),
     "an observation": (
         {"conversations": [{"from": "observation", "value": "42"}], "chosen": "a",
-         "rejected": "b"}, r"'conversations\[0\]' is a turn of a observation",
+         "rejected": "b"}, r"'conversations\[0\]' has the role 'observation'",
     ),
     "an image in a turn": (
         {**TALK, "chosen": [user([{"type": "image_url", "image_url": {"url": "x"}}]), says("a")]},
