@@ -24,6 +24,7 @@ import yaml
 
 from rlaif.constitution import Constitution
 from rlaif.errors import DataError
+from rlaif.files import read_text, reason
 
 _BEFORE = re.compile(r"^\s*(CritiqueRequest|RevisionRequest):\s*")
 _AFTER = re.compile(r"\s*(Options|Critique|Revision):\s*$")
@@ -37,12 +38,7 @@ def import_constitution(path: str | Path, name: str | None = None) -> str:
     The text has been parsed again: it is a constitution that loads.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"no such file: {path}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from error
+    text = read_text(path, DataError)
     entries = list(_from_json(path, text) if path.suffix == ".json" else _from_list(path, text))
     if not entries:
         raise DataError(f"{path}: no principle in it; expected list items or lines of text")
@@ -61,8 +57,8 @@ def import_constitution(path: str | Path, name: str | None = None) -> str:
 def _from_json(path: Path, text: str) -> Iterator[dict[str, str]]:
     try:
         data = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {reason(error)}") from error
     if isinstance(data, dict) and isinstance(data.get("constitutions"), list):
         data = data["constitutions"]
     items = data.items() if isinstance(data, dict) else enumerate(data if data else [])

@@ -7,7 +7,8 @@
     └── TrainingError    the training run itself (diverged, refused labels)
 
 Every message says what was expected, what came, and the fix. The command line prints the message
-alone, without a traceback, and exits with 2.
+alone, without a traceback, and exits with 2. What nobody foresaw is one paragraph too, and exits
+with 1; RLAIF_TRACEBACK=1 shows where it was.
 """
 
 from __future__ import annotations

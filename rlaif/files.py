@@ -6,12 +6,15 @@ syncs and renames, so that a kill, a full disk or a crash leaves the old file or
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+import re
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,30 +67,69 @@ def read_text(path: Path, kind: type[RlaifError]) -> str:
         raise kind(f"{path}: {what} at byte {error.start}: save it as UTF-8") from error
 
 
-def read_json(path: Path, made_by: str) -> Any:
+def read_json(path: Path, made_by: str, shape: Shape = object) -> Any:
     """What a JSON file of a run says, or None when there is no such file.
 
-    `made_by`: what writes it anew. DataError when it is not JSON.
+    `made_by`: what writes it anew. DataError when it is not JSON, or has not the shape.
     """
     if not os.path.lexists(path):
         return None
+    again = f"Remove it and run {made_by} again"
     text = read_text(path, DataError)
     try:
-        return json.loads(text, parse_constant=_no_number)
+        found = json.loads(text, parse_int=_whole)
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: not JSON ({reason(error)}). Remove it and run {made_by} again"
-        ) from error
-
-
-def read_object(path: Path, made_by: str) -> dict[str, Any]:
-    """The same of a file that holds an object; empty when there is no such file."""
-    found = read_json(path, made_by)
-    if found is None and not os.path.lexists(path):
-        return {}
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: expected a JSON object. Remove it and run {made_by} again")
+        raise DataError(f"{path}: not JSON ({reason(error)}). {again}") from error
+    wrong = misfit(found, shape)
+    if wrong:
+        raise DataError(f"{path}: {wrong}. {again}")
     return found
+
+
+def read_object(path: Path, made_by: str, shape: Mapping[Any, Shape] | None = None) -> Any:
+    """The same of a file that holds an object; empty when there is no such file, or null in it."""
+    found = read_json(path, made_by, shape or {})
+    return {} if found is None else found
+
+
+Shape = type | Mapping[Any, Any] | Sequence[Any]
+"""What a value of a JSON file has to be: `float` (any number), `str`, `object` (anything); a
+mapping of names to shapes, where a name is missing or its value fits and other names are free;
+`{str: shape}`, whose values all fit; `[shape]`, a list of such. Null fits everywhere."""
+
+
+def misfit(value: Any, shape: Shape, at: str = "") -> str:
+    """Where a value has another shape than it should, in words; empty where it has it."""
+    if value is None or shape is object:
+        return ""
+    if isinstance(shape, Mapping):
+        if not isinstance(value, dict):
+            return _expected("an object", value, at)
+        every = shape.get(str)
+        inner = ((f"{at}.{key}".lstrip("."), v, shape.get(key, every)) for key, v in value.items())
+        known = ((name, v, s) for name, v, s in inner if s is not None)
+        return next((wrong for each in known if (wrong := misfit(each[1], each[2], each[0]))), "")
+    if isinstance(shape, Sequence):
+        if not isinstance(value, list):
+            return _expected("a list", value, at)
+        inner = ((f"{at}[{i}]", v, shape[0]) for i, v in enumerate(value))
+        return next((wrong for name, v, s in inner if (wrong := misfit(v, s, name))), "")
+    if shape is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        return "" if fits else _expected("a number", value, at)
+    return "" if isinstance(value, shape) else _expected("a text", value, at)
+
+
+def _expected(what: str, value: Any, at: str) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value"}
+    place = f"'{at}': " if at else ""
+    return f"{place}expected {what}, got {names.get(type(value), 'a number')}"
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 19:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def reason(error: BaseException) -> str:
@@ -99,8 +141,26 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # by a disk
+_REFUSED = re.compile(
+    r"no space left|file too large|disk quota exceeded|read-only file system|"
+    r"\bcode: (28|27|122|30)\b|os error (28|27|122|30)\b|"
+    r"inline_container\.cc.*(unexpected pos|file write failed)|PytorchStreamWriter failed",
+    re.IGNORECASE,
+)
+
+
+def refused_by_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that a disk is full or takes no more.
+
+    PyTorch and safetensors have errors of their own, which say it in words only.
+    """
+    while error is not None:
+        known = isinstance(error, OSError) and error.errno in REFUSALS
+        if known or (not isinstance(error, RlaifError) and _REFUSED.search(str(error))):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -121,11 +181,25 @@ def explained(folder: Path) -> Iterator[None]:
     """Turns what the file system refuses into an error that says what to do."""
     try:
         yield
-    except OSError as error:
+    except RlaifError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not refused_by_disk(error):
+            raise
+        name = getattr(error, "filename2", None) or getattr(error, "filename", None) or folder
+        where = f"in {folder}" if ASIDE in str(name) else os.fsdecode(name)
         raise DataError(
-            f"cannot write in {folder}: {reason(error)}. What was written before is kept: "
+            f"cannot write {where}: {reason(error)}. What was written before is kept: "
             "free or allow space there and run the same command again to go on"
         ) from error
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it; a link, and not what it names."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -252,7 +252,7 @@ def _copy(kind: Kind, path: Path, target: Path) -> None:
 
 def _flat(constitution: Constitution) -> str:
     """One file with all that a constitution inherits."""
-    data = constitution.model_dump(mode="json", exclude_none=True)
+    data = constitution.model_dump(mode="json", exclude_defaults=True)
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
     if Constitution.parse(text).hash != constitution.hash:
         raise DataError(f"constitution '{constitution.name}' cannot be written and read back")

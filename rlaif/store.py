@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import DataError, nearest
-from rlaif.files import ASIDE, aside, commit, explained, sync
+from rlaif.files import ASIDE, Shape, aside, commit, explained, read_object, sync
 from rlaif.files import write_json as write_json
 from rlaif.keyindex import KeyIndex, hash_all, hashes_of, repeated
 from rlaif.records import (
@@ -647,6 +647,16 @@ def _damage(shard: Path, why: str) -> DataError:
 # ---------------------------------------------------------------------------- the run directory
 
 
+_MANIFEST: dict[str, Shape] = {
+    "run": {"versions": {str: str}, "target_trait": str},
+    "constitution": {"name": str, "principles": [{"id": str, "compare": str, "tags": [str]}]},
+    "judge": {"jury": {str: {}}},
+    "read": {},
+    "inputs": {"at": str, "files": {str: {str: str}}},
+    "stages": {str: {"rejected_rows": {str: float}, "without_pair": {str: float}}},
+}
+
+
 class RunStore:
     """A run directory, open for writing inside `with RunStore(path) as run:`.
 
@@ -747,18 +757,8 @@ class RunStore:
 
     def read_manifest(self) -> dict[str, Any]:
         """What the stages said about themselves; empty before the first. Raises DataError."""
-        path = self.path("manifest.json")
-        try:
-            manifest = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise DataError(
-                f"{path}: expected JSON, got {error}; remove the file and run the last stage again"
-            ) from error
-        if not isinstance(manifest, dict):
-            raise DataError(f"{path}: expected a JSON object; remove it and run the stage again")
-        return manifest
+        found = read_object(self.path("manifest.json"), "the last stage", _MANIFEST)
+        return {name: section for name, section in found.items() if section is not None}
 
     def update_manifest(self, section: str, value: Mapping[str, Any]) -> None:
         """Put `value` in the place of a section, atomically. Raises DataError as `append` does."""

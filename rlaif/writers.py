@@ -9,7 +9,6 @@ import ctypes
 import errno
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import DataError
-from rlaif.files import commit
+from rlaif.files import commit, reason, remove
 from rlaif.records import Message, Preference, Prompt, content_id, messages_to_json
 
 Row = dict[str, Any]
@@ -101,7 +100,7 @@ def _export(rows: Iterator[Row], path: Path, schema: pa.Schema) -> int:
             if written:
                 _put(aside, path)
     finally:
-        _remove(aside)
+        remove(aside)
     return written
 
 
@@ -112,9 +111,8 @@ def _explained(path: Path) -> Iterator[None]:
     except UnicodeError as error:
         raise DataError(f"cannot write {path}: a text is not valid Unicode: {error}") from error
     except OSError as error:
-        why = error.strerror or str(error)
         raise DataError(
-            f"cannot write {path}: {why}. Allow or free space there, then try again"
+            f"cannot write {path}: {reason(error)}. Allow or free space there, then try again"
         ) from error
 
 
@@ -228,10 +226,3 @@ def _exchange(new: Path, old: Path) -> None:
             "first, or name another"
         )
     raise OSError(code, os.strerror(code), str(old))
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -574,7 +574,7 @@ def test_the_manifest_is_written_section_by_section(tmp_path: Path) -> None:
         text = run.path("manifest.json").read_text()
         assert text.index('"label"') < text.index('"sample"')
         run.path("manifest.json").write_text("{")
-        with pytest.raises(DataError, match=r"manifest\.json: expected JSON"):
+        with pytest.raises(DataError, match=r"manifest\.json: not JSON"):
             run.read_manifest()
 
 

@@ -84,7 +84,7 @@ def configure(
     from rlaif.config import load_config
     from rlaif.errors import ConfigError
 
-    if name is None and out is not None and (Path(out) / "run.yaml").is_file():
+    if name is None and out is not None and os.path.lexists(Path(out) / "run.yaml"):
         name = str(Path(out) / "run.yaml")
     given = {k: v for k, v in {**named, "out": out}.items() if v is not None}
     config = load_config(name, overrides or (), given)

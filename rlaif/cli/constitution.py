@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlaif.errors import ConfigError, DataError, nearest
+from rlaif.files import write_text
 
 if TYPE_CHECKING:
     from rlaif.constitution import Use
@@ -149,10 +150,7 @@ def import_file(
     if to.exists():
         raise DataError(f"{to} exists: remove it, or name another file")
     text = import_constitution(path, name or to.stem)
-    try:
-        to.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write {to}: {error.strerror or error}") from error
+    write_text(to, text)
     Terminal().say(f"{len(Constitution.load(to).principles)} principles written to {to}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -154,6 +154,9 @@ def text_of(value: Any, field: str) -> str:
     return text
 
 
+LARGEST = sys.float_info.max
+
+
 def number(value: Any, field: str) -> float:
     """A finite number. Tables of text, such as CSV, have numbers written out."""
     if isinstance(value, str):
@@ -162,8 +165,8 @@ def number(value: Any, field: str) -> float:
         except ValueError:
             raise Left("malformed", f"expected '{field}' to be a number, got {value!r}") from None
     expect(type(value) in (int, float), field, "a finite number", value)
-    if not math.isfinite(value):
-        raise Left("malformed", f"expected '{field}' to be a finite number, got {value}")
+    if not -LARGEST <= value <= LARGEST:  # 10⁴⁰⁰ is a number of JSON
+        raise Left("malformed", f"expected '{field}' to be a finite number, got {value!s:.20}")
     return float(value)
 
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from rlaif.errors import DataError
 from rlaif.evaluation.metrics import Interval
+from rlaif.files import reason
 from rlaif.report import svg
 from rlaif.report.formats import MISSING, count, fixed, percent
 
@@ -39,6 +41,16 @@ def section(audit: Mapping[str, Any]) -> Json | None:
     """What the page shows; None where no audit was made."""
     if not audit:
         return None
+    try:
+        return _section(audit)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise DataError(
+            f"evaluation/audit.json is not what this version writes ({reason(error)}): run "
+            "`rlaif eval audit` again"
+        ) from error
+
+
+def _section(audit: Mapping[str, Any]) -> Json:
     known = audit.get("known") or {}
     points = [(p["confidence"], _interval(p)) for p in known.get("reliability") or ()]
     lengths = [(g["name"], _interval(g)) for g in known.get("by_length") or () if g["n"]]

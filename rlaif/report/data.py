@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 from numpy.typing import NDArray
 
 from rlaif.errors import DataError
+from rlaif.files import Shape, misfit, read_bytes, read_json, read_object, read_text, reason
 from rlaif.judges.base import grouped, verdict_key
 from rlaif.judges.listwise import group_id, listed
 from rlaif.records import ORDERS, Pair
@@ -24,36 +25,31 @@ from rlaif.report.labels import Cube, Floats
 from rlaif.store import RunStore, Superseded
 from rlaif.tiny.gold import gold, principle_trait
 from rlaif.tiny.grammar import TRAITS
+from rlaif.yamlfile import parse_yaml
 
 Json = dict[str, Any]
 JOINT = " · "  # between a principle and a juror; neither has a space in it
 
 
-def read_json(path: Path) -> Any:
-    """The file's content, or None when there is no such file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: not JSON ({error}). Delete it and run its stage again."
-        ) from error
+EVALUATE = "`rlaif eval winrate`"
+_POLICIES: dict[Any, Shape] = {str: {"traits": {str: object}}}
+_SAMPLES: list[Shape] = [{}]
+_METRICS: dict[str, Shape] = {"held_out": {}}
 
 
 def read_training(path: Path) -> list[Json]:
     """The steps of a training log; a last line cut by a kill is left out."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     rows = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_bytes(path, DataError).decode(errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise DataError(f"{path}:{number}: not JSON ({error})") from error
+            raise DataError(f"{path}:{number}: not JSON ({reason(error)})") from error
         if isinstance(row, dict) and "step" in row:
             rows.append(row)
     return rows
@@ -63,9 +59,13 @@ def number(value: Any) -> float | None:
     """A finite number, out of a plain one or of {"value": …}; None for everything else."""
     if isinstance(value, dict):
         value = value.get("value")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 class Run:
@@ -76,24 +76,31 @@ class Run:
         self.store = RunStore.open_readonly(path)
         self.manifest: Json = self.store.read_manifest()
         config = path / "run.yaml"
-        self.config = config.read_text(encoding="utf-8") if config.is_file() else ""
-        folder = path / "evaluation"
-        self.label_audit: Json = read_json(folder / "labels.json") or {}
-        self.audit: Json = read_json(folder / "audit.json") or {}
-        self.policies: Json = read_json(folder / "policies.json") or {}
-        self.win_rate: Json = read_json(folder / "winrate.json") or {}
-        self.samples: list[Json] = read_json(folder / "samples.json") or []
+        self.config = read_text(config, DataError) if os.path.lexists(config) else ""
+        self.label_audit: Json = self.evaluation("labels", "`rlaif label`")
+        self.audit: Json = self.evaluation("audit", "`rlaif eval audit`")
+        self.policies: Json = self.evaluation("policies", EVALUATE, _POLICIES)
+        self.win_rate: Json = self.evaluation("winrate", EVALUATE)
+        samples = path / "evaluation" / "samples.json"
+        self.samples: list[Json] = [s for s in read_json(samples, EVALUATE, _SAMPLES) or [] if s]
+
+    def evaluation(self, name: str, made_by: str, shape: Mapping[Any, Shape] | None = None) -> Json:
+        """What a file of `evaluation/` says; empty where it was not written."""
+        found: Json = read_object(self.path / "evaluation" / f"{name}.json", made_by, shape)
+        return {key: value for key, value in found.items() if value is not None}
 
     def training(self, stage: str) -> tuple[list[Json], Json]:
         """(steps, final metrics) of a training stage; both empty when it was not run."""
         folder = self.path / "models" / stage
-        return read_training(folder / "training.jsonl"), read_json(folder / "metrics.json") or {}
+        metrics = read_object(folder / "metrics.json", f"`rlaif train {stage}`", _METRICS)
+        return read_training(folder / "training.jsonl"), metrics
 
     @property
     def stages(self) -> dict[str, Json]:
         """What each stage that was run said about itself; `read` is that of pairs from a file."""
         read = {"read": self.manifest["read"]} if self.manifest.get("read") else {}
-        return {**read, **(self.manifest.get("stages") or {})}
+        stages = self.manifest.get("stages") or {}
+        return {**read, **{name: said for name, said in stages.items() if said is not None}}
 
     @property
     def about(self) -> Json:
@@ -109,7 +116,12 @@ class Run:
     @property
     def options(self) -> Json:
         """The resolved config."""
-        return yaml.safe_load(self.config) or {}
+        path = self.path / "run.yaml"
+        found = parse_yaml(self.config, str(path)).data or {}
+        wrong = misfit(found, {"policy": {"model": str}})
+        if wrong:
+            raise DataError(f"{path}: {wrong}. Remove it and run a stage with --config again")
+        return dict(found)
 
     @cached_property
     def principles(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from rlaif.evaluation.metrics import expected_calibration_error
-from rlaif.report.data import Json, Run, number, read_json
+from rlaif.report.data import EVALUATE, Json, Run, number
 from rlaif.report.labels import Floats, agreement, mean
 from rlaif.store import write_json
 
@@ -107,7 +107,7 @@ def _trained(run: Run, name: str, rate: Json) -> Json:
 
 
 def _rate(run: Run, name: str) -> Json:
-    return read_json(run.path / "evaluation" / f"winrate-{name}.json") or {}
+    return run.evaluation(f"winrate-{name}", EVALUATE)
 
 
 def _seconds(run: Run) -> Json:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.attacks import Labels, Trial, clear_questions, draw, report, trials
 from rlaif.executors import FiniteGuard, chunks, judge_missing
+from rlaif.files import read_object
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.scores import ScoreJudge
 from rlaif.records import Verdict
@@ -55,7 +55,7 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
     found = report(answered)
     path = run.store.path("evaluation", FILE)
     method = run.config.judge.method
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = read_object(path, "`rlaif eval attacks`")
     write_json(path, {**known, method: {"questions": len(questions), "families": found}})
     _tell(run, method, len(questions), found)
     finish(run, f"attacks {method}", clock, {

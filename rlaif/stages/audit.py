@@ -11,10 +11,10 @@ import numpy as np
 from rlaif.errors import DataError, TrainingError
 from rlaif.evaluation.audit import Labels, failed
 from rlaif.evaluation.audit import audit as audited
+from rlaif.files import Shape, read_object
 from rlaif.records import Preference
 from rlaif.report.audit import table
 from rlaif.report.data import Run as StoredRun
-from rlaif.report.data import read_json
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.store import write_json
@@ -49,12 +49,19 @@ def stored_labels(stored: StoredRun) -> Labels:
     )  # fmt: skip
 
 
+_QUALITY: dict[str, Shape] = {
+    **dict.fromkeys(("swap_consistency", "questions"), float),
+    "gold_agreement": dict.fromkeys(("value", "low", "high", "n"), float),
+}
+
+
 def require_fit(run: Run, preferences: Sequence[Preference]) -> None:
     """TrainingError where labels pass a limit of `train.limits`, with all that they pass."""
     limits = run.config.train.limits
     if limits is None:
         return
-    quality: dict[str, Any] = read_json(run.store.path("evaluation", "labels.json")) or {}
+    path = run.store.path("evaluation", "labels.json")
+    quality: dict[str, Any] = read_object(path, "`rlaif label`", _QUALITY)
     asked = sum(p.verdicts for p in preferences)
     faults = failed(
         {**quality, "verdicts": asked, "abstained": sum(p.abstained for p in preferences)},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlaif.config import LoraConfig, PairsConfig, TrainConfig
 from rlaif.errors import ConfigError, DataError
+from rlaif.files import read_object
 from rlaif.readers import read_pairs
 from rlaif.readers.repeats import Votes
 from rlaif.records import Pair, content_id
@@ -75,7 +75,7 @@ def _test_reward(run: Run, config: PairsConfig) -> None:
     folder, out = run.store.path("models", "reward"), run.store.path("evaluation", "reward.json")
     pairs = _read(run, config, "test")
     key = content_id((folder / "run.key").read_text("utf-8"), [(p.id, p.label) for p in pairs])
-    if out.is_file() and json.loads(out.read_text("utf-8"))["key"] == key:
+    if read_object(out, "`rlaif train reward`").get("key") == key:
         return
     if not (folder / "config.json").is_file():
         raise ConfigError("train.reward.test needs the whole model: set train.reward.merge to true")

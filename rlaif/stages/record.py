@@ -101,8 +101,9 @@ def describe(run: Run) -> None:
     """run.yaml and the manifest's head: what is run, with which versions, from which commit."""
     store, constitution = run.store, run.constitution
     kept = keep(run.config, store.root, store.read_manifest().get("inputs") or {})
-    write_text(store.path("run.yaml"), to_yaml(kept.data))  # aside: others may be reading it
+    # The record goes first: without it nobody knows what the `./` of a run.yaml are seen from.
     store.update_manifest("inputs", kept.record(store.root))
+    write_text(store.path("run.yaml"), to_yaml(kept.data))
     for name in kept.changed:
         run.reporter.warn(f"{name} has changed since this run took it, and is taken as it is now")
     for name in kept.too_large:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Sampling
 from rlaif.errors import DataError
 from rlaif.evaluation.revisions import violations
+from rlaif.files import read_json
 from rlaif.records import Pair, Preference, Revision
 from rlaif.revising import Reviser, chains_of, contrast_stream, revise_stream
 from rlaif.running import about_engine, spent
@@ -27,9 +27,9 @@ CURRENT = ("revisions", "current.json")
 def current_revisions(store: RunStore) -> list[Revision]:
     """The rows of the last `revise`, in order. Older ones stay in the store and are not read."""
     path = store.path(*CURRENT)
-    if not path.is_file():
+    keys = read_json(path, "`rlaif revise`", [str])
+    if keys is None:
         raise DataError(f"{store.root}: no revisions: run `rlaif revise` first")
-    keys = json.loads(path.read_text(encoding="utf-8"))
     found = store.table("revisions").finder()(keys)
     missing = sum(key not in found for key in keys)
     if missing:

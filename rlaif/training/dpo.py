@@ -12,13 +12,13 @@ loss and a collator for our loop instead; the losses that only TRL has go by its
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+from rlaif.files import read_object
 from rlaif.records import Preference, content_id
 from rlaif.training.data import (
     Cut,
@@ -255,8 +255,9 @@ def reference_logprobs(
     from rlaif.training.forward import to_device
     from rlaif.training.loop import REFERENCE
 
-    if (out / REFERENCE).is_file():
-        return dict(json.loads((out / REFERENCE).read_text("utf-8")))
+    known = read_object(out / REFERENCE, "the training", {str: [float]})
+    if known:
+        return dict(known)
     state, model = PartialState(), loaded.model
     adapter = getattr(model, "disable_adapter", nullcontext)
     half = torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext()

@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from rlaif.errors import TrainingError
+from rlaif.errors import DataError, TrainingError
+from rlaif.files import is_file, read_bytes, read_object, remove
 from rlaif.records import Preference, content_id
 from rlaif.training.data import Plan, Row, plan_steps
 from rlaif.training.models import Loaded, empty_copy, fill, fingerprint_of, quiet, write_json
@@ -270,11 +271,11 @@ class Journal:
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a journal; a last line cut off by a kill is left out."""
     lines = []
-    if path.is_file():
-        for text in path.read_text("utf-8", errors="replace").splitlines():
+    if os.path.lexists(path):
+        for text in read_bytes(path, DataError).decode(errors="replace").splitlines():
             try:
-                lines.append(json.loads(text))
-            except ValueError:
+                lines.append(dict(json.loads(text)))
+            except (ValueError, TypeError, RecursionError):
                 break
     return lines
 
@@ -327,13 +328,12 @@ def prepare(out: Path, key: str, resume: bool) -> dict[str, Any] | None:
         resume = True  # the main process, which goes first, has cleared what was to be cleared
     with PartialState().main_process_first():
         out.mkdir(parents=True, exist_ok=True)
-        if resume and named.is_file() and named.read_text("utf-8").strip() == key:
-            done = out / METRICS
-            return dict(json.loads(done.read_text("utf-8"))) if done.is_file() else None
+        if resume and _key_of(out) == key:
+            return read_metrics(out) or None
         for name in (CHECKPOINTS, "tensorboard"):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (METRICS, JOURNAL, REFERENCE, KEY):
-            (out / name).unlink(missing_ok=True)
+            remove(out / name)
         named.write_text(key + "\n", "utf-8")
     return None
 
@@ -347,11 +347,22 @@ def finish(out: Path, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
         write_json(out / METRICS, metrics)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     PartialState().wait_for_everyone()
-    return dict(json.loads((out / METRICS).read_text("utf-8")))
+    return read_metrics(out)
+
+
+def read_metrics(out: Path) -> dict[str, Any]:
+    """What a finished training said of itself; empty where none is finished."""
+    again = "the training"
+    found = read_object(out / METRICS, again, {"steps": float, "seconds": float, "held_out": {}})
+    if found and (found.get("steps") is None or found.get("seconds") is None):
+        raise DataError(f"{out / METRICS}: no steps or seconds. Remove it and run {again} again")
+    return dict(found)
 
 
 def _key_of(out: Path) -> str:
-    return (out / KEY).read_text("utf-8").strip() if (out / KEY).is_file() else ""
+    if not is_file(out / KEY):
+        return ""
+    return read_bytes(out / KEY, DataError).decode(errors="replace").strip()
 
 
 def run_key(
