@@ -49,10 +49,11 @@ from rlaif.training.models import (
     save_model,
 )
 from rlaif.training.on_cpu import train_faster
+from rlaif.training.ppo import score_all
 from rlaif.training.ppo_run import prompts_of_step
 from rlaif.training.processes import join, refuse_spread
 from rlaif.training.rollout import Episode, Sampler, occurrences
-from rlaif.training.scorers import Scorer, without_reward
+from rlaif.training.scorers import Scorer, check_scorer, without_reward
 from rlaif.training.settings import LoopSettings, Tracker
 
 Algorithm = Literal["grpo", "rloo"]
@@ -134,6 +135,7 @@ def train_group(
     `log_to` names trackers beside it. `checkpoint_every` batches of completions are what a kill can
     cost at most; with `resume` a finished run returns at once.
     """
+    check_scorer(scorer)
     s, folder = settings or GroupSettings(), Path(out)
     refuse_spread()
     join(device)
@@ -285,11 +287,7 @@ class Reward:
     def __call__(self, *, log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
         before = self._spent() if self._spent is not None else 0.0
         # Whole groups are scored, those that never ended among them: their rivals need them.
-        found = self._scorer.score(
-            [e.prompt for e in self.episodes],
-            [e.text for e in self.episodes],
-            [e.ended for e in self.episodes],
-        )
+        found = score_all(self._scorer, self.episodes)
         rewards = without_reward(found, [e.ended for e in self.episodes], self._no_end)
         self._check(rewards)
         log_metric("abstained", sum(x is None for x in rewards) / len(rewards))

@@ -60,7 +60,7 @@ from rlaif.training.processes import (
     summed,
 )
 from rlaif.training.rollout import Episode, Sampler, occurrences
-from rlaif.training.scorers import Label
+from rlaif.training.scorers import Label, checked_labels
 from rlaif.training.settings import Tracker
 from rlaif.training.trackers import check_trackers
 
@@ -288,7 +288,7 @@ class OnlineDPO:
             else:
                 asked.append((first, second))
         judged = [Pair(a.prompt, a.text, b.text) for a, b in asked]
-        labels = self.label(judged) if judged else []
+        labels = checked_labels(self.label, judged)
         rows = []
         for (first, second), label in zip(asked, labels, strict=True):
             if label.status != "preferred":

@@ -55,7 +55,7 @@ from rlaif.training.rollout import (
     occurrences,
     plan_update,
 )
-from rlaif.training.scorers import Scorer, without_reward
+from rlaif.training.scorers import Scorer, checked_scores, without_reward
 
 Algorithm = Literal["ppo", "a2c", "reinforce"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo", "a2c", "reinforce")
@@ -411,7 +411,8 @@ def score_all(scorer: Scorer, episodes: Sequence[Episode]) -> list[float | None]
     if not episodes:
         return []
     prompts, texts = [e.prompt for e in episodes], [e.text for e in episodes]
-    return scorer.score(prompts, texts, [e.ended for e in episodes])
+    found = scorer.score(prompts, texts, [e.ended for e in episodes])
+    return checked_scores(scorer, found, len(episodes))
 
 
 class Meter:

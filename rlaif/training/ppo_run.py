@@ -38,7 +38,7 @@ from rlaif.training.ppo import PPO, AlarmLimits, PPOSettings
 from rlaif.training.processes import join, rank, refuse_spread, same_parameters
 from rlaif.training.rollout import Sampler
 from rlaif.training.rollout_vllm import VLLMSampler
-from rlaif.training.scorers import Scorer
+from rlaif.training.scorers import Scorer, check_scorer
 from rlaif.training.settings import Tracker
 from rlaif.training.trackers import check_trackers
 
@@ -80,6 +80,7 @@ def train_ppo(
     beside it. `checkpoint_every` steps are what a kill can cost at most; with `resume` a finished
     run returns at once. `vllm` are options of the vLLM engine, for `rollouts: vllm`.
     """
+    check_scorer(scorer)
     settings, folder = settings or PPOSettings(), Path(out)
     check_trackers(log_to)
     refuse_spread()

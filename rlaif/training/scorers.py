@@ -38,6 +38,42 @@ class Scorer(Protocol):
         ...
 
 
+def check_scorer(scorer: Any) -> None:
+    """TypeError for what is no `Scorer`, a bare function for one."""
+    if not (isinstance(getattr(scorer, "key", None), str) and hasattr(scorer, "score")):
+        raise TypeError(
+            "a scorer has a `key`, a str, and `score(prompts, completions, ended)` "
+            f"(rlaif.training.scorers.Scorer), got {_shown(scorer)}: a Python function of prompts "
+            "and completions becomes one by FunctionScorer(function)"
+        )
+
+
+def checked_scores(scorer: Scorer, found: Sequence[Any], n: int) -> list[float | None]:
+    """What any scorer gave; TrainingError unless it is one number or None a completion."""
+    strange = [x for x in found if x is not None and not isinstance(x, Real)]
+    if len(found) != n or strange:
+        what = f"the score {_shown(strange[0])}" if strange else f"{len(found)} scores"
+        raise TrainingError(
+            f"{type(scorer).__name__}.score gave {what} for {n} completions: it must return one "
+            "number a completion, None where it cannot tell"
+        )
+    return list(found)
+
+
+def checked_labels(label: Label, pairs: Sequence[Pair]) -> Sequence[Preference]:
+    """What `label` says of the pairs; TrainingError unless that is one `Preference` a pair."""
+    given: Any = label(pairs) if pairs else []
+    found = list(given) if isinstance(given, Iterable) else [given]
+    strange = [x for x in found if not isinstance(x, Preference)]
+    if len(found) != len(pairs) or strange:
+        what = _shown(strange[0]) if strange else f"{len(found)} labels"
+        raise TrainingError(
+            f"the labels of {len(pairs)} pairs came back as {what}: a label function returns one "
+            "rlaif.Preference a pair, in their order"
+        )
+    return found
+
+
 def without_reward(
     scores: Sequence[float | None], ended: Sequence[bool], most: float | None
 ) -> list[float | None]:
@@ -269,7 +305,7 @@ def label_pairs(label: Label, pairs: Sequence[Pair]) -> list[float | None]:
         first, second, name = pair.first, pair.second, pair.prompt.id
         if first != second and (name, second, first) not in asked:
             asked.setdefault((name, first, second), pair)
-    labels = label(list(asked.values())) if asked else []
+    labels = checked_labels(label, list(asked.values()))
     known: dict[tuple[str, str, str], float | None] = {}
     for (name, first, second), found in zip(asked, labels, strict=True):
         p = None if found.status == "abstained" else _p(found)

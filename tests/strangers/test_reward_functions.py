@@ -16,11 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError, RlaifError, TrainingError
-from rlaif.records import Prompt
-from rlaif.training.scorers import FunctionScorer, load_function
+from rlaif.records import Pair, Preference, Prompt
+from rlaif.training.group import train_group
+from rlaif.training.ppo import score_all
+from rlaif.training.ppo_run import train_ppo
+from rlaif.training.rollout import Episode
+from rlaif.training.scorers import FunctionScorer, checked_labels, load_function
 
 PROMPTS = [Prompt.user(text) for text in ("one", "two", "three")]
 TEXTS = ["a", "bb", "ccc"]
+IDS = np.array([1], np.int32)
 
 
 def score(body: str, tmp_path: Path, monkeypatch, name: str = "rewards") -> list[float | None]:
@@ -225,3 +230,45 @@ def test_a_command_ends_with_the_paragraph_and_not_with_the_functions_status(tmp
     assert "Traceback" not in done.stderr + done.stdout
     assert "mine:score" in done.stderr + done.stdout
     assert "exit" in done.stderr + done.stdout
+
+
+# ---- scorers and labels of people's own
+
+
+class Own:
+    """A scorer of one's own making."""
+
+    key = "own"
+
+    def __init__(self, gives) -> None:
+        self.gives = gives
+
+    def score(self, prompts, completions, ended):
+        del prompts, completions, ended
+        return self.gives
+
+
+def test_what_is_no_scorer_is_a_type_error_that_names_the_protocol(tmp_path):
+    for train in (train_ppo, train_group):
+        for wrong in (lambda _, texts: [1.0] * len(texts), None, "judge", object()):
+            with pytest.raises(TypeError, match=r"scorers\.Scorer.*FunctionScorer"):
+                train(PROMPTS, "tiny", tmp_path, wrong)
+
+
+@pytest.mark.parametrize("gives", [[1.0], [1.0] * 9, ["1", "2", "3"], [[1.0]] * 3])
+def test_another_scorers_nonsense_is_said(gives):
+    episodes = [
+        Episode(p, IDS, IDS, t, True, np.zeros(1)) for p, t in zip(PROMPTS, TEXTS, strict=True)
+    ]
+    with pytest.raises(TrainingError, match=r"Own\.score gave .* for 3 completions"):
+        score_all(Own(gives), episodes)
+    assert score_all(Own([1, None, np.float32(2)]), episodes) == [1, None, 2]
+
+
+@pytest.mark.parametrize("gives", [[], [0.9], [0.9, 0.1], [{"p": 1}], None])
+def test_labels_that_are_none_are_said(gives):
+    pairs = [Pair(PROMPTS[0], "a", "b")]
+    with pytest.raises(TrainingError, match=r"one rlaif\.Preference a pair"):
+        checked_labels(lambda _: gives, pairs)
+    right = [Preference(pairs[0], "preferred", 0.9)]
+    assert checked_labels(lambda _: right, pairs) == right
