@@ -312,7 +312,8 @@ class SamplingConfig(Section):
     seed: Seed = 7
     """A fixed seed gives the same text whatever the batch, but where rounding tips a token."""
     keep_cut: bool = False
-    """Also pair completions cut by `max_new_tokens`; else they are counted and left out."""
+    """Also pair completions cut by `max_new_tokens`; else they are counted and left out. A policy
+    does not learn from pairs in which one that is cut is preferred to one that ended."""
 
 
 class ReviseConfig(Section):

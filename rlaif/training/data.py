@@ -20,7 +20,7 @@ from rlaif.records import Preference, Prompt, content_id
 from rlaif.templates import Rendered, RenderedMessage, Segment
 
 # Why a row cannot be trained on. Rows are refused by name and counted, never cut.
-Refusal = Literal["too_long", "empty_response", "identical"]
+Refusal = Literal["too_long", "empty_response", "identical", "cut"]
 Cut = Collection[tuple[str, str]]  # (prompt id, text) of completions that had no end
 # The tokens that completions were sampled as, by (prompt id, text); see `Completion.ids`.
 Sampled = Mapping[tuple[str, str], Sequence[int]]
@@ -169,10 +169,13 @@ def encode_rows(
     max_length: int,
     cut: Cut = (),
     sampled: Sampled | None = None,
+    *,
+    policy: bool = False,
 ) -> tuple[list[Row], Refused]:
     """Tokenised rows, and what was refused. `cut` names completions that never ended.
 
-    `sampled` are the tokens of completions, where they are known.
+    `sampled` are the tokens of completions, where they are known. A `policy` does not learn from
+    pairs that prefer what never ended to what did: that would pay for going on to the limit.
     """
     rows, refused = [], Refused()
     unended = frozenset(cut)
@@ -185,6 +188,9 @@ def encode_rows(
             refused.add("identical", pair.id)
             continue
         prompt_id = pair.prompt.id
+        if policy and (prompt_id, chosen) in unended and (prompt_id, rejected) not in unended:
+            refused.add("cut", pair.id)
+            continue
         (before, good), (other, bad) = (
             encoder.sequence(
                 pair.prompt,

@@ -78,8 +78,8 @@ def train_dpo(
     both (Pang et al. 2024). With `share_prompt` a pair is one row, whose prompt is computed once,
     where the model can. `adapter` is a LoRA folder to add into the model first, and so into the
     reference. `cut` names completions, as (prompt id, text), that a length limit cut off: they get
-    no end of turn. `sampled` are the tokens of completions, by the same names: they are trained on
-    as they were sampled, others are tokenised.
+    no end of turn, and are not preferred to what ended. `sampled` are the tokens of completions, by
+    the same names: they are trained on as they were sampled, others are tokenised.
 
     With `resume` a killed run goes on from its last checkpoint, `checkpoint_every` steps apart,
     and a finished one returns at once. `options` are the fields of `LoopSettings`; the learning
@@ -114,7 +114,7 @@ def train_dpo(
     loaded = load_policy(model, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
     limit = loaded.limit(settings.max_length)
-    rows, refused = encode_rows(kept, loaded.encoder, limit, cut, sampled)
+    rows, refused = encode_rows(kept, loaded.encoder, limit, cut, sampled, policy=True)
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
     if share_prompt and (reason := why_not(loaded, rows)):

@@ -12,6 +12,7 @@ from test_ppo import make_ppo
 
 from rlaif.config import GRPOConfig, PPOConfig, RLOOConfig
 from rlaif.records import Pair, Preference, Prompt
+from rlaif.training.data import encode_rows
 from rlaif.training.group import GroupSettings, Reward, train_group
 from rlaif.training.models import load_policy
 from rlaif.training.online_dpo import OnlineDPO, OnlineDPOSettings
@@ -106,6 +107,18 @@ def test_online_dpo_never_prefers_what_did_not_end_to_what_did(causal):
     assert (False, True) not in found  # judged better, and cut off
     assert {(True, True), (False, False)} <= set(found)
     assert facts["cut"] > 0
+
+
+def test_dpo_never_prefers_what_did_not_end_to_what_did(causal):
+    encoder = load_policy(causal).encoder
+    rows = [Preference(Pair(p, "the cat", "a dog"), "preferred", 0.9) for p in PROMPTS[:4]]
+    names = [p.pair.prompt.id for p in rows]
+    cut = {(names[0], "the cat"), (names[1], "a dog")}
+    cut |= {(names[2], "the cat"), (names[2], "a dog")}
+    kept, refused = encode_rows(rows, encoder, 128, cut, policy=True)
+    assert refused.pairs == {"cut": [rows[0].pair.id]}
+    assert [row.prompt_id for row in kept] == names[1:]
+    assert len(encode_rows(rows, encoder, 128, cut)[0]) == 4  # a reward model's: no end to learn
 
 
 # ---- a prompt twice in a step
