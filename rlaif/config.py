@@ -798,7 +798,7 @@ class Config(Section):
     """With `executor: ray`: its workers."""
     chunk: int = Field(default=64, ge=1)
     """Prompts or pairs written at a time: what a kill can cost at most."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads; null leaves PyTorch's default."""
 
     @model_validator(mode="after")

@@ -93,6 +93,7 @@ def _export(rows: Iterator[Row], path: Path, schema: pa.Schema) -> int:
 
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path)
     aside = path.with_name(f".{path.name}.aside-{os.getpid()}")
     try:
         with _explained(path):
@@ -102,6 +103,20 @@ def _export(rows: Iterator[Row], path: Path, schema: pa.Schema) -> int:
     finally:
         remove(aside)
     return written
+
+
+def _clear(path: Path) -> None:
+    """Removes what a killed export to the same place left behind: it may be large."""
+    start = f".{path.name}.aside-"
+    for left in path.parent.iterdir():
+        number = left.name.removeprefix(start)
+        if left.name.startswith(start) and number.isdecimal():
+            try:
+                os.kill(int(number), 0)
+            except (ProcessLookupError, OverflowError):
+                remove(left)
+            except PermissionError:  # somebody else's, and alive
+                continue
 
 
 @contextmanager

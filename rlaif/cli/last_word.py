@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from rlaif.files import reason, refused_by_disk
 FAILED = 2  # somebody can mend it: a config, a file, a disk
 BROKEN = 1  # a fault of rlaif itself
 TRACEBACK = "RLAIF_TRACEBACK"
+_NO_MEMORY = re.compile(
+    r"out of memory|can(no|')t allocate memory|storage size calculation overflowed", re.IGNORECASE
+)
 _LONGEST = 600  # letters of an error that nobody wrote for people
 
 
@@ -39,7 +43,7 @@ def last_word(error: BaseException) -> tuple[str, int]:
         return f"{shown}: {reason(error)}. {hint}, and what may be read or written there", FAILED
     if isinstance(error, OSError):
         return f"the system refuses: {_short(error)}. {_where(error)}", FAILED
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower()[:2000]:
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)[:2000]):
         return (
             f"out of memory: {_short(error)}. Lower batch_tokens, batch_size, max_length or chunk, "
             "or take a smaller model; what was written before is kept"

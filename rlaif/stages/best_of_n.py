@@ -23,6 +23,7 @@ from rlaif.store import RunStore, write_json
 if TYPE_CHECKING:
     from rlaif.training.scorers import Scorer
 
+MOST = 65_536  # samples a prompt
 Rewards = list[list[float | None]]  # of the samples of each prompt
 
 
@@ -35,8 +36,8 @@ def best_of_n(run: Run, n: int = 16, reward: str | None = None, gold: str | None
     from rlaif.evaluation.best_of_n import kl_best_of_n
 
     clock, rejected = time.monotonic(), Rejected("best-of-n")
-    if n < 2:
-        raise ConfigError(f"best-of-n needs at least 2 samples a prompt, got {n}")
+    if not 2 <= n <= MOST:
+        raise ConfigError(f"best-of-n takes 2 to {MOST:,} samples a prompt, got {n}")
     prompts = list(load_prompts(run, run.config.evaluate.prompts, "test", rejected.add))
     rejected.write(run)
     if not prompts:

@@ -146,6 +146,19 @@ def test_a_folder_is_written_over_by_a_whole_export_only(tmp_path: Path) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["rows"]
 
 
+def test_what_a_killed_export_left_is_cleared_and_a_live_one_is_not(tmp_path: Path) -> None:
+    from rlaif.writers import export_preferences
+
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (ended.pid, os.getppid()):
+        left = tmp_path / f".rows.aside-{pid}"
+        left.mkdir()
+        (left / "rows.arrow").write_bytes(b"half")
+    export_preferences(ROWS["preferences"], tmp_path / "rows")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f".rows.aside-{os.getppid()}", "rows"]
+
+
 # ------------------------------------------------------------------------------- the lock
 
 

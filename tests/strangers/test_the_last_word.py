@@ -450,6 +450,25 @@ def test_inputs_that_are_no_files_of_their_kind(line: str, commands: Commands, c
             one_paragraph(status, said)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval best-of-n -o base -n 99999999999999999999", "eval best-of-n -o base -n 0",
+        "eval best-of-n -o base -n 2 --limit -1", "eval attacks -o base --limit 0",
+        "label -o base --set threads=2147483648", "label -o base --set chunk=0",
+        "label -o base --limit 99999999999999999999",
+        "train reward -o base --set train.reward.lora.rank=9223372036854775807",
+        "sample -o base --set sampling.seed=99999999999", "sample -o base --set sampling.n=yes",
+    ],
+)  # fmt: skip
+def test_numbers_that_are_no_sizes(line: str, commands: Commands, copy: Path) -> None:
+    status, said = commands(line, copy)
+    if "Usage:" in said:  # the option itself has a least value
+        assert status == 2
+    else:
+        one_paragraph(status, said)
+
+
 # ------------------------------------------------------------------------------ the parts
 
 
