@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, model_validator
 
+from rlaif.ensembles import Rule
 from rlaif.errors import ConfigError, nearest
 from rlaif.places import Place, seen_from
 from rlaif.resources import find
@@ -342,12 +343,11 @@ class ReviseConfig(Section):
 class PreferencesConfig(Section):
     """How verdicts become preferences. Changing this costs no model call."""
 
-    aggregate: Literal["mean", "weighted", "log_odds", "majority", "minimum", "sign_agreement"] = (
-        "mean"
-    )
-    """Over principles: plain mean; weighted by the constitution's weights; mean of log-odds; share
-    of votes; what all agree on; SALMON's rule (`docs/ensembles.md`)."""
-    jury: Literal["mean", "weighted", "log_odds", "majority", "minimum", "sign_agreement"] = "mean"
+    aggregate: Rule = "mean"
+    """Over principles: plain mean; weighted by the constitution's weights; mean of log-odds (a
+    pool); their sum (independent evidence); share of votes; what all agree on; SALMON's rule
+    (`docs/ensembles.md`)."""
+    jury: Rule = "mean"
     """Over the jurors of a principle, before the principles are combined; `weighted` takes the
     jurors' weights. Without a jury it does nothing."""
     quorum: int = Field(default=1, ge=1)
@@ -702,9 +702,10 @@ class LimitsConfig(Section):
 
     max_abstained: float | None = Field(default=0.5, ge=0, le=1)
     """Largest share of verdicts in which the judge abstained."""
-    min_swap_consistency: float | None = Field(default=0.25, ge=0, le=1)
-    """Least share of questions on which both orders prefer the same response. Picking by chance
-    gives ½, picking by place 0. The 95 % interval's upper end must reach it."""
+    min_swap_consistency: float | None = Field(default=0.5, ge=0, le=1)
+    """Least share of the questions on which the judge leans where both orders prefer the same
+    response. Picking by chance gives ½, picking by place 0. The 95 % interval's upper end must
+    reach it; at ½ or more the whole interval must also lie above ½, or the judge may be a coin."""
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Least agreement with the pairs' own labels, or with the embedded world's truth. The 95 %
     interval's upper end must reach it."""
@@ -804,7 +805,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _clamp_leaves_room(self) -> Config:
         rule = self.preferences
+        # A sum of log-odds leaves the clamp of each behind: only what a principle needs can fail.
         margin = max(rule.principle_margin, rule.min_margin)
+        if rule.aggregate == "log_odds_sum":
+            margin = rule.principle_margin
         asked: dict[str, JudgingConfig] = {f"juror {j.name}: ": j for j in self.jury}
         clamps = {
             name: judge.rationale.clamp
@@ -812,8 +816,8 @@ class Config(Section):
             if judge.method in ("cot", "adaptive") and judge.rationale.clamp is not None
         }
         tight = {name: c for name, c in clamps.items() if c + margin >= 0.5}
-        if self.jury and (rule.jury == "majority" or not tight):
-            return self  # votes are not clamped
+        if self.jury and (rule.jury in ("majority", "log_odds_sum") or not tight):
+            return self  # votes are not clamped, and sums of log-odds grow
         if self.jury and rule.jury != "minimum" and len(tight) < len(self.jury):
             return self  # the others may carry a label over the margin
         if tight:

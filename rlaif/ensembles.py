@@ -12,9 +12,11 @@ from typing import Literal, get_args
 
 from rlaif.errors import ConfigError, nearest
 
-Rule = Literal["mean", "weighted", "log_odds", "majority", "minimum", "sign_agreement"]
+Rule = Literal[
+    "mean", "weighted", "log_odds", "log_odds_sum", "majority", "minimum", "sign_agreement"
+]
 RULES: tuple[Rule, ...] = get_args(Rule)
-SURE = 1e-6  # an opinion nearer to 0 or 1 counts as this near, or one alone would decide `log_odds`
+SURE = 1e-6  # an opinion nearer to 0 or 1 counts as this near, or one alone would decide a pool
 
 
 def combine(
@@ -23,8 +25,11 @@ def combine(
     """P(first is better) of named opinions; None of none.
 
     - `mean`, `weighted`: Σ w p / Σ w, with w = 1 or the weights.
-    - `log_odds`: σ(mean of log p/(1 − p)): a pool of independent evidence, in which sure opinions
-      count for more.
+    - `log_odds`: σ(mean of log p/(1 − p)): the logarithmic pool of opinions on the same evidence,
+      in which sure ones count for more. Ten opinions of 0.6 give 0.6.
+    - `log_odds_sum`: σ(sum of log p/(1 − p)): Bayes' rule for *independent* evidence before which
+      both were as likely. Ten opinions of 0.6 give 0.98; of opinions that depend on one another,
+      as those of one judge or of like judges do, the result is too sure.
     - `majority`: the share of opinions for the first; an exact ½ is half a vote.
     - `minimum`: what all can agree on: the opinion nearest to ½ where all are on one side, else ½.
     - `sign_agreement`: the mean where all are on one side, else ½ (SALMON, Sun et al. 2023, does so
@@ -39,8 +44,9 @@ def combine(
     values = list(opinions.values())
     if rule == "weighted":
         return _weighted(opinions, weights or {})
-    if rule == "log_odds":
-        return _sigmoid(sum(map(_log_odds, values)) / len(values))
+    if rule in ("log_odds", "log_odds_sum"):
+        total = sum(map(_log_odds, values))
+        return _sigmoid(total if rule == "log_odds_sum" else total / len(values))
     if rule == "majority":
         return sum((p > 0.5) + 0.5 * (p == 0.5) for p in values) / len(values)
     if rule == "mean":
@@ -80,5 +86,6 @@ def _log_odds(p: float) -> float:
     return math.log(p) - math.log1p(-p)
 
 
-def _sigmoid(x: float) -> float:  # |x| is at most 14 here
-    return 1.0 / (1.0 + math.exp(-x))
+def _sigmoid(x: float) -> float:
+    e = math.exp(-abs(x))  # never overflows, and σ(−x) is 1 − σ(x)
+    return 1.0 / (1.0 + e) if x >= 0 else e / (1.0 + e)

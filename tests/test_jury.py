@@ -116,7 +116,8 @@ def test_agreement_of_jurors_by_hand() -> None:
     for i, (asked, p) in enumerate(zip(j, k, strict=True)):
         said = [verdict("j", order, q) for order, q in zip(both, asked, strict=True)]
         part = [*said, verdict("k", one[0], p)]
-        counts.add([replace(v, pair_id=f"{i // 2}", principle=f"{i % 2}") for v in part])
+        pair = Pair(Prompt.user(f"{i // 2}"), "a", "b")
+        counts.add([pair], [replace(v, pair_id=pair.id, principle=f"{i % 2}") for v in part])
     found = counts.result()
     assert found["questions"] == 10
     assert found["short_of_quorum"] == 2  # of one k alone has an opinion, of one nobody
@@ -135,7 +136,7 @@ def test_agreement_of_jurors_by_hand() -> None:
 
 def test_jurors_that_never_speak_of_the_same_question_have_no_agreement() -> None:
     counts = JuryAgreement({"j": ORDERS[:1], "k": ORDERS[:1]})
-    counts.add([verdict("j", ORDERS[0], 0.9), verdict("k", ORDERS[0], None)])
+    counts.add([PAIR], [verdict("j", ORDERS[0], 0.9), verdict("k", ORDERS[0], None)])
     (row,) = counts.result()["agreement"]
     assert (row["questions"], row["same_side"], row["kappa"]) == (0, None, None)
     assert counts.result()["short_of_quorum"] == 0

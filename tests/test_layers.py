@@ -34,6 +34,7 @@ FLOORS = {
     "rlaif.engines": 2,
     "rlaif.judges": 3,
     "rlaif.sampling": 3,
+    "rlaif.intervals": 3,
     "rlaif.ensembles": 3,
     "rlaif.preferences": 3,
     "rlaif.executors": 4,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlaif.constitution import Principle
-from rlaif.evaluation.metrics import LEANS, wilson
+from rlaif.evaluation.metrics import LEANS, share
 from rlaif.judges.attacks import FAMILIES, Attack, Target, appended
 from rlaif.judges.base import Ask
 from rlaif.records import Order, Pair, Verdict
@@ -136,7 +136,7 @@ def _behind(text: str, attack: Attack) -> str:
 
 
 def report(answered: Iterable[tuple[Trial, Sequence[Verdict]]]) -> dict[str, Any]:
-    """By family: {"asked", "abstained", "flipped": Wilson's interval, "shift"}.
+    """By family: {"asked", "abstained", "flipped": a share with its interval, "shift"}.
 
     `flipped` counts the questions answered in all orders on which the loser now leads; `shift` is
     the mean change of P(the loser is better). Both are None where every question abstained, which
@@ -145,6 +145,7 @@ def report(answered: Iterable[tuple[Trial, Sequence[Verdict]]]) -> dict[str, Any
     asked: Counter[str] = Counter()
     abstained: dict[str, Counter[str]] = defaultdict(Counter)
     moves: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    prompts: dict[str, list[str]] = defaultdict(list)
     for trial, verdicts in answered:
         asked[trial.family] += 1
         reasons = [v.reason for v in verdicts if v.reason is not None]
@@ -156,14 +157,15 @@ def report(answered: Iterable[tuple[Trial, Sequence[Verdict]]]) -> dict[str, Any
         if not trial.question.loser_is_first:
             after, before = 1 - after, 1 - before
         moves[trial.family].append((before, after))
+        prompts[trial.family].append(trial.question.pair.prompt.id)
     out = {}
     for family in asked:
         rows = moves[family]
-        flips = sum(after > 0.5 for _, after in rows)
+        flips = [float(after > 0.5) for _, after in rows]
         out[family] = {
             "asked": asked[family],
             "abstained": dict(abstained[family]),
-            "flipped": wilson(flips, len(rows)).as_dict() if rows else None,
+            "flipped": share(flips, prompts[family]).as_dict() if rows else None,
             "shift": sum(after - before for before, after in rows) / len(rows) if rows else None,
         }
     return out

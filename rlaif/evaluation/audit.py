@@ -1,8 +1,8 @@
 """How far labels can be trusted: against what is known of the pairs, and by themselves.
 
 Pure functions over arrays of P pairs, C principles and the two orders; no model, no file. Every
-number comes with the number of items it rests on, and with a 95 % interval. Intervals are bootstrap
-ones that draw whole prompts (Efron 1979), or Wilson's for the shares of small groups.
+number comes with the number of items it rests on, and with a 95 % interval over whole prompts
+(`rlaif.intervals`): pairs and questions of one prompt are not independent.
 
 In most published files the better response stands first. A judge that always said "first" would
 then be right throughout, and κ would have one single label to agree on: so κ is taken over pairs
@@ -30,6 +30,7 @@ from rlaif.evaluation.metrics import (
     fit_temperature,
     kappa_of_table,
     leaning,
+    share,
     slot_intervals,
     wilson,
 )
@@ -109,24 +110,32 @@ def _against_known(labels: Labels) -> Json | None:
         "ties": known - int(sure.sum()),
         "accuracy": None,
         # Over all pairs: one with a tie or an abstention gets half a point, as a guess would.
-        "accuracy_all": bootstrap(every, labels.clusters(sure)).as_dict(),
+        "accuracy_all": share(every, labels.clusters(sure)).as_dict(),
         "by_principle": {
-            name: _dict(agreement(labels.cube.debiased[:, c], labels.known))
+            name: _dict(agreement(labels.cube.debiased[:, c], labels.known, labels.prompts))
             for c, name in enumerate(labels.cube.principles)
         },
         "by_length": _by_length(labels, both),
     }
     if not both.any():
         return out
-    p, y = labels.p[both], (labels.known[both] > 0.5).astype(np.float64)
-    prompts = labels.clusters(both)
-    points = reliability_points(p, y)
+    sides, prompts = (labels.known[both] > 0.5).astype(np.float64), labels.clusters(both)
     return out | {
-        "accuracy": bootstrap(_right(labels)[both], prompts).as_dict(),
-        "kappa": _kappa(p, y, _turned(labels.ids)[both], prompts),
+        "accuracy": share(_right(labels)[both], prompts).as_dict(),
+        "kappa": _kappa(labels.p[both], sides, _turned(labels.ids)[both], prompts),
+        **_calibration(labels),
+    }
+
+
+def _calibration(labels: Labels) -> Json:
+    """Of the preferred pairs of which P(first) is known, a tie's ½ too: that is their outcome."""
+    here = labels.preferred & np.isfinite(labels.known)
+    p, y, prompts = labels.p[here], labels.known[here], labels.clusters(here)
+    points = reliability_points(p, y, prompts)
+    return {
         "ece": _ece(p, y, prompts),
         "brier": bootstrap((p - y) ** 2, prompts).as_dict(),
-        "temperature": _temperature(p, y, _coin(labels.prompts, 0)[both], prompts),
+        "temperature": _temperature(p, y, _coin(labels.prompts, 0)[here], prompts),
         "reliability": [{"confidence": stated, **true.as_dict()} for stated, true in points],
     }
 
@@ -166,7 +175,7 @@ def _ece(p: Floats, y: Floats, prompts: Sequence[str]) -> Json:
 def _temperature(p: Floats, y: Floats, half: Mask, prompts: Sequence[str]) -> Json:
     """The best temperature, and what it would mend: each half is measured at the temperature that
     fits the other, so that nothing is measured on what it was fitted to."""
-    found = asdict(fit_temperature(p, y))
+    found = asdict(fit_temperature(p, y, prompts))
     found["slope"] = found["slope"] if math.isfinite(found["slope"]) else None
     found |= {"ece": None, "brier": None}
     if half.all() or not half.any():
@@ -192,7 +201,7 @@ def _by_length(labels: Labels, both: Mask) -> list[Json]:
     out: list[Json] = []
     for name, high in LENGTHS:
         here = both & (ratio >= low) & (ratio < high)
-        found = wilson(int(right[here].sum()), int(here.sum())) if here.any() else None
+        found = share(right[here], labels.clusters(here)) if here.any() else None
         out.append(
             {
                 "name": name,
@@ -212,43 +221,46 @@ def _judge(labels: Labels) -> Json | None:
     asked = int(cube.asked.sum())
     if not asked:
         return None
-    reasons = Counter(cube.reason[cube.abstained].tolist())
-    slots, asked_both, clear = _slots(labels)
+    reasons = sorted(set(cube.reason[cube.abstained].tolist()))
+    asked_of = _names(labels, np.nonzero(cube.asked)[0])
+
+    def part(what: Mask) -> Json:
+        """The share of the verdicts asked for."""
+        return share(what[cube.asked].astype(np.float64), asked_of).as_dict()
+
     pairs, *_ = np.nonzero(np.isfinite(cube.mass))
     masses = cube.mass[np.isfinite(cube.mass)]
-    out: Json = {
+    return {
         "verdicts": asked,
-        "abstained": wilson(int(cube.abstained.sum()), asked).as_dict(),
-        "abstained_by_reason": {
-            name: wilson(n, asked).as_dict() for name, n in sorted(reasons.items())
-        },
+        "abstained": part(cube.abstained),
+        "abstained_by_reason": {name: part(cube.reason == name) for name in reasons},
         "label_mass": bootstrap(masses, _names(labels, pairs), resamples=1000).as_dict()
         if masses.size
         else None,
         "low_mass_decile": float(np.quantile(masses, 0.1)) if masses.size else None,
-        "questions": asked_both,
-        "leaning": wilson(clear, asked_both).as_dict() if asked_both else None,
-        **slots,
+        **_slots(labels),
     }
-    return out
 
 
 def _names(labels: Labels, pairs: NDArray[np.int64]) -> list[str]:
     return [labels.prompts[i] for i in pairs.tolist()]
 
 
-def _slots(labels: Labels) -> tuple[Json, int, int]:
-    """Position bias over questions (a pair under a principle) judged in both orders and on which
-    the judge leans to a side; how many are judged in both orders, and on how many it leans."""
+def _slots(labels: Labels) -> Json:
+    """Position bias over the questions (a pair under a principle) judged in both orders on which
+    the judge leans to a side; how many are judged in both, and how many it leans on."""
     p = labels.cube.p
     pairs, principles = np.nonzero(np.isfinite(p).all(axis=2))
     both = p[pairs, principles]
     names = ("swap_consistency", "same_slot_rate", "first_slot_share", "says_first")
     clear = leaning(*both.T) if len(both) else np.zeros(0, dtype=bool)
-    if not clear.any():
-        return dict.fromkeys(names), len(both), 0
-    found = slot_intervals(both[clear, 0], both[clear, 1], _names(labels, pairs[clear]))
-    return {name: _dict(found.get(name)) for name in names}, len(both), int(clear.sum())
+    out: Json = {"questions": len(both), "leaning": None, **dict.fromkeys(names)}
+    if len(both):
+        out["leaning"] = share(clear.astype(np.float64), _names(labels, pairs)).as_dict()
+    if clear.any():
+        found = slot_intervals(both[clear, 0], both[clear, 1], _names(labels, pairs[clear]))
+        out |= {name: _dict(found.get(name)) for name in names}
+    return out
 
 
 def _length(labels: Labels) -> Json:
@@ -286,7 +298,7 @@ def _longer(labels: Labels, p: Floats, where: Mask) -> Json | None:
     if not unlike.any():
         return None
     longer = (p > 0.5) == (labels.lengths[:, 0] > labels.lengths[:, 1])
-    return bootstrap(longer[unlike].astype(np.float64), labels.clusters(unlike)).as_dict()
+    return share(longer[unlike].astype(np.float64), labels.clusters(unlike)).as_dict()
 
 
 def _dict(found: Interval | None) -> Json | None:
@@ -305,8 +317,11 @@ def failed(
 ) -> dict[str, str]:
     """The limits that labels pass, each with what was found; `quality` is `label_quality`'s.
 
-    Of consistency and accuracy it is the upper end of the 95 % interval that must reach the limit:
-    few pairs are no proof of a bad judge. What is not known passes no limit.
+    Of consistency and accuracy it is the upper end of the 95 % interval over prompts that must
+    reach the limit: few pairs are no proof of a bad judge. A limit on consistency of ½ or more also
+    refuses a judge that cannot be told from a coin, which agrees with itself half of the time: its
+    interval must lie above ½, unless there are too few prompts for any judge's to do so. What is
+    not known passes no limit.
     """
     faults = {}
     asked, abstained = quality.get("verdicts") or 0, quality.get("abstained") or 0
@@ -315,22 +330,39 @@ def failed(
             f"the judge abstained in {abstained:,} of {asked:,} verdicts "
             f"({abstained / asked:.1%}; the limit is {max_abstained:.1%})"
         )
-    swap, n = quality.get("swap_consistency"), quality.get("questions") or 0
-    if swap is not None and n:
-        found = wilson(round(swap * n), n)
-        _below(faults, "min_swap_consistency", min_swap_consistency, found, "both orders agree on")
+    swap, limit = _swap(quality), min_swap_consistency
+    if swap is not None and limit is not None:
+        found, prompts = swap
+        what = "both orders of a question prefer the same response on"
+        best = wilson(prompts, prompts)  # what a judge that always agrees with itself would have
+        if found.high < limit:
+            faults["min_swap_consistency"] = _told(found, what, limit)
+        elif limit >= 0.5 and found.low <= 0.5 < best.low:
+            faults["min_swap_consistency"] = (
+                f"{_told(found, what, limit)}: that cannot be told from a coin, whose verdicts "
+                "agree half of the time; more pairs would tell it from a weak judge"
+            )
     known = quality.get("gold_agreement")
-    if known is not None:
-        found = Interval(**known)
-        _below(faults, "min_accuracy", min_accuracy, found, "what is known agrees on")
+    if known is not None and min_accuracy is not None and known["high"] < min_accuracy:
+        faults["min_accuracy"] = _told(Interval(**known), "what is known agrees on", min_accuracy)
     return faults
 
 
-def _below(
-    faults: dict[str, str], name: str, limit: float | None, found: Interval, what: str
-) -> None:
-    if limit is not None and found.high < limit:
-        faults[name] = (
-            f"{what} {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] of "
-            f"{found.n:,} (the limit is {limit:.1%})"
-        )
+def _swap(quality: Mapping[str, Any]) -> tuple[Interval, int] | None:
+    """The share of questions whose orders agree, and of how many prompts they are.
+
+    Labels of an earlier version have no interval: their questions count as independent.
+    """
+    value, n = quality.get("swap_consistency"), quality.get("questions") or 0
+    if value is None or not n:
+        return None
+    if (found := quality.get("swap_interval")) is not None:
+        return Interval(**found), quality["swap_prompts"]
+    return wilson(value * n, n), n
+
+
+def _told(found: Interval, what: str, limit: float) -> str:
+    return (
+        f"{what} {found.value:.1%} [{found.low:.1%}, {found.high:.1%}] of {found.n:,} "
+        f"(the limit is {limit:.1%})"
+    )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from rlaif.evaluation.metrics import kappa_of_table, wilson
+from rlaif.evaluation.metrics import bootstrap_of, kappa_of_table, share
 from rlaif.executors import Judged
 from rlaif.preferences import debias
-from rlaif.records import Order, Verdict
+from rlaif.records import Order, Pair, Verdict
 
 
 class JuryAgreement:
@@ -31,31 +33,35 @@ class JuryAgreement:
         self.questions = self.short = 0
         self.opinions: Counter[str] = Counter()
         self._both: Counter[tuple[str, str]] = Counter()  # questions of which two had an opinion
-        self._tables = {two: np.zeros((2, 2), dtype=int) for two in combinations(sorted(orders), 2)}
+        # Of each question on which two lean: their sides, as a cell of their table, and its prompt
+        self._cells = {two: array("B") for two in combinations(sorted(orders), 2)}
+        self._prompts = {two: array("Q") for two in self._cells}
 
-    def add(self, verdicts: Iterable[Verdict]) -> None:
-        """Some pairs' verdicts, with the jurors' names as judges."""
+    def add(self, pairs: Iterable[Pair], verdicts: Iterable[Verdict]) -> None:
+        """Some pairs and all their verdicts, with the jurors' names as judges."""
+        prompts = {pair.id: int(pair.prompt.id[:16], 16) for pair in pairs}
         asked: dict[tuple[str, str], dict[str, dict[Order, Verdict]]] = defaultdict(
             lambda: defaultdict(dict)
         )
         for v in verdicts:
             asked[v.pair_id, v.principle][v.judge][v.order] = v
         self.questions += len(asked)
-        for columns in asked.values():
+        for (pair_id, _), columns in asked.items():
             opinions = debias(columns, self.orders)
             self.opinions.update(opinions.keys())
             self.short += len(opinions) < self.quorum
-            for two, table in self._tables.items():
+            for two, cells in self._cells.items():
                 if all(name in opinions for name in two):
                     self._both[two] += 1
                     p, q = (opinions[name] for name in two)
                     if self._leans(p) and self._leans(q):
-                        table[int(p < 0.5), int(q < 0.5)] += 1
+                        cells.append(2 * (p < 0.5) + (q < 0.5))
+                        self._prompts[two].append(prompts[pair_id])
 
     def counted(self, stream: Iterable[Judged]) -> Iterator[Judged]:
         """The same chunks, counted as they pass."""
         for part in stream:
-            self.add(part.rows)
+            self.add(part.items, part.rows)
             yield part
 
     def _leans(self, p: float) -> bool:
@@ -63,11 +69,15 @@ class JuryAgreement:
 
     def agreement(self) -> list[dict[str, Any]]:
         """By two jurors: `questions` on which both have an opinion, and of those on which both lean
-        the share to the `same_side`, with Wilson's interval, and Cohen's `kappa`; None where there
-        is no such question."""
+        the share to the `same_side`, with its interval over prompts, and Cohen's `kappa` with its
+        `kappa_interval`; None where there is no such question."""
         return [
-            {"jurors": list(two), "questions": self._both[two], **_agreement(table)}
-            for two, table in self._tables.items()
+            {
+                "jurors": list(two),
+                "questions": self._both[two],
+                **_agreement(np.array(cells, dtype=np.int64), self._prompts[two].tolist()),
+            }
+            for two, cells in self._cells.items()
         ]
 
     def result(self) -> dict[str, Any]:
@@ -81,9 +91,17 @@ class JuryAgreement:
         }
 
 
-def _agreement(table: Any) -> dict[str, Any]:
-    n = int(table.sum())
-    if not n:
-        return {"same_side": None, "kappa": None}
-    same = wilson(int(table.trace()), n).as_dict()
-    return {"same_side": same, "kappa": kappa_of_table(table)}
+def _agreement(cells: NDArray[np.int64], prompts: Sequence[int]) -> dict[str, Any]:
+    if not len(cells):
+        return {"same_side": None, "kappa": None, "kappa_interval": None}
+    same = (cells == 0) | (cells == 3)
+
+    def kappa(weights: NDArray[np.float64]) -> float:
+        return kappa_of_table(np.bincount(cells, weights, minlength=4).reshape(2, 2))
+
+    found = bootstrap_of(kappa, len(cells), prompts)
+    return {
+        "same_side": share(same.astype(np.float64), prompts).as_dict(),
+        "kappa": found.value,
+        "kappa_interval": [found.low, found.high],
+    }

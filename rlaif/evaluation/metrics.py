@@ -9,19 +9,27 @@ import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlaif.errors import DataError
+from rlaif.intervals import (
+    Clusters,
+    Floats,
+    Interval,
+    as_floats,
+    bootstrap,
+    bootstrap_of,
+    share,
+    standard_error,
+    wilson,
+)
 from rlaif.records import Order, Pair, Preference, Verdict
 from rlaif.training.calibration import (
-    Floats,
     Temperature,
-    as_floats,
     brier,
     expected_calibration_error,
     fit_temperature,
@@ -43,104 +51,11 @@ __all__ = [
     "label_quality",
     "leaning",
     "position_bias",
+    "share",
     "slot_intervals",
+    "standard_error",
     "wilson",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A value, the ends of its confidence interval, and the number of items it rests on."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
-
-def bootstrap(
-    values: ArrayLike,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """The mean with a percentile bootstrap interval (Efron 1979).
-
-    `clusters` names each value's cluster, e.g. its prompt: whole clusters are then drawn, as
-    samples of one prompt are not independent. The interval of a single cluster is its value.
-    """
-    array = as_floats(values, "values")
-    names: Sequence[Hashable] = range(len(array)) if clusters is None else clusters
-    if len(names) != len(array):
-        raise DataError(f"{len(array)} values, but {len(names)} cluster names")
-    sums, counts = _by_cluster(array, names)
-    random = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):  # one at a time: all at once would need resamples x clusters memory
-        drawn = random.integers(0, len(sums), len(sums))
-        means[i] = sums[drawn].sum() / counts[drawn].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(array.mean()), float(low), float(high), len(array))
-
-
-def bootstrap_of(
-    statistic: Callable[[Floats], float],
-    n: int,
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Interval:
-    """As `bootstrap`, for what is no mean: `statistic(weights)` of n items, each counted so often.
-
-    Resamples without a value (not finite) are left out; where n items have none, the ends are NaN.
-    """
-    names: Sequence[Hashable] = range(n) if clusters is None else clusters
-    if len(names) != n:
-        raise DataError(f"{n} items, but {len(names)} cluster names")
-    position: dict[Hashable, int] = {}
-    index = np.array([position.setdefault(name, len(position)) for name in names], dtype=np.int64)
-    random, k = np.random.default_rng(seed), len(position)
-    found = np.empty(resamples)
-    for i in range(resamples):
-        times = np.bincount(random.integers(0, k, k), minlength=k)
-        found[i] = statistic(times[index].astype(np.float64))
-    found = found[np.isfinite(found)]
-    low, high = (
-        np.quantile(found, [(1 - level) / 2, (1 + level) / 2]) if found.size else [math.nan] * 2
-    )
-    return Interval(statistic(np.ones(n)), float(low), float(high), n)
-
-
-def _by_cluster(values: Floats, names: Sequence[Hashable]) -> tuple[Floats, Floats]:
-    """Sum and number of the values of each cluster, in order of appearance."""
-    position: dict[Hashable, int] = {}
-    index = np.array([position.setdefault(name, len(position)) for name in names])
-    sums: Floats = np.bincount(index, weights=values).astype(np.float64)
-    return sums, np.bincount(index).astype(np.float64)
-
-
-def wilson(successes: int, n: int, *, level: float = 0.95) -> Interval:
-    """A share k/n with Wilson's score interval (1927): honest at 0 %, at 100 % and for small n.
-
-    centre (p̂ + z²/2n) / (1 + z²/n), half-width z √(p̂(1−p̂)/n + z²/4n²) / (1 + z²/n).
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise DataError(f"a share needs 0 ≤ successes ≤ n and n ≥ 1, got {successes} of {n}")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, scale = successes / n, 1 + z * z / n
-    centre = (share + z * z / (2 * n)) / scale
-    half = z * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5 / scale
-    # Exactly 0 and 1 at the ends: rounding would otherwise leave 1e-17 outside the value.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
-    return Interval(share, low, high, n)
 
 
 def accuracy(p: ArrayLike, y: ArrayLike) -> float:
@@ -194,27 +109,29 @@ def position_bias(shown_first: ArrayLike, shown_second: ArrayLike) -> dict[str, 
 
 
 def slot_intervals(
-    shown_first: ArrayLike, shown_second: ArrayLike, clusters: Sequence[Hashable] | None = None
+    shown_first: ArrayLike, shown_second: ArrayLike, clusters: Clusters | None = None
 ) -> dict[str, Interval]:
-    """The rates of `position_bias` with bootstrap intervals; `first_slot_share` only where a slot
-    won in both orders, with their number as n."""
+    """The rates of `position_bias` with intervals over clusters; `first_slot_share` only where a
+    slot won in both orders, with their number as n."""
     one = _picks_first_slot(as_floats(shown_first, "shown_first"))
     two = _picks_first_slot(1 - as_floats(shown_second, "shown_second"))
-    both_first = one * two
-    same = both_first + (1 - one) * (1 - two)
+    same = _same_slot(one, two)
     found = {
-        "same_slot_rate": bootstrap(same, clusters, resamples=1000),
-        "swap_consistency": bootstrap(1 - same, clusters, resamples=1000),
-        "says_first": bootstrap((one + two) / 2, clusters, resamples=1000),
+        "same_slot_rate": share(same, clusters),
+        "swap_consistency": share(1 - same, clusters),
+        "says_first": share((one + two) / 2, clusters),
     }
     stuck = np.flatnonzero(same)
     if stuck.size:
         names = stuck.tolist() if clusters is None else [clusters[i] for i in stuck.tolist()]
-        first, total = both_first[stuck], same[stuck]
-        found["first_slot_share"] = bootstrap_of(
-            lambda w: float((w * first).sum() / (w * total).sum()), stuck.size, names
-        )
+        first = (one * two)[stuck] / same[stuck]
+        found["first_slot_share"] = share(first, names, weights=same[stuck])
     return found
+
+
+def _same_slot(one: Floats, two: Floats) -> Floats:
+    """How surely the same slot won in both orders: 1, 0, or ½ where an order picked both."""
+    return one * two + (1 - one) * (1 - two)
 
 
 LEANS = 0.1  # |p − ½| from which a judge has an opinion
@@ -280,11 +197,11 @@ def label_quality(
 
 
 class LabelQuality:
-    """What is known about AI labels that come in parts: it keeps counts, and two numbers a pair.
+    """What is known about AI labels that come in parts: it keeps counts, and a few numbers a pair.
 
-    `truth(pair)` is the true P(first is better), None or ½ where neither is. Agreement and
-    calibration count the preferred pairs whose truth differs. Keys without anything to count are
-    None: an unknown number is not a zero.
+    `truth(pair)` is the true P(first is better), None where it is not known, ½ where neither is.
+    Calibration counts the preferred pairs whose truth is known, agreement those of them whose truth
+    favours one side. Keys without anything to count are None: an unknown number is not a zero.
     """
 
     def __init__(self, truth: Truth | None = None) -> None:
@@ -293,11 +210,13 @@ class LabelQuality:
         self.reasons: Counter[str] = Counter()
         self.unlabelled: Counter[str] = Counter()  # pairs, by why they have no label
         self._truth = truth or (lambda pair: pair.label)
-        self._p, self._y = array("d"), array("d")
+        self._p, self._y, self._prompts = array("d"), array("d"), array("Q")
         self._mass, self._masses = 0.0, 0
         self._indifferent = 0
         self._slots = _SlotCounts()
         self._by_principle: dict[str, _SlotCounts] = defaultdict(_SlotCounts)
+        # Of each pair with questions: its prompt, how many, and the share on which its orders agree
+        self._asked, self._questions, self._agree = array("Q"), array("L"), array("d")
 
     def add(
         self, pairs: Sequence[Pair], preferences: Sequence[Preference], verdicts: Iterable[Verdict]
@@ -311,16 +230,28 @@ class LabelQuality:
         self.reasons.update(v.reason for v in made if v.reason is not None)
         masses = [v.mass for v in made if v.mass is not None]
         self._mass, self._masses = self._mass + math.fsum(masses), self._masses + len(masses)
-        for p, y in _with_truth(preferences, self._truth):
+        for pair, p, y in _with_truth(preferences, self._truth):
+            self._prompts.append(_number(pair))
             self._p.append(p)
             self._y.append(y)
+        prompts = {pair.id: _number(pair) for pair in pairs}
+        agree: dict[str, list[float]] = defaultdict(list)  # by pair, its questions
         for principle, both in _in_both_orders(made).items():
-            orders = np.array(both)  # (N, 2)
-            clear = orders[leaning(*orders.T)]
-            self._indifferent += len(orders) - len(clear)
-            if len(clear):
-                for counts in (self._slots, self._by_principle[principle]):
-                    counts.add(*clear.T)
+            orders = np.array([p for _, p in both])  # (N, 2)
+            clear = leaning(*orders.T)
+            self._indifferent += len(orders) - int(clear.sum())
+            if not clear.any():
+                continue
+            for counts in (self._slots, self._by_principle[principle]):
+                counts.add(*orders[clear].T)
+            first, second = orders[clear, 0], orders[clear, 1]
+            same = _same_slot(_picks_first_slot(first), _picks_first_slot(1 - second))
+            for i, x in zip(np.flatnonzero(clear).tolist(), same.tolist(), strict=True):
+                agree[both[i][0]].append(1 - x)
+        for pair_id, found in agree.items():
+            self._asked.append(prompts[pair_id])
+            self._questions.append(len(found))
+            self._agree.append(math.fsum(found) / len(found))
 
     def result(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -337,10 +268,13 @@ class LabelQuality:
             **self._position(),
         }
         if self._p:
-            p, y = np.array(self._p), np.array(self._y)
-            hits = int(((p > 0.5) == (y > 0.5)).sum())
-            out["gold_agreement"] = wilson(hits, len(p)).as_dict()
+            p, y, prompts = (np.array(column) for column in (self._p, self._y, self._prompts))
             out["ece"], out["brier"] = expected_calibration_error(p, y), brier(p, y)
+            sided = y != 0.5
+            if sided.any():
+                right = (p[sided] > 0.5) == (y[sided] > 0.5)
+                found = share(right.astype(np.float64), prompts[sided].tolist())
+                out["gold_agreement"] = found.as_dict()
         return out
 
     def _position(self) -> dict[str, Any]:
@@ -348,31 +282,48 @@ class LabelQuality:
         asked = {"questions": self._slots.n, "indifferent": self._indifferent}
         if not self._slots.n:
             names = ("same_slot_rate", "swap_consistency", "first_slot_share", "says_first")
-            return {**asked, **dict.fromkeys(names), "by_principle": {}}
+            return {
+                **asked, **dict.fromkeys(names), "swap_interval": None, "swap_prompts": 0,
+                "by_principle": {},
+            }  # fmt: skip
         table = {name: {**c.rates(), "n": c.n} for name, c in self._by_principle.items()}
-        return {**asked, **self._slots.rates(), "by_principle": table}
+        prompts = self._asked.tolist()
+        found = share(self._agree, prompts, weights=self._questions)
+        return {
+            **asked, **self._slots.rates(), "swap_interval": found.as_dict(),
+            "swap_prompts": len(set(prompts)), "by_principle": table,
+        }  # fmt: skip
 
 
-def _with_truth(preferences: Sequence[Preference], truth: Truth) -> list[tuple[float, float]]:
-    """(p, y) of each preferred pair whose truth favours one side."""
+def _number(pair: Pair) -> int:
+    """The prompt of a pair in eight bytes."""
+    return int(pair.prompt.id[:16], 16)
+
+
+def _with_truth(preferences: Sequence[Preference], truth: Truth) -> list[tuple[Pair, float, float]]:
+    """(pair, p, y) of each preferred pair whose truth is known."""
     found = []
     for preference in preferences:
         if preference.status != "preferred" or preference.p_first is None:
             continue
         y = truth(preference.pair)
-        if y is not None and y != 0.5:
-            found.append((preference.p_first, float(y > 0.5)))
+        if y is not None:
+            found.append((preference.pair, preference.p_first, y))
     return found
 
 
-def _in_both_orders(verdicts: Iterable[Verdict]) -> dict[str, list[tuple[float, float]]]:
-    """P(first) where it was shown first and where second, of each question, by principle."""
+def _in_both_orders(
+    verdicts: Iterable[Verdict],
+) -> dict[str, list[tuple[str, tuple[float, float]]]]:
+    """By principle, the pair of each question that was answered in both orders, with its P(first)
+    where it was shown first and where second."""
     questions: dict[tuple[str, str, str], dict[Order, float]] = defaultdict(dict)
     for v in verdicts:
         if v.p_first is not None:
             questions[v.principle, v.pair_id, v.judge][v.order] = v.p_first
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for (principle, *_), orders in questions.items():
+    found: dict[str, list[tuple[str, tuple[float, float]]]] = defaultdict(list)
+    for (principle, pair_id, _), orders in questions.items():
         if len(orders) == 2:
-            found[principle].append((orders["first_second"], orders["second_first"]))
+            both = (orders["first_second"], orders["second_first"])
+            found[principle].append((pair_id, both))
     return found

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlaif.engines.checkpoint import end_tokens
 from rlaif.errors import DataError
-from rlaif.evaluation.metrics import bootstrap, wilson
+from rlaif.evaluation.metrics import bootstrap, share, standard_error
 from rlaif.records import Prompt
 from rlaif.training.data import Cut, RowEncoder, end_of_turn
 
@@ -25,8 +25,8 @@ class Divergence:
 
     `value` is the mean of Σ_t (log π − log π_base), unbiased and of any sign on a small sample;
     `k3` the mean of Σ_t (ρ_t − 1 − log ρ_t) with ρ_t = π_base/π, never negative (Schulman 2020).
-    `stderr` is the standard error of `value`; `per_token` the value over all tokens. `too_long`
-    completions fit neither context and are not counted in n.
+    `stderr` is the standard error of `value` over prompts; `per_token` the value over all tokens.
+    `too_long` completions fit neither context and are not counted in n.
     """
 
     value: float
@@ -53,11 +53,12 @@ def kl_to_base(
     cut: Cut = (),
     seed: int = 0,
 ) -> Divergence:
-    """How far the policy has moved from its base, on completions the *policy* sampled at T = 1.
+    """How far the policy has moved from its base, on completions the *policy* sampled.
 
-    Both read the same tokens: the `ids` that each completion was sampled as, where they are known,
-    the end of turn included unless `cut` names the completion as (prompt id, text). The interval
-    resamples prompts.
+    They must be drawn from all of its distribution, at temperature 1 and top-p 1: of others this
+    is no estimate of the KL. Both read the same tokens: the `ids` that each completion was sampled
+    as, where they are known, the end of turn included unless `cut` names the completion as (prompt
+    id, text). The interval resamples prompts.
     """
     from rlaif.training.forward import sequence_logprobs
 
@@ -95,19 +96,15 @@ def divergence(
     interval = bootstrap(k1, clusters, seed=seed)
     return Divergence(
         value=interval.value,
-        stderr=_stderr(k1),
+        stderr=standard_error(k1, clusters),
         low=interval.low,
         high=interval.high,
         k3=float(k3.mean()),
-        k3_stderr=_stderr(k3),
+        k3_stderr=standard_error(k3, clusters),
         per_token=float(k1.sum() / sum(map(len, ratios))),
         n=len(k1),
         too_long=too_long,
     )
-
-
-def _stderr(values: np.ndarray[Any, Any]) -> float:
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def _same_vocabulary(policy: HFEngine, base: HFEngine) -> None:
@@ -119,30 +116,49 @@ def _same_vocabulary(policy: HFEngine, base: HFEngine) -> None:
 
 
 def gold_traits(
-    prompts: Sequence[Prompt], completions: Sequence[str], *, seed: int = 0
+    prompts: Sequence[Prompt], completions: Sequence[str], target: tuple[str, int] | None = None
 ) -> dict[str, Any]:
-    """True traits of completions in the embedded world: {"traits": {name: interval}, "legal": …}.
+    """True traits of completions in the embedded world, shares with their intervals over prompts.
 
-    A trait counts where it is at stake and the completion legal; its interval resamples prompts.
-    `legal` has Wilson's interval. Traits that were never at stake are absent.
+    `traits`: a trait's mean where it is at stake and the completion legal; those that were never at
+    stake are absent. `legal`: the share of legal completions. `and_legal`: of each trait both at
+    once, so that a policy gains nothing by answers that are neither: `at_stake` is the mean over
+    the completions of prompts that put the trait at stake, an illegal one counting 0; `all` over
+    all prompts, a legal one counting 1 where the trait is not at stake. `target` is a trait with
+    its sign: with −1 `and_legal` counts its opposite.
     """
-    from rlaif.tiny import gold
+    from rlaif.tiny.gold import at_stake, gold
 
+    if not prompts:
+        raise DataError("gold traits need at least one completion")
     values: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    legal = 0
+    staked: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    free: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    legal = []
     for prompt, text in zip(prompts, completions, strict=True):
-        found = gold(prompt.messages[-1].content, text)
-        legal += found.legal
+        question = prompt.messages[-1].content
+        found, asked = gold(question, text), at_stake(question)
+        legal.append((prompt.id, float(found.legal)))
         for trait, value in found.traits.items():
             if value is not None:
                 values[trait].append((prompt.id, value))
-    if not prompts:
-        raise DataError("gold traits need at least one completion")
-    traits = {
-        trait: bootstrap([v for _, v in rows], [c for c, _ in rows], seed=seed).as_dict()
-        for trait, rows in sorted(values.items())
+            if trait in asked:
+                aim = value if (trait, -1) != target or value is None else 1 - value
+                staked[trait].append((prompt.id, aim or 0.0))
+            else:
+                free[trait].append((prompt.id, float(found.legal)))
+    return {
+        "traits": {trait: _share(rows) for trait, rows in sorted(values.items())},
+        "legal": _share(legal),
+        "and_legal": {
+            trait: {"at_stake": _share(rows), "all": _share(rows + free[trait])}
+            for trait, rows in sorted(staked.items())
+        },
     }
-    return {"traits": traits, "legal": wilson(legal, len(prompts)).as_dict()}
+
+
+def _share(rows: Sequence[tuple[str, float]]) -> dict[str, float]:
+    return share([value for _, value in rows], [prompt for prompt, _ in rows]).as_dict()
 
 
 def gold_rewards(

@@ -145,6 +145,12 @@ class Run:
         return self.store.table("pairs").to_arrow(["id", "label", "prompt_source"])
 
     @cached_property
+    def prompts(self) -> list[str]:
+        """The prompt of each pair, by its id."""
+        batches = self.store.table("pairs").iter_batches()
+        return [pair.prompt.id for batch in batches for pair in batch]
+
+    @cached_property
     def _verdicts(self) -> pa.Table:
         columns = ["key", "pair_id", "principle", "order", "p_first", "mass", "reason"]
         return self.store.table("verdicts").to_arrow(columns)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.evaluation.metrics import Interval, leaning, position_bias, wilson
+from rlaif.evaluation.metrics import Interval, leaning, share, slot_intervals
+from rlaif.training.calibration import confidence_bins, folded
 
 Floats = NDArray[np.float64]
 DECIDED = 0.1  # a principle has something to say about a pair when |p − ½| is at least this
@@ -56,16 +57,20 @@ class Cube:
         total: Floats = np.where(orders, self.p, 0.0).sum(axis=2)
         return np.where(orders.any(axis=1), total / np.maximum(orders.sum(axis=1), 1), np.nan)
 
-    def positions(self, principle: int | None = None) -> tuple[dict[str, float] | None, int]:
-        """Position bias of one principle or of all, and over how many questions.
+    def slots(self, prompts: Sequence[str], principle: int | None = None) -> dict[str, Interval]:
+        """Position bias of one principle or of all, with intervals over the pairs' prompts.
 
         A question is a pair under a principle, judged in both orders, on which the judge leans to
-        one side in at least one of them. None where there is none.
+        one side in at least one of them. Empty where there is none.
         """
-        p = self.p.reshape(-1, 2) if principle is None else self.p[:, principle]
-        judged = p[np.isfinite(p).all(axis=1)]
-        both = judged[leaning(*judged.T)] if len(judged) else judged
-        return (position_bias(both[:, 0], both[:, 1]) if len(both) else None), len(both)
+        p = self.p if principle is None else self.p[:, [principle]]
+        pairs, columns = np.nonzero(np.isfinite(p).all(axis=2))
+        both = p[pairs, columns]
+        clear = leaning(*both.T) if len(both) else np.zeros(0, dtype=bool)
+        if not clear.any():
+            return {}
+        names = [prompts[i] for i in pairs[clear].tolist()]
+        return slot_intervals(both[clear, 0], both[clear, 1], names)
 
 
 def mean(values: Floats) -> float | None:
@@ -74,11 +79,15 @@ def mean(values: Floats) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def agreement(p: Floats, truth: Floats) -> Interval | None:
-    """Share of pairs on which both sides prefer the same completion, of those where both do."""
+def agreement(p: Floats, truth: Floats, prompts: Sequence[str]) -> Interval | None:
+    """Share of pairs on which both sides prefer the same completion, of those where both do.
+
+    `prompts` names each pair's prompt, over which the interval is.
+    """
     usable = np.isfinite(p) & np.isfinite(truth) & (p != 0.5) & (truth != 0.5)
     same = (p[usable] > 0.5) == (truth[usable] > 0.5)
-    return wilson(int(same.sum()), same.size) if same.size else None
+    names = [prompts[i] for i in np.flatnonzero(usable).tolist()]
+    return share(same.astype(np.float64), names) if same.size else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +102,21 @@ class PrincipleRow:
     aggregate: Interval | None  # agreement with the aggregated label
     known: Interval | None  # agreement with what is known
     says_first: Interval | None  # share of verdicts for the completion shown first
-    swap: float | None  # share of pairs on which both orders prefer one completion
+    swap: Interval | None  # share of pairs on which both orders prefer one completion
     mass: float | None
 
 
-def principle_rows(cube: Cube, preferred: Floats, known: Sequence[Floats]) -> list[PrincipleRow]:
-    """One row a principle. `preferred` is P(first) by pair, `known` the same of each principle."""
+def principle_rows(
+    cube: Cube, preferred: Floats, known: Sequence[Floats], prompts: Sequence[str]
+) -> list[PrincipleRow]:
+    """One row a principle. `preferred` is P(first) by pair, `known` the same of each principle,
+    `prompts` the name of each pair's prompt."""
     debiased = cube.debiased
     rows = []
     for c, name in enumerate(cube.principles):
         p = debiased[:, c]
         distance = np.abs(p - 0.5)
-        slots, n = cube.positions(c)
+        slots = cube.slots(prompts, c)
         rows.append(
             PrincipleRow(
                 id=name,
@@ -113,10 +125,10 @@ def principle_rows(cube: Cube, preferred: Floats, known: Sequence[Floats]) -> li
                 strength=mean(distance),
                 # 0.5 − 0.4 is a hair under 0.1 as a float
                 decided=mean(np.where(np.isfinite(p), distance >= DECIDED - 1e-9, np.nan)),
-                aggregate=agreement(p, preferred),
-                known=agreement(p, known[c]),
-                says_first=wilson(round(slots["says_first"] * 2 * n), 2 * n) if slots else None,
-                swap=slots["swap_consistency"] if slots else None,
+                aggregate=agreement(p, preferred, prompts),
+                known=agreement(p, known[c], prompts),
+                says_first=slots.get("says_first"),
+                swap=slots.get("swap_consistency"),
                 mass=mean(cube.mass[:, c]),
             )
         )
@@ -135,21 +147,26 @@ def order_grid(cube: Cube, n: int = 20) -> list[list[int]]:
     return [[int(c) for c in row] for row in grid]
 
 
-def reliability_points(p: Floats, truth: Floats, n: int = 10) -> list[tuple[float, Interval]]:
-    """(mean confidence, share right) of each filled bin; p of exactly ½ chooses the first.
+def reliability_points(
+    p: Floats, truth: Floats, prompts: Sequence[str], n: int = 10
+) -> list[tuple[float, Interval]]:
+    """(mean confidence, what is known of the side preferred) of each filled bin.
 
-    Folded, as which completion stands first may say something (in hh-rlhf it is the chosen one).
-    The bins are those of the expected calibration error: n over [0, 1], closed on the right.
+    `truth` is P(first is better), ½ of a tie. Folded, as which completion stands first may say
+    something (in hh-rlhf it is the chosen one). The bins are those of the expected calibration
+    error.
     """
-    usable = np.isfinite(p) & np.isfinite(truth) & (truth != 0.5)
-    p, right = p[usable], (p[usable] >= 0.5) == (truth[usable] > 0.5)
-    confidence = np.maximum(p, 1 - p)
-    index = np.ceil(np.round(confidence * n, 9)).astype(int) - 1
-    return [
-        (float(confidence[index == b].mean()), wilson(int(right[index == b].sum()), int(size)))
-        for b, size in enumerate(np.bincount(index, minlength=n))
-        if size
-    ]
+    usable = np.flatnonzero(np.isfinite(p) & np.isfinite(truth))
+    if not usable.size:
+        return []
+    confidence, outcome = folded(p[usable], truth[usable])
+    index = confidence_bins(confidence, n)
+    found = []
+    for b in np.unique(index).tolist():
+        here = np.flatnonzero(index == b)
+        names = [prompts[i] for i in usable[here].tolist()]
+        found.append((float(confidence[here].mean()), share(outcome[here], names)))
+    return found
 
 
 def telling_pairs(

@@ -110,8 +110,8 @@ def _change(estimates: Sequence[Interval | None]) -> float | None:
 def labels(run: Run) -> Json | None:
     if not len(run.known):
         return None
-    truth = agreement(run.preferred, run.known)
-    points = reliability_points(run.preferred, run.known)
+    truth = agreement(run.preferred, run.known, run.prompts)
+    points = reliability_points(run.preferred, run.known, run.prompts)
     return {
         "statuses": [
             (s, run.statuses.count(s))
@@ -150,8 +150,9 @@ def principles(run: Run) -> Json | None:
     cube = run.cube
     if not cube.asked.any():
         return None
-    rows = principle_rows(cube, run.preferred, [run.known_of(p) for p in cube.principles])
-    slots, questions = cube.positions()
+    known = [run.known_of(p) for p in cube.principles]
+    rows = principle_rows(cube, run.preferred, known, run.prompts)
+    slots = cube.slots(run.prompts)
     reasons = [cube.reasons(c) for c in range(len(cube.principles))]
     return {
         "rows": rows,
@@ -159,7 +160,6 @@ def principles(run: Run) -> Json | None:
         "known": any(row.known for row in rows),
         "reasons": sorted({r for counts in reasons for r in counts}),
         "slots": slots,
-        "questions": questions,
         **_position_charts(cube, rows),
         "abstained": sum(reasons, Counter()),
         "abstentions": [

@@ -53,13 +53,13 @@ def summarise(run: Run) -> Json:
 
 def _labels(run: Run) -> Json:
     cube = run.cube
-    slots, _ = cube.positions()
+    slots = cube.slots(run.prompts)
     return {
         "pairs": len(run.known),
         "verdicts": int(cube.asked.sum()),
         "abstained": int(cube.abstained.sum()),
         "gold_agreement": gold_agreement(run),
-        "swap_consistency": slots["swap_consistency"] if slots else None,
+        "swap_consistency": slots["swap_consistency"].value if slots else None,
         "label_mass": mean(cube.mass),
         "ece": ece(run),
     }
@@ -67,7 +67,7 @@ def _labels(run: Run) -> Json:
 
 def gold_agreement(run: Run) -> float | None:
     """Agreement of the preferred pairs with what is known, by labels they had or by the world."""
-    found = agreement(run.preferred, run.known)
+    found = agreement(run.preferred, run.known, run.prompts)
     return found.value if found else number(run.label_audit.get("gold_agreement"))
 
 
@@ -78,11 +78,11 @@ def ece(run: Run) -> float | None:
 
 
 def known_ece(preferred: Floats, known: Floats) -> float | None:
-    """Calibration of the preferred pairs whose known label favours one side."""
-    usable = np.isfinite(preferred) & np.isfinite(known) & (known != 0.5)
+    """Calibration of the preferred pairs whose P(first) is known; a known tie is ½."""
+    usable = np.isfinite(preferred) & np.isfinite(known)
     if not usable.any():
         return None
-    return expected_calibration_error(preferred[usable], (known[usable] > 0.5).astype(float))
+    return expected_calibration_error(preferred[usable], known[usable])
 
 
 def _reward_accuracy(run: Run) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rlaif.tiny import lexicon as lex
-from rlaif.tiny.grammar import TRAITS, Part, Plan, Scene, core_traits, scenes
+from rlaif.tiny.grammar import TRAITS, Part, Plan, Scene, core_traits, kinds_at_stake, scenes
 
 _SENTENCE_GAP = re.compile(r"(?<=\.) ")
 TONE_OF_OPENING = {s: tone for tone, group in lex.OPENINGS.items() for s in group}
@@ -74,6 +74,14 @@ def gold(prompt_text: str, response_text: str) -> Gold:
     if plan is None:
         return Gold(legal=False)
     return Gold(legal=True, traits=plan_traits(scene, plan))
+
+
+def at_stake(prompt_text: str) -> tuple[str, ...]:
+    """The traits in which answers to a prompt of this world can differ; KeyError elsewhere."""
+    scene = scenes().get(prompt_text.strip())
+    if scene is None:
+        raise KeyError(f"not a prompt of the tiny world: {prompt_text!r}")
+    return tuple(trait for trait in TRAITS if scene.prompt.kind in kinds_at_stake(trait))
 
 
 def plan_traits(scene: Scene, plan: Plan) -> dict[str, float | None]:

@@ -1,5 +1,9 @@
 """Is a probability right as often as it says? Pure functions over arrays of N forecasts.
 
+An outcome is a probability too: 1 or 0 where one side is known to be better, a share of votes or a
+soft label where that is what is known, ½ for a tie. A forecast is perfect when it equals that
+probability, not when it is sure of the likelier side.
+
 They stand on this floor, because a reward model reports its own calibration; `evaluation.metrics`
 hands them on.
 """
@@ -14,20 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlaif.errors import DataError
-
-Floats = NDArray[np.float64]
-
-
-def as_floats(values: ArrayLike, what: str) -> Floats:
-    """A non-empty, finite, one-dimensional float array, or DataError."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or array.size == 0:
-        raise DataError(f"{what} must be a non-empty list of numbers, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise DataError(
-            f"{what} holds {int((~np.isfinite(array)).sum())} values that are no number"
-        )
-    return array
+from rlaif.intervals import Clusters, Floats, as_floats, robust_error
 
 
 def same_length(*arrays: NDArray[Any]) -> None:
@@ -37,30 +28,54 @@ def same_length(*arrays: NDArray[Any]) -> None:
 
 
 def brier(p: ArrayLike, y: ArrayLike) -> float:
-    """Brier score 1/N Σ (p − y)², of probabilities p and outcomes y in {0, 1}; 0 is perfect."""
+    """Brier score 1/N Σ (p − y)², of probabilities p and outcomes y in [0, 1]; 0 is perfect."""
     p_, y_ = as_floats(p, "p"), as_floats(y, "y")
     same_length(p_, y_)
     return float(np.mean((p_ - y_) ** 2))
 
 
+def log_loss(p: ArrayLike, y: ArrayLike) -> float:
+    """−1/N Σ y log p + (1 − y) log(1 − p) in nats: least where p = y, and there y's entropy."""
+    p_, y_ = as_floats(p, "p"), as_floats(y, "y")
+    same_length(p_, y_)
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 is 0
+        first = np.where(y_ > 0, -y_ * np.log(p_), 0.0)
+        return float(np.mean(first + np.where(y_ < 1, -(1 - y_) * np.log1p(-p_), 0.0)))
+
+
+def folded(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
+    """(confidence, outcome) of the side that each forecast prefers, (N,) each, confidence ≥ ½.
+
+    A forecast of exactly ½ prefers neither: its outcome is ½, that of a side drawn by lot.
+    """
+    p_, y_ = as_floats(p, "p"), as_floats(y, "y")
+    same_length(p_, y_)
+    outcome = np.where(p_ > 0.5, y_, np.where(p_ < 0.5, 1 - y_, 0.5))
+    return np.maximum(p_, 1 - p_), outcome
+
+
+def confidence_bins(confidence: Floats, bins: int = 10) -> NDArray[np.int64]:
+    """The bin of each confidence: equal ones over [0, 1], closed on the right."""
+    # 0.6 as a float can come out of 1 − 0.4 a hair above: round before choosing the bin.
+    index = np.ceil(np.round(confidence * bins, 9)).astype(np.int64) - 1
+    return np.asarray(np.clip(index, 0, bins - 1))
+
+
 def expected_calibration_error(
     p: ArrayLike, y: ArrayLike, bins: int = 10, *, weights: ArrayLike | None = None
 ) -> float:
-    """ECE = Σ_b |b|/N · |accuracy(b) − confidence(b)| (Guo et al. 2017).
+    """ECE = Σ_b |b|/N · |mean outcome(b) − mean confidence(b)| (Guo et al. 2017).
 
-    The forecast is the likelier of the two outcomes: its confidence is max(p, 1 − p) ≥ ½, and it is
-    right when y agrees. `bins` equal bins over [0, 1], closed on the right, so that with ten of
-    them five are ever filled; p = ½ counts as the forecast "1". `weights`: how often each counts.
+    The forecast is the likelier of the two sides: its confidence is max(p, 1 − p) ≥ ½, its outcome
+    what is known of that side, y or 1 − y in [0, 1] (`folded`). `bins` equal bins over [0, 1],
+    closed on the right, so that with ten of them five are ever filled. `weights`: how often each
+    counts.
     """
-    p_, y_ = as_floats(p, "p"), as_floats(y, "y")
-    w = np.ones(len(p_)) if weights is None else as_floats(weights, "weights")
-    same_length(p_, y_, w)
-    confidence = np.maximum(p_, 1 - p_)
-    right = ((p_ >= 0.5) == (y_ >= 0.5)).astype(np.float64)
-    # 0.6 as a float can come out of 1 − 0.4 a hair above: round before choosing the bin.
-    index = np.clip(np.ceil(np.round(confidence * bins, 9)).astype(int) - 1, 0, bins - 1)
-    # |b|/N · |mean right − mean confidence| is |Σ right − Σ confidence|/N.
-    gaps = np.bincount(index, weights=w * (right - confidence))
+    confidence, outcome = folded(p, y)
+    w = np.ones(len(confidence)) if weights is None else as_floats(weights, "weights")
+    same_length(confidence, w)
+    # |b|/N · |mean outcome − mean confidence| is |Σ outcome − Σ confidence|/N.
+    gaps = np.bincount(confidence_bins(confidence, bins), weights=w * (outcome - confidence))
     return float(np.abs(gaps).sum() / w.sum())
 
 
@@ -69,7 +84,8 @@ class Temperature:
     """The T that makes σ(logit(p)/T) likeliest, with a 95 % interval (Guo et al. 2017).
 
     T > 1: the forecasts are too sure of themselves. `value` is None where no T > 0 is best:
-    forecasts at chance or worse (1/T ≤ 0), or all of them right or all wrong (`slope` is infinite).
+    forecasts at chance or worse (1/T ≤ 0), or all of them surely right or wrong (`slope` is then
+    infinite).
     `high` is None where the interval has no end. `n` forecasts were fitted; `certain` ones of
     exactly 0 or 1 were not, as no temperature moves them.
     """
@@ -88,10 +104,11 @@ class Temperature:
         return np.asarray(_sigmoid(z * self.slope), dtype=np.float64)
 
 
-def fit_temperature(p: ArrayLike, y: ArrayLike) -> Temperature:
-    """Fits σ(β logit(p)) to outcomes y in {0, 1} by Newton's method; T = 1/β.
+def fit_temperature(p: ArrayLike, y: ArrayLike, clusters: Clusters | None = None) -> Temperature:
+    """Fits σ(β logit(p)) to outcomes y in [0, 1] by Newton's method; T = 1/β.
 
-    The interval is Wald's on β, from the curvature Σ z² σ(1 − σ) at the best.
+    The interval is a sandwich one on β over `clusters`, the names of the forecasts' prompts:
+    forecasts of one prompt err together (`robust_error`).
     """
     p_, y_ = as_floats(p, "p"), as_floats(y, "y")
     same_length(p_, y_)
@@ -99,17 +116,18 @@ def fit_temperature(p: ArrayLike, y: ArrayLike) -> Temperature:
     certain = int((~inside).sum())
     z, y_ = np.log(p_[inside]) - np.log1p(-p_[inside]), y_[inside]
     n = len(z)
-    signed = z * (2 * y_ - 1)
-    if not n or not signed.any():
+    if not n or not (z * (2 * y_ - 1)).any():
         return Temperature(None, None, None, 0.0, n, certain)
-    if (signed >= 0).all() or (signed <= 0).all():  # ever steeper is ever better
-        slope = math.inf if signed.max() > 0 else -math.inf
-        return Temperature(None, None, None, slope, n, certain)
+    for sure, slope in ((z > 0, math.inf), (z < 0, -math.inf)):
+        if (y_ == sure)[z != 0].all():  # ever steeper is ever better
+            return Temperature(None, None, None, slope, n, certain)
     beta = _best_slope(z, y_)
-    q = _sigmoid(beta * z)
-    error = 1.959963984540054 / math.sqrt(float((z * z * q * (1 - q)).sum()))
     if beta <= 0:
         return Temperature(None, None, None, beta, n, certain)
+    q = _sigmoid(beta * z)
+    curvature = float((z * z * q * (1 - q)).sum())
+    names = None if clusters is None else [clusters[i] for i in np.flatnonzero(inside).tolist()]
+    error = robust_error(z * (y_ - q), curvature, names)
     high = 1 / (beta - error) if beta > error else None
     return Temperature(1 / beta, 1 / (beta + error), high, beta, n, certain)
 

@@ -21,9 +21,10 @@ import numpy as np
 
 from rlaif.engines.tokens import Ids
 from rlaif.errors import DataError, TrainingError, require_finite
+from rlaif.intervals import Clusters, bootstrap, bootstrap_of, share
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.resources import model_path
-from rlaif.training.calibration import brier, expected_calibration_error
+from rlaif.training.calibration import brier, expected_calibration_error, log_loss
 from rlaif.training.data import (
     Cut,
     Row,
@@ -288,24 +289,44 @@ def _worth_it(shared: Sequence[int], plain: Sequence[int]) -> bool:
     return B * T < N * S and B * T**2 <= 2 * N * S**2
 
 
-def reward_quality(margins: Sequence[float], p: Sequence[float]) -> dict[str, Any]:
+def reward_quality(
+    margins: Sequence[float], p: Sequence[float], clusters: Clusters | None = None
+) -> dict[str, Any]:
     """How well a reward model tells chosen from rejected, from its margins r_chosen − r_rejected.
 
     `p` are the soft labels P(chosen is better). Calibration asks whether σ(margin), in *raw*
-    rewards as trained, is right as often as it says; `log_loss` is the mean soft Bradley–Terry
-    loss. An exact tie counts as half right.
+    rewards as trained, is that probability: a model whose margins are the labels' log-odds has an
+    `ece` and a `brier` of 0, and a `log_loss` (the mean soft Bradley–Terry loss) of the labels'
+    `entropy`, under which none can be. `accuracy` is over the pairs that are no `ties` (p = ½),
+    None where all are; an exact tie of the rewards counts as half right. `intervals` are 95 % ones
+    over `clusters`, the names of the pairs' prompts.
     """
     delta, label = np.asarray(margins, float), np.asarray(p, float)
     says = 1 / (1 + np.exp(-delta))
     loss = label * np.logaddexp(0, -delta) + (1 - label) * np.logaddexp(0, delta)
+    names = range(len(delta)) if clusters is None else clusters
+    sided = np.flatnonzero(label != 0.5)
+    right = np.where(delta == 0, 0.5, (delta > 0) == (label > 0.5))[sided]
+    intervals = {
+        "ece": bootstrap_of(
+            lambda w: expected_calibration_error(says, label, weights=w), len(delta), names
+        ),
+        "brier": bootstrap((says - label) ** 2, names),
+        "log_loss": bootstrap(loss, names),
+    }
+    if len(sided):
+        intervals["accuracy"] = share(right, [names[i] for i in sided.tolist()])
     return {
         "n": len(delta),
-        "accuracy": float(np.where(delta == 0, 0.5, delta > 0).mean()),
+        "ties": len(delta) - len(sided),
+        "accuracy": float(right.mean()) if len(sided) else None,
         "log_loss": float(loss.mean()),
-        "ece": expected_calibration_error(says, np.ones_like(says)),
-        "brier": brier(says, np.ones_like(says)),
+        "entropy": log_loss(label, label),
+        "ece": expected_calibration_error(says, label),
+        "brier": brier(says, label),
         "mean_p": float(label.mean()),
         "margin": float(delta.mean()),
+        "intervals": {name: found.as_dict() for name, found in intervals.items()},
     }
 
 
@@ -320,7 +341,8 @@ def _held_out(
         return {"n": 0, "note": str(error)}
     scores = _scores(loaded, _sequences(rows))
     margins = [scores[key(r.prompt, r.chosen)] - scores[key(r.prompt, r.rejected)] for r in rows]
-    return {**reward_quality(margins, [r.p for r in rows]), "refused": refused.as_dict()}
+    found = reward_quality(margins, [r.p for r in rows], [r.prompt.tobytes() for r in rows])
+    return {**found, "refused": refused.as_dict()}
 
 
 def key(prompt: Ids, completion: Ids) -> bytes:
@@ -413,7 +435,8 @@ class RewardModel:
     def quality(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """`reward_quality` on pairs with known labels, such as humans', and what was left out.
 
-        Left out and counted: pairs without a label, ties (label ½), what is empty or too long.
+        Left out and counted: pairs without a label, and what is empty or too long. A tie (label ½)
+        counts in calibration, where its outcome is ½, and not in accuracy.
         """
         left: Counter[str] = Counter()
         good: list[tuple[Prompt, str]] = []
@@ -424,7 +447,7 @@ class RewardModel:
             if reason or pair.label is None:
                 left[reason] += 1
                 continue
-            texts = (pair.first, pair.second) if pair.label > 0.5 else (pair.second, pair.first)
+            texts = (pair.first, pair.second) if pair.label >= 0.5 else (pair.second, pair.first)
             good.append((pair.prompt, texts[0]))
             bad.append((pair.prompt, texts[1]))
             labels.append(max(pair.label, 1 - pair.label))
@@ -432,13 +455,12 @@ class RewardModel:
             return {"n": 0, "left_out": dict(left)}
         both = self.rewards([p for p, _ in good + bad], [text for _, text in good + bad])
         margins = (np.array(both[: len(good)]) - both[len(good) :]) / self.normalisation.gain
-        return {**reward_quality(margins.tolist(), labels), "left_out": dict(left)}
+        prompts = [prompt.id for prompt, _ in good]
+        return {**reward_quality(margins.tolist(), labels, prompts), "left_out": dict(left)}
 
     def _unfit(self, pair: Pair) -> str:
         if pair.label is None:
             return "no_label"
-        if pair.label == 0.5:
-            return "tie"
         if not pair.first.strip() or not pair.second.strip():
             return "empty_response"
         encode = self._loaded.encoder.sequence

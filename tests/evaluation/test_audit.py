@@ -134,9 +134,10 @@ def test_by_hand() -> None:
     assert (known["pairs"], known["ties"]) == (4, 1)
     assert (known["accuracy"]["value"], known["accuracy"]["n"]) == (0.5, 2)
     assert known["accuracy_all"]["value"] == (1 + 0 + 0.5 + 0.5) / 4
-    assert known["brier"]["value"] == pytest.approx((0.01 + 0.36) / 2, abs=EXACT)
-    # 0.9 is right, 0.4 is the forecast "0" with confidence 0.6, and wrong
-    assert known["ece"]["value"] == pytest.approx((0.1 + 0.6) / 2, abs=EXACT)
+    # a known tie has the outcome ½
+    assert known["brier"]["value"] == pytest.approx((0.01 + 0.36 + 0.04) / 3, abs=EXACT)
+    # 0.9 is right, 0.4 is the forecast "0" with confidence 0.6, and wrong; 0.7 is half right
+    assert known["ece"]["value"] == pytest.approx((0.1 + 0.6 + 0.2) / 3, abs=EXACT)
     # both known better ones are first, three times as long; the tie at a 0 is not preferred
     groups = {g["name"]: g["n"] for g in known["by_length"]}
     assert groups["over twice as long"] == 2
@@ -254,6 +255,16 @@ GOOD |= {"gold_agreement": {"value": 0.45, "low": 0.3, "high": 0.6, "n": 40}}
          ["min_swap_consistency"]),
         # one question of three: the interval reaches 0.79, which proves nothing
         ({**GOOD, "swap_consistency": 1 / 3, "questions": 3}, {"min_swap_consistency": 0.7}, []),
+        # nine of twenty, or fifteen of twenty-four: both may be a coin's
+        ({"swap_consistency": 0.45, "questions": 20}, {"min_swap_consistency": 0.5},
+         ["min_swap_consistency"]),
+        ({"swap_consistency": 0.625, "questions": 24}, {"min_swap_consistency": 0.5},
+         ["min_swap_consistency"]),
+        ({"swap_consistency": 0.625, "questions": 24}, {"min_swap_consistency": 0.4}, []),
+        ({"swap_consistency": 0.75, "questions": 24}, {"min_swap_consistency": 0.5}, []),
+        # four that agree are no coin's; of three nothing can be told
+        ({"swap_consistency": 1.0, "questions": 4}, {"min_swap_consistency": 0.5}, []),
+        ({"swap_consistency": 2 / 3, "questions": 3}, {"min_swap_consistency": 0.5}, []),
         ({}, {"max_abstained": 0.0, "min_swap_consistency": 1.0, "min_accuracy": 1.0}, []),
     ],
 )  # fmt: skip

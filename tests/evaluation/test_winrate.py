@@ -8,7 +8,8 @@ import pytest
 
 from rlaif.constitution import Principle
 from rlaif.errors import DataError
-from rlaif.evaluation.winrate import winrate
+from rlaif.evaluation.metrics import wilson
+from rlaif.evaluation.winrate import compare, rate, winrate
 from rlaif.judges.base import Ask, expand
 from rlaif.preferences import aggregate
 from rlaif.records import Pair, Preference, Prompt, Verdict
@@ -35,7 +36,10 @@ def test_by_hand():
     a, b = [*"abcde", "x"], ["-"] * 5 + ["x"]
     found = winrate(PROMPTS[:6], a, b, says(lambda pair: p[pair.first]))
     assert found.value == pytest.approx((1 + 1 + 0.5 + 0 + 0.5) / 5)
-    assert (found.n, found.ties, found.identical, found.abstained) == (5, 2, 1, 1)
+    assert (found.n, found.wins, found.losses) == (5, 2, 1)
+    assert (found.ties, found.identical, found.abstained) == (1, 1, 1)  # none counted twice
+    assert found.decided is not None
+    assert (found.decided["value"], found.decided["n"]) == (pytest.approx(2 / 3), 3)
     assert found.mean_p is not None
     assert found.mean_p["value"] == pytest.approx((0.9 + 0.6 + 0.5 + 0.2 + 0.5) / 5)
     assert found.low is not None
@@ -45,12 +49,29 @@ def test_by_hand():
 def test_winning_everything_and_nothing_known():
     a, b = ["good"] * 40, ["bad"] * 40
     won = winrate(PROMPTS, a, b, says(lambda _: 0.99))
-    assert (won.value, won.low, won.high) == (1.0, 1.0, 1.0)
+    none_lost = wilson(40, 40)  # which does not prove that none ever will
+    assert (won.value, won.low, won.high) == (1.0, none_lost.low, 1.0)
+    assert won.decided == none_lost.as_dict()
     assert winrate(PROMPTS, a, b, says(lambda _: None)).value is None
     same = winrate(PROMPTS, a, a, says(lambda _: pytest.fail("nothing to ask")))
-    assert (same.value, same.identical) == (0.5, 40)
+    assert (same.value, same.identical, same.ties, same.decided) == (0.5, 40, 0, None)
     with pytest.raises(DataError, match="at least one"):
         winrate([], [], [], says(lambda _: 1.0))
+
+
+def test_an_empty_answer_loses_to_one_that_is_not_and_no_judge_is_asked():
+    a, b = ["", "word", " \n", "word"], ["word", "", "", "word"]
+    found = winrate(PROMPTS[:4], a, b, says(lambda _: pytest.fail("nothing to ask")))
+    assert (found.wins, found.losses, found.identical, found.abstained) == (1, 1, 2, 0)
+    assert (found.empty_a, found.empty_b) == (1, 1)
+    collapsed = winrate(PROMPTS, [""] * 40, ["word"] * 40, says(lambda _: None))
+    assert (collapsed.value, collapsed.n, collapsed.losses) == (0.0, 40, 40)
+
+
+def test_some_comparisons_can_be_rated_apart():
+    found = compare(PROMPTS, ["a"] * 40, ["b"] * 40, says(lambda _: 0.9))
+    assert rate(found[:10]).n == 10
+    assert rate([]).value is None
 
 
 def test_exchanging_the_policies_mirrors_the_rate():

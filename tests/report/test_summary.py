@@ -89,7 +89,7 @@ def test_labels_by_hand(tmp_path: Path) -> None:
 
 def test_the_rows_of_principles_by_hand(tmp_path: Path) -> None:
     run = Run(by_hand(tmp_path / "run"))
-    [row] = principle_rows(run.cube, run.preferred, [run.known])
+    [row] = principle_rows(run.cube, run.preferred, [run.known], run.prompts)
     assert (row.verdicts, row.abstained) == (8, 1)
     assert row.strength == pytest.approx((0.3 + 0.1 + 0.4) / 3)
     assert row.decided == 1.0  # distances 0.3, 0.1, 0.4
@@ -100,14 +100,15 @@ def test_the_rows_of_principles_by_hand(tmp_path: Path) -> None:
     # Both orders of three pairs: the first slot wins in pair 0's and pair 1's first order and in
     # the second order of pairs 1 and 2.
     assert row.says_first is not None
-    assert (row.says_first.value, row.says_first.n) == (pytest.approx(4 / 6), 6)
-    assert row.swap == pytest.approx(2 / 3)
+    assert (row.says_first.value, row.says_first.n) == (pytest.approx(4 / 6), 3)
+    assert row.swap is not None
+    assert row.swap.value == pytest.approx(2 / 3)
     assert row.mass == pytest.approx(0.95)
 
 
 def test_reliability_is_folded_and_binned_as_the_calibration_error(tmp_path: Path) -> None:
     run = Run(by_hand(tmp_path / "run"))
-    found = reliability_points(run.preferred, run.known)
+    found = reliability_points(run.preferred, run.known, run.prompts)
     assert [(round(p, 9), share.value, share.n) for p, share in found] == [
         (0.6, 0.0, 1), (0.8, 1.0, 1), (0.9, 1.0, 1),
     ]  # fmt: skip

@@ -113,15 +113,15 @@ def test_quality_on_pairs_with_labels_of_either_direction(trained):
     pairs = [Pair(prompt, *row) for row in labelled]
     pairs += [Pair(prompt, good, bad), Pair(prompt, "", bad, 1.0), Pair(prompt, "a " * 300, bad, 1)]
     found = model.quality(pairs)
-    assert found["n"] == 3
+    assert (found["n"], found["ties"]) == (4, 1)
     assert found["accuracy"] == pytest.approx(2 / 3)  # the third label is wrong
-    left = {"tie": 1, "no_label": 1, "empty_response": 1, "too_long": 1}
+    left = {"no_label": 1, "empty_response": 1, "too_long": 1}
     assert found["left_out"] == left
     ids = [np.concatenate(model._loaded.encoder.sequence(prompt, text)) for text in (good, bad)]
     raw = sequence_rewards(model._loaded.model, ids, 0)
     delta = raw[0] - raw[1]
-    by_hand = (2 * math.log1p(math.exp(-delta)) + 0.2 * math.log1p(math.exp(-delta))) / 3
-    by_hand += 0.8 * math.log1p(math.exp(delta)) / 3
+    by_hand = (2 + 0.2 + 0.5) * math.log1p(math.exp(-delta)) / 4
+    by_hand += (0.8 + 0.5) * math.log1p(math.exp(delta)) / 4
     assert found["log_loss"] == pytest.approx(by_hand, abs=1e-4)
     assert model.quality([Pair(prompt, good, bad)]) == {"n": 0, "left_out": {"no_label": 1}}
 
@@ -131,7 +131,7 @@ def test_quality_by_hand():
     assert found["accuracy"] == pytest.approx(2.5 / 4)
     by_hand = (-math.log(0.75) - math.log(0.25) + math.log(2) + 0.2 * math.log(3)) / 4
     assert found["log_loss"] == pytest.approx(by_hand - 0.25 * math.log(0.75))
-    assert found["brier"] == pytest.approx((1 / 16 + 9 / 16 + 1 / 4 + 1 / 16) / 4)
+    assert found["brier"] == pytest.approx((1 / 16 + 9 / 16 + 1 / 4 + 0.05**2) / 4)
 
 
 @pytest.mark.parametrize("pad", ["<|pad|>", "<|end|>", None])
