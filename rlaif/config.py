@@ -735,15 +735,28 @@ class TrainStages(Section):
     """Trackers that are told what `training.jsonl` is told; each must be installed."""
 
 
+class HeldOutPromptsConfig(PromptsConfig):
+    """Prompts that nothing was trained on."""
+
+    path: Annotated[str | None, Place("rows")] = None  # type: ignore[assignment]
+    """As `prompts.path`; `tiny` is the embedded world's test split, which null takes too where
+    `prompts` are that world's. Elsewhere a file must be named. Prompts that were trained on are
+    refused."""
+
+
 class EvaluateConfig(Section):
     """What is measured after training."""
 
-    prompts: PromptsConfig = PromptsConfig()
-    """Held-out prompts. `tiny` gives the embedded world's test split."""
+    prompts: HeldOutPromptsConfig = HeldOutPromptsConfig()
+    """Held-out prompts."""
     winrate: bool = True
-    """Win rate of the trained policy against `policy.model`, by the run's judge, both orders."""
+    """Win rate of the trained policy against `policy.model`, both orders."""
+    judge: JudgingConfig | None = None
+    """Who compares; null asks the judge (or jury) that labelled. A judge that did not is a better
+    witness: a policy learns its labeller's mistakes."""
     temperature: float = Field(default=1.0, ge=0)
-    """Temperature of the evaluated samples."""
+    """Temperature of the evaluated samples. The KL is measured on samples at temperature 1 and
+    top-p 1; where these are others, it draws some."""
     seed: Seed = 11
     """Sampling and bootstrap."""
 

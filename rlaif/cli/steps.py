@@ -57,6 +57,8 @@ def run(
     }  # fmt: skip
     trained = [train for name, train in policies.items() if getattr(resolved.train, name)]
     steps += [*trained, *([stages.evaluate] if trained else [])]
+    if trained:
+        stages.held_out_section(resolved)  # what will be missing at the end is told at the start
     execute(resolved, *steps, stages.report)
 
 

@@ -77,6 +77,11 @@ def headline(run: Run) -> Json:
         "win_rate": _as_interval(run.win_rate),
         "held_out": number((run.training("reward")[1].get("held_out") or {}).get("n")),
         "win_rate_detail": run.win_rate,
+        "decided": _as_interval(run.win_rate.get("decided")),
+        "at_stake": _as_interval(run.win_rate.get("at_stake")),
+        "both": [
+            of(name, "and_legal", trait, "all") if trait else None for name in ("base", "dpo")
+        ],
     }
 
 

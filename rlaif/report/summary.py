@@ -4,8 +4,9 @@
      "labels": {"pairs", "verdicts", "abstained", "gold_agreement", "swap_consistency",
                 "label_mass", "ece"},
      "reward_model": {"accuracy"},
-     "policies": {"base": {"traits": {…}, "legal"},
-                  "dpo": {"traits": {…}, "legal", "kl", "win_rate": {"value", "low", "high"}}},
+     "policies": {"base": {"traits": {…}, "legal", "and_legal": {trait: {"at_stake", "all"}}},
+                  "dpo": {…, "kl", "win_rate": {"value", "low", "high", "n", "wins", "losses",
+                          "ties", "identical", "abstained", "decided", "at_stake"}}},
      "seconds": {"sample", "label", "reward", "dpo", "evaluate", "total"}}
 
 `policies` and `seconds` also have "sft", "ppo", "grpo", "rloo" and "online-dpo" where they were
@@ -25,6 +26,10 @@ from rlaif.report.data import EVALUATE, Json, Run, number
 from rlaif.report.labels import Floats, agreement, mean
 from rlaif.store import write_json
 
+RATE = (
+    "value", "low", "high", "n", "wins", "losses", "ties", "identical", "abstained", "decided",
+    "at_stake",
+)  # fmt: skip
 STAGES = ("sample", "label", "reward", "dpo", "evaluate")
 ONLINE = ("sft", "ppo", "grpo", "rloo", "online-dpo")  # what may have been trained beside
 
@@ -95,14 +100,18 @@ def _reward_accuracy(run: Run) -> float | None:
 def _policy(run: Run, name: str) -> Json:
     found = run.policies.get(name) or {}
     traits = {trait: number(value) for trait, value in (found.get("traits") or {}).items()}
-    return {"traits": traits, "legal": number(found.get("legal"))}
+    both = {
+        trait: {where: number(value) for where, value in rates.items()}
+        for trait, rates in (found.get("and_legal") or {}).items()
+    }
+    return {"traits": traits, "legal": number(found.get("legal")), "and_legal": both}
 
 
 def _trained(run: Run, name: str, rate: Json) -> Json:
     return {
         **_policy(run, name),
         "kl": number((run.policies.get(name) or {}).get("kl")),
-        "win_rate": {k: number(rate.get(k)) for k in ("value", "low", "high")},
+        "win_rate": {k: number(rate.get(k)) for k in RATE},
     }
 
 

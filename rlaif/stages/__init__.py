@@ -10,7 +10,15 @@ from rlaif.stages.attacks import attack
 from rlaif.stages.audit import audit, require_fit, stored_labels
 from rlaif.stages.best_of_n import best_of_n
 from rlaif.stages.evaluation import POLICIES, evaluate, trained_policies, winrate_file
-from rlaif.stages.inputs import TINY_PROMPTS, is_tiny, load_prompts, sampling_of, tiny_target, truth
+from rlaif.stages.inputs import (
+    TINY_PROMPTS,
+    held_out_section,
+    is_tiny,
+    load_prompts,
+    sampling_of,
+    tiny_target,
+    truth,
+)
 from rlaif.stages.jury import READ_PAIRS
 from rlaif.stages.labelling import current_verdicts, label, prefer, prefer_stream, read
 from rlaif.stages.learning import cut_completions, lora_of, train_dpo, train_reward
@@ -41,6 +49,7 @@ __all__ = [
     "evaluate",
     "finish",
     "git_commit",
+    "held_out_section",
     "is_tiny",
     "judge_tokens",
     "label",

@@ -15,7 +15,7 @@ from rlaif.evaluation.metrics import bootstrap
 from rlaif.executors import run_sampling
 from rlaif.records import Completion, Prompt
 from rlaif.sampling import completion_keys
-from rlaif.stages.inputs import load_prompts, sampling_of, tiny_target
+from rlaif.stages.inputs import held_out, held_out_section, sampling_of, tiny_target
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
@@ -38,10 +38,10 @@ def best_of_n(run: Run, n: int = 16, reward: str | None = None, gold: str | None
     clock, rejected = time.monotonic(), Rejected("best-of-n")
     if not 2 <= n <= MOST:
         raise ConfigError(f"best-of-n takes 2 to {MOST:,} samples a prompt, got {n}")
-    prompts = list(load_prompts(run, run.config.evaluate.prompts, "test", rejected.add))
+    prompts = held_out(run, rejected.add)
     rejected.write(run)
     if not prompts:
-        raise rejected.none_left(run.config.evaluate.prompts.path, "prompt")
+        raise rejected.none_left(held_out_section(run.config).path, "prompt")
     proxy_model = _model(run, reward or str(run.store.path("models", "reward")))
     samples, new_rows = _samples(run, prompts, n)
     rewards = {"proxy": _score(proxy_model, prompts, samples)}

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlaif.engines.base import Engine
+from rlaif.engines.base import Engine, Sampling
 from rlaif.errors import ConfigError, DataError
 from rlaif.executors import run_judge, run_sampling
 from rlaif.records import Completion, Pair, Preference, Prompt
 from rlaif.sampling import completion_keys
-from rlaif.stages.inputs import is_tiny, load_prompts, sampling_of
-from rlaif.stages.jury import bench
+from rlaif.stages.inputs import held_out, held_out_section, is_tiny, sampling_of, tiny_target
+from rlaif.stages.jury import Bench, bench, of_one
 from rlaif.stages.labelling import current_verdicts, prefer
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
@@ -34,10 +34,10 @@ def evaluate(run: Run) -> None:
     if not names:
         raise DataError(f"{run.store.root}: no trained policy: run `rlaif train dpo` first")
     config, rejected = run.config.evaluate, Rejected("evaluate")
-    prompts = list(load_prompts(run, config.prompts, "test", rejected.add))
+    prompts = held_out(run, rejected.add)
     rejected.write(run)
     if not prompts:
-        raise rejected.none_left(config.prompts.path, "prompt")
+        raise rejected.none_left(held_out_section(run.config).path, "prompt")
     base = run.engine(run.config.policy)
     policies = {"base": base}
     for name in names:
@@ -49,11 +49,14 @@ def evaluate(run: Run) -> None:
         samples, new_rows = _evaluation_samples(run, store, policies, prompts)
         store.table("pairs").replace([])  # those of this evaluation, whatever stood here
         for name in names if config.winrate else ():
-            rates[name] = _winrate(run, store, prompts, samples, name)
+            rates[name] = _winrate(run, store, prompts, samples, name, base)
             write_json(run.store.path("evaluation", winrate_file(name)), rates[name])
+        if rates:
+            _tell_of_judge(run, next(iter(rates.values()))["judge"])
+        drawn, more = _samples_for_kl(run, store, policies, prompts, samples)
     found = {name: _gold(run, prompts, rows) for name, rows in samples.items()}
     for name in names:
-        found[name]["kl"] = _kl(policies[name], base, prompts, samples[name])
+        found[name]["kl"] = _kl(policies[name], base, prompts, drawn[name])
     write_json(run.store.path("evaluation", "policies.json"), found)
     shown = [
         {"prompt": prompt.messages[-1].content}
@@ -62,7 +65,7 @@ def evaluate(run: Run) -> None:
     ]
     write_json(run.store.path("evaluation", "samples.json"), shown[:50])
     finish(run, "evaluate", clock, {
-        "rows": len(prompts), "new_rows": new_rows, "rejected_rows": rejected.counts(),
+        "rows": len(prompts), "new_rows": new_rows + more, "rejected_rows": rejected.counts(),
         "policies": {name: engine.fingerprint for name, engine in policies.items()},
     })  # fmt: skip
 
@@ -81,13 +84,43 @@ def _evaluation_samples(
     run: Run, store: RunStore, policies: Mapping[str, Engine], prompts: Sequence[Prompt]
 ) -> tuple[dict[str, list[Completion]], int]:
     """One completion of each prompt by each policy, in the prompts' order, and how many are new."""
-    sampling = replace(
+    return _sampled(run, store, policies, prompts, _sampling(run), "evaluate")
+
+
+def _sampling(run: Run) -> Sampling:
+    return replace(
         sampling_of(run.config), n=1, temperature=run.config.evaluate.temperature,
         seed=run.config.evaluate.seed,
     )  # fmt: skip
+
+
+def _samples_for_kl(
+    run: Run,
+    store: RunStore,
+    policies: Mapping[str, Engine],
+    prompts: Sequence[Prompt],
+    samples: Mapping[str, Sequence[Completion]],
+) -> tuple[Mapping[str, Sequence[Completion]], int]:
+    """The samples, where they come from all of each policy's distribution; else others that do."""
+    sampling = _sampling(run)
+    if sampling.temperature == 1 and sampling.top_p == 1:
+        return samples, 0
+    whole = replace(sampling, temperature=1.0, top_p=1.0)
+    trained = {name: engine for name, engine in policies.items() if name != "base"}
+    return _sampled(run, store, trained, prompts, whole, "samples for the KL:")
+
+
+def _sampled(
+    run: Run,
+    store: RunStore,
+    policies: Mapping[str, Engine],
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    title: str,
+) -> tuple[dict[str, list[Completion]], int]:
     samples, new = {}, 0
     for name, engine in policies.items():
-        with run.reporter.progress(f"evaluate {name}", len(prompts)) as progress:
+        with run.reporter.progress(f"{title} {name}", len(prompts)) as progress:
             new += run_sampling(
                 prompts, engine, sampling, store.table("completions"), policy=name,
                 chunk=run.config.chunk, total=len(prompts), on_progress=progress,
@@ -103,10 +136,12 @@ def _winrate(
     prompts: Sequence[Prompt],
     samples: Mapping[str, Sequence[Completion]],
     name: str,
+    base: Engine,
 ) -> dict[str, Any]:
-    from rlaif.evaluation.winrate import winrate
+    from rlaif.evaluation.winrate import compare, rate
 
-    judges, principles = bench(run), run.principles()
+    section, principles = run.config.evaluate.judge, run.principles()
+    judges = bench(run) if section is None else of_one(run, section)
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
         known = store.table("pairs").keys()
@@ -124,23 +159,66 @@ def _winrate(
         return prefer(run.config, pairs, verdicts, principles, judges.orders)
 
     a, b = [c.text for c in samples[name]], [c.text for c in samples["base"]]
-    rate = winrate(prompts, a, b, label, seed=run.config.evaluate.seed).as_dict()
-    if rate["value"] is not None:
-        run.reporter.say(
-            f"win rate of {name} over base: {rate['value']:.3f} "
-            f"[{rate['low']:.3f}, {rate['high']:.3f}] on {rate['n']:,} prompts, "
-            f"{rate['ties']:,} ties"
+    outcomes = compare(prompts, a, b, label)
+    found = {**rate(outcomes).as_dict(), "judge": _about(run, judges, base)}
+    if (target := tiny_target(run)) is not None and is_tiny(held_out_section(run.config)):
+        from rlaif.tiny.gold import at_stake
+
+        staked = [target[0] in at_stake(p.messages[-1].content) for p in prompts]
+        some = [o for o, here in zip(outcomes, staked, strict=True) if here]
+        found["at_stake"] = {"trait": target[0], **rate(some).as_dict()}
+    _tell(run, name, found)
+    return found
+
+
+def _about(run: Run, judges: Bench, base: Engine) -> dict[str, Any]:
+    """Who compared: whether it is who labelled, and whether it is the policy before training."""
+    labelled = run.store.read_manifest().get("judge") or {}
+    parts = labelled.get("jury", {"": labelled}).values()
+    said = {part.get("fingerprint") for part in parts if isinstance(part, Mapping)}
+    each = [(juror.section.model, judge) for juror, judge in judges.seats]
+    return {
+        "models": [model for model, _ in each],
+        "labelled": any(judge.fingerprint in said for _, judge in each),
+        "is_policy": any(judge.engine.fingerprint == base.fingerprint for _, judge in each),
+    }
+
+
+def _tell_of_judge(run: Run, judge: Mapping[str, Any]) -> None:
+    same = ["the one that labelled"] * judge["labelled"] + ["the policy's base"] * judge[
+        "is_policy"
+    ]
+    if same:
+        run.reporter.warn(
+            f"the judge of the win rates is {' and '.join(same)}; evaluate.judge names another"
         )
-    return rate
+
+
+def _tell(run: Run, name: str, found: Mapping[str, Any]) -> None:
+    counts = ", ".join(
+        f"{found[key]:,} {words}"
+        for key, words in (("wins", "won"), ("losses", "lost"), ("ties", "tied"),
+                           ("identical", "identical"), ("abstained", "abstained"))
+    )  # fmt: skip
+    told = f"win rate of {name} over base: "
+    if found["value"] is None:
+        told += "not known, as the judge abstained on all"
+    else:
+        told += f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    decided = found["decided"]
+    if decided is not None:
+        told += f", {decided['value']:.3f} [{decided['low']:.3f}, {decided['high']:.3f}] of the "
+        told += "decided"
+    run.reporter.say(f"{told} ({counts})")
 
 
 def _gold(run: Run, prompts: Sequence[Prompt], rows: Sequence[Completion]) -> dict[str, Any]:
     """True traits in the embedded world; elsewhere nobody knows them."""
-    if not is_tiny(run.config.evaluate.prompts):
+    if not is_tiny(held_out_section(run.config)):
         return {}
     from rlaif.evaluation.policy import gold_traits
 
-    return gold_traits(prompts, [c.text for c in rows], seed=run.config.evaluate.seed)
+    return gold_traits(prompts, [c.text for c in rows], tiny_target(run))
 
 
 def _kl(

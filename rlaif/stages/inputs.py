@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rlaif.config import Config, PairsConfig, PromptsConfig, SFTConfig
 from rlaif.engines.base import Sampling
+from rlaif.errors import ConfigError, DataError
 from rlaif.readers import BadRow, read_prompts
 from rlaif.records import Pair, Prompt
 from rlaif.stages.run import Run
@@ -30,6 +31,41 @@ def reading(config: PromptsConfig | PairsConfig | SFTConfig) -> dict[str, Any]:
     if isinstance(config, PairsConfig):
         found["format"] = config.format
     return found
+
+
+def held_out(run: Run, on_bad: Callable[[BadRow], None]) -> list[Prompt]:
+    """The prompts of `evaluate`; DataError where some of them were trained on.
+
+    Raises ConfigError where none are named and the run's own are not the embedded world's.
+    """
+    section = held_out_section(run.config)
+    found = list(load_prompts(run, section, "test", on_bad))
+    trained = {pair.prompt.id for part in run.store.table("pairs").iter_batches() for pair in part}
+    if run.config.pairs is None and not is_tiny(run.config.prompts):
+        trained |= {p.id for p in load_prompts(run, run.config.prompts, "train", lambda _: None)}
+    seen = [p for p in found if p.id in trained]
+    if seen:
+        shown = ", ".join(f"{p.source or repr(p.messages[-1].content[:40])}" for p in seen[:3])
+        raise DataError(
+            f"{len(seen):,} of the {len(found):,} prompts of evaluate.prompts ({section.path}) "
+            f"were trained on: {shown}{', …' * (len(seen) > 3)}. What a policy does there tells "
+            "nothing of other prompts: take them out of one of the two files"
+        )
+    return found
+
+
+def held_out_section(config: Config) -> PromptsConfig:
+    """`evaluate.prompts` with its path."""
+    section = config.evaluate.prompts
+    if section.path is not None:
+        return section
+    if config.pairs is not None or not is_tiny(config.prompts):
+        ours = config.pairs.path if config.pairs is not None else config.prompts.path
+        raise ConfigError(
+            f"evaluate.prompts names no file, and this run learns from {ours}: name prompts that "
+            "it does not learn from, as --set evaluate.prompts.path=held_out.jsonl"
+        )
+    return section.model_copy(update={"path": config.prompts.path})
 
 
 def load_prompts(

@@ -194,6 +194,12 @@ class Bench:
         return each[0][1] if each[0][0] is None else each
 
 
+def of_one(run: Run, section: JudgingConfig) -> Bench:
+    """Loads one judge that is not among the run's."""
+    orders = run.orders(section)
+    return Bench(((Juror(None, section, orders), run.judge(section)),), orders)
+
+
 def bench(run: Run) -> Bench:
     """Loads all of a run's judges."""
     asked = jurors(run)

@@ -1,0 +1,97 @@
+"""Evaluation: on prompts that nothing learnt from, by a named judge, the KL on whole samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from rlaif.cli.app import app
+from rlaif.errors import ConfigError, DataError
+from rlaif.store import RunStore
+
+SMALL = ["prompts.limit=24", "train.dpo.epochs=1", "train.limits=null", "train.reward=null",
+         "preferences.min_margin=0", "preferences.principle_margin=0",
+         "sampling.max_new_tokens=40"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    questions = [f"Help me put {what} on the mayor's chair." for what in ("glue", "mud", "ink")]
+    questions += ["How many ants are in the lake?", "What color is grass?"]
+    write("prompts.jsonl", questions)
+    write("held_out.jsonl", ["What color is snow?", "Help me steal the judge's cake."])
+
+
+def write(name: str, questions: list[str]) -> None:
+    Path(name).write_text("".join(json.dumps({"prompt": q}) + "\n" for q in questions))
+
+
+def run(*words: str, sets: tuple[str, ...] = ()) -> str:
+    options = [part for value in (*SMALL, *sets) for part in ("--set", value)]
+    result = CliRunner().invoke(app, [*words, *options], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def read(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path("r/evaluation", name).read_text())
+    return found
+
+
+def test_a_run_on_prompts_of_ones_own_names_those_it_is_evaluated_on() -> None:
+    own = ("--config", "demo", "--out", "r")
+    with pytest.raises(ConfigError, match=r"this run learns from .*prompts.jsonl: name prompts"):
+        run("run", *own, sets=("prompts.path=prompts.jsonl",))
+    assert not Path("r").exists()  # told before anything is done
+    sets = ("prompts.path=prompts.jsonl", "evaluate.prompts.path=held_out.jsonl")
+    run("run", *own, sets=sets)
+    with RunStore("r", read_only=True) as store:
+        assert {p.source for p in store.table("prompts").read()}
+    asked = [row["prompt"] for row in json.loads(Path("r/evaluation/samples.json").read_text())]
+    assert asked == ["What color is snow?", "Help me steal the judge's cake."]
+
+
+def test_prompts_that_were_trained_on_are_refused() -> None:
+    write("held_out.jsonl", ["What color is snow?", "What color is grass?"])
+    sets = ("prompts.path=prompts.jsonl", "evaluate.prompts.path=held_out.jsonl")
+    with pytest.raises(DataError, match=r"1 of the 2 prompts of evaluate.prompts \(.*held_out.jsonl"
+                       r"\) were trained on: .*held_out.jsonl:2"):  # fmt: skip
+        run("run", "--config", "demo", "--out", "r", sets=sets)
+    with pytest.raises(DataError, match="were trained on"):
+        run("eval", "best-of-n", "--out", "r", "-n", "2")
+
+
+def test_the_judge_of_win_rates_may_be_another_and_is_told() -> None:
+    said = run("run", "--config", "demo", "--out", "r", sets=("evaluate.prompts.limit=16",))
+    rate = read("winrate.json")
+    assert rate["judge"] == {"models": ["tiny"], "labelled": True, "is_policy": True}
+    assert "the judge of the win rates is the one that labelled and the policy's base" in said
+    assert "The judge of this rate (tiny) is the one that labelled and the policy" in (
+        Path("r/report.html").read_text()
+    )
+    parts = ("wins", "losses", "ties", "identical", "abstained")
+    assert sum(rate[k] for k in parts) == 16 == rate["n"] + rate["abstained"]
+    assert f"{rate['wins']} won, {rate['losses']} lost" in said
+    assert rate["at_stake"]["trait"] == "harmless"
+    assert rate["at_stake"]["n"] < 16
+    both = read("policies.json")["dpo"]["and_legal"]["harmless"]
+    assert both["at_stake"]["n"] < both["all"]["n"] == 16
+    run("eval", "winrate", "--out", "r", sets=("evaluate.judge={method: rubric}",))
+    assert read("winrate.json")["judge"] == {
+        "models": ["tiny"], "labelled": False, "is_policy": True
+    }  # fmt: skip
+
+
+def test_the_kl_is_of_whole_samples() -> None:
+    """At temperature 0 all samples are the likeliest: no estimate of a KL."""
+    run("run", "--config", "demo", "--out", "r", sets=("evaluate.prompts.limit=16",))
+    whole = read("policies.json")["dpo"]["kl"]
+    run("eval", "winrate", "--out", "r", sets=("evaluate.temperature=0",))
+    assert read("policies.json")["dpo"]["kl"] == whole  # of the same samples, found again
+    run("eval", "winrate", "--out", "r", sets=("sampling.top_p=0.5",))
+    assert read("policies.json")["dpo"]["kl"] == whole
