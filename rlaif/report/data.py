@@ -34,7 +34,7 @@ JOINT = " · "  # between a principle and a juror; neither has a space in it
 EVALUATE = "`rlaif eval winrate`"
 _POLICIES: dict[Any, Shape] = {str: {"traits": {str: object}}}
 _SAMPLES: list[Shape] = [{}]
-_METRICS: dict[str, Shape] = {"held_out": {}}
+_METRICS: dict[str, Shape] = {"held_out": {}}  # of a reward model; PPO's is a number
 
 
 def read_training(path: Path) -> list[Json]:
@@ -92,7 +92,8 @@ class Run:
     def training(self, stage: str) -> tuple[list[Json], Json]:
         """(steps, final metrics) of a training stage; both empty when it was not run."""
         folder = self.path / "models" / stage
-        metrics = read_object(folder / "metrics.json", f"`rlaif train {stage}`", _METRICS)
+        shape = _METRICS if stage == "reward" else None
+        metrics = read_object(folder / "metrics.json", f"`rlaif train {stage}`", shape)
         return read_training(folder / "training.jsonl"), metrics
 
     @property

@@ -353,7 +353,7 @@ def finish(out: Path, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
 def read_metrics(out: Path) -> dict[str, Any]:
     """What a finished training said of itself; empty where none is finished."""
     again = "the training"
-    found = read_object(out / METRICS, again, {"steps": float, "seconds": float, "held_out": {}})
+    found = read_object(out / METRICS, again, {"steps": float, "seconds": float})
     if found and (found.get("steps") is None or found.get("seconds") is None):
         raise DataError(f"{out / METRICS}: no steps or seconds. Remove it and run {again} again")
     return dict(found)
