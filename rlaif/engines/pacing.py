@@ -69,6 +69,7 @@ class Pacer:
     """Spaces out work so that no minute holds more than `per_minute` units; None does not wait."""
 
     def __init__(self, per_minute: float | None) -> None:
+        require_finite(**{"a limit a minute": per_minute})
         self._interval = 60 / per_minute if per_minute else 0.0
         self._next = -math.inf
 

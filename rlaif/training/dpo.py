@@ -107,7 +107,8 @@ def train_dpo(
     settings = LoopSettings(**options)
     arguments = training_arguments(settings, folder)
     chosen = [beta, loss, label_noise, nll, share_prompt, sorted(cut), *sampled_key(sampled)]
-    done = prepare(folder, run_key("dpo", model, adapter, kept, settings, chosen), resume)
+    start = (model, adapter)
+    done = prepare(folder, run_key("dpo", model, adapter, kept, settings, chosen), resume, start)
     if done is not None:
         return DPOResult(folder, done["steps"], done["seconds"], done)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from rlaif.errors import DataError, TrainingError
+from rlaif.errors import ConfigError, DataError, TrainingError
 from rlaif.files import is_file, read_bytes, read_object, remove
 from rlaif.records import Preference, content_id
 from rlaif.training.data import Plan, Row, plan_steps
@@ -317,12 +317,24 @@ def read_checkpoint(checkpoint: Path, device: Any) -> tuple[int, dict[str, Any]]
     return int(facts["global_step"]), dict(state)
 
 
-def prepare(out: Path, key: str, resume: bool) -> dict[str, Any] | None:
+def prepare(
+    out: Path, key: str, resume: bool, start: Sequence[str | None]
+) -> dict[str, Any] | None:
     """Makes `out` ready for the run `key`; returns its metrics if it is already done.
+
+    `start`: the models and adapters that training starts from. ConfigError where one of them is
+    what it writes to.
 
     The key hashes all that decides the weights. What an earlier run with another key left behind,
     its checkpoints too, belongs to other weights and is cleared.
     """
+    for name in filter(None, start):
+        written = [out.resolve(), out.resolve() / "adapter"]
+        if Path(name).exists() and Path(name).resolve() in written:
+            raise ConfigError(
+                f"training would start from {name} and write over it: it writes to {out}. Copy the "
+                "model to another folder and name that, or write to another run directory"
+            )
     named = out / KEY
     if not PartialState().is_main_process:
         resume = True  # the main process, which goes first, has cleared what was to be cleared

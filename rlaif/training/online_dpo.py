@@ -136,7 +136,7 @@ def train_online_dpo(
     place = join(device)
     fingerprint = fingerprint_of(model, adapter)
     whole = content_id("online-dpo", fingerprint, [p.id for p in prompts], key, asdict(s))
-    done = prepare(folder, whole, resume)
+    done = prepare(folder, whole, resume, (model, adapter))
     if done is not None:
         return OnlineDPOResult(folder, done["steps"], done["seconds"], done)
 

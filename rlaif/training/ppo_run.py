@@ -86,7 +86,8 @@ def train_ppo(
     refuse_spread()
     place = join(device)
     room = (vllm or {}).get("max_model_len") if settings.rollouts == "vllm" else None
-    done = prepare(folder, _run_key(prompts, model, adapter, scorer, settings, ptx, room), resume)
+    key = _run_key(prompts, model, adapter, scorer, settings, ptx, room)
+    done = prepare(folder, key, resume, (model, adapter, settings.value_model))
     if done is not None:
         return PPOResult(folder, done["steps"], done["seconds"], done)
 

@@ -121,7 +121,8 @@ def train_reward(
     arguments = training_arguments(settings, folder)
     asked = [(prompt.id, text) for prompt, text in references]
     chosen = [held_out, margin, centring, normalise_first, share_prompt, asked, sorted(cut)]
-    done = prepare(folder, run_key("reward", model, adapter, kept, settings, chosen), resume)
+    start = (model, adapter)
+    done = prepare(folder, run_key("reward", model, adapter, kept, settings, chosen), resume, start)
     if done is not None:
         return _result(folder, done)
 

@@ -70,7 +70,7 @@ def train_sft(
         sorted(cut),
         *sampled_key(sampled),
     )
-    done = prepare(folder, key, resume)
+    done = prepare(folder, key, resume, (model, adapter))
     if done is not None:
         return SFTResult(folder, done["steps"], done["seconds"], done)
 

@@ -398,7 +398,8 @@ def test_a_command_on_damaged_files_ends_with_a_paragraph(
 ) -> None:
     path = copy / "base" / name
     was = json.loads(path.read_text()) if path.suffix == ".json" else None
-    for how in ("folder", "pipe", "cut", "list", "deep", "bytes", "texts", "nulls"):
+    kinds = ["folder", "pipe", "list", "bytes", "texts"]
+    for how in kinds[:4] if "train" in line else [*kinds, "cut", "deep", "nulls"]:
         damaged(path, how, was)
         status, said = commands(line, copy)
         if status != 0:
@@ -467,6 +468,33 @@ def test_numbers_that_are_no_sizes(line: str, commands: Commands, copy: Path) ->
         assert status == 2
     else:
         one_paragraph(status, said)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train dpo -o base --set policy.model=base/models/dpo",
+        "train reward -o base --set train.reward.model=base/models/reward/../reward",
+        "train dpo -o base --set policy.adapter=base/models/dpo/adapter",
+        "train ppo -o base --set policy.model=base/models/ppo",
+        "train online-dpo -o base --set policy.model=base/models/online-dpo",
+        "train sft -o base --set policy.model=base/models/sft",
+        "train grpo -o base --set policy.model=base/models/grpo --set train.grpo.steps=1",
+    ],
+)  # fmt: skip
+def test_training_does_not_write_over_what_it_starts_from(
+    line: str, commands: Commands, copy: Path
+) -> None:
+    named = copy / line.split()[1 + line.split().index("--set")].partition("=")[2]
+    if not named.exists():
+        shutil.copytree(copy / "base" / "models" / "dpo", named)
+    if named.name == "adapter":  # a whole model is no adapter, but a folder that lies there
+        (named / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}')
+    weights = (named / "model.safetensors").read_bytes()
+    status, said = commands(line, copy)
+    one_paragraph(status, said)
+    assert named.name == "adapter" or "write over it" in said
+    assert (named / "model.safetensors").read_bytes() == weights
 
 
 # ------------------------------------------------------------------------------ the parts
