@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rlaif.cli import bench, config, constitution, evaluate, files, revise, steps, train
+from rlaif.cli import bench, config, constitution, evaluate, files, revise, status, steps, train
 
 app = typer.Typer(
     name="rlaif",
@@ -26,6 +26,7 @@ for command in (
     revise.contrast,
     files.export,
     files.report,
+    status.status,
     files.init,
 ):
     app.command()(command)

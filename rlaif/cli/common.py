@@ -118,7 +118,7 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
     the lock, writes and speaks.
     """
     from rlaif.cli.console import Terminal
-    from rlaif.stages import Run, describe
+    from rlaif.stages import Run, describe, tell_stale
     from rlaif.store import RunStore
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -128,6 +128,7 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
         describe(run)
         for stage in stages:
             stage(run)
+        tell_stale(run)
 
 
 def _execute_together(

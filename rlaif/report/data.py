@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rlaif import lineage
 from rlaif.errors import DataError
 from rlaif.files import Shape, misfit, read_bytes, read_json, read_object, read_text, reason
 from rlaif.judges.base import grouped, verdict_key
@@ -134,8 +135,15 @@ class Run:
 
     @property
     def constitution(self) -> Json:
-        """Its name, version, hash and principles."""
-        return self.manifest.get("constitution") or {}
+        """Its name, version, hash and principles, as they were when the labels were made."""
+        return self.manifest.get("labelled") or self.manifest.get("constitution") or {}
+
+    @cached_property
+    def out_of_date(self) -> list[str]:
+        """What stands on something that has changed since, and why."""
+        stale = [one.text for one in lineage.stale(self.store, self.manifest)]
+        files = lineage.changed_files(self.store, self.manifest)
+        return stale + [f"{name} has changed since the run took it" for name in files]
 
     @property
     def _principles(self) -> list[Json]:

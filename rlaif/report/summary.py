@@ -7,11 +7,13 @@
      "policies": {"base": {"traits": {…}, "legal", "and_legal": {trait: {"at_stake", "all"}}},
                   "dpo": {…, "kl", "win_rate": {"value", "low", "high", "n", "wins", "losses",
                           "ties", "identical", "abstained", "decided", "at_stake"}}},
-     "seconds": {"sample", "label", "reward", "dpo", "evaluate", "total"}}
+     "seconds": {"sample", "label", "reward", "dpo", "evaluate", "total"},
+     "out_of_date", "state"}
 
 `policies` and `seconds` also have "sft", "ppo", "grpo", "rloo" and "online-dpo" where they were
 run, in the shape of "dpo". A number that the run does not have is null; shares are in [0, 1], KL in
-nats.
+nats. `out_of_date` is a list of what stands on something that has changed since, and why; `state`
+is a hash of all that the run held.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from rlaif import lineage
 from rlaif.evaluation.metrics import expected_calibration_error
 from rlaif.report.data import EVALUATE, Json, Run, number
 from rlaif.report.labels import Floats, agreement, mean
@@ -53,6 +56,8 @@ def summarise(run: Run) -> Json:
             **{n: _trained(run, n, _rate(run, n)) for n in ONLINE if n in run.policies},
         },
         "seconds": _seconds(run),
+        "out_of_date": run.out_of_date,
+        "state": lineage.state(run.store, run.manifest),
     }
 
 

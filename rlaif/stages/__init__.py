@@ -23,6 +23,7 @@ from rlaif.stages.jury import READ_PAIRS
 from rlaif.stages.labelling import current_verdicts, label, prefer, prefer_stream, read
 from rlaif.stages.learning import cut_completions, lora_of, train_dpo, train_reward
 from rlaif.stages.online import train_grpo, train_online_dpo, train_rloo
+from rlaif.stages.origins import tell_stale
 from rlaif.stages.ppo import train_ppo
 from rlaif.stages.record import Rejected, describe, finish, git_commit, versions
 from rlaif.stages.reporting import report, write_report
@@ -67,6 +68,7 @@ __all__ = [
     "sampling_of",
     "scorer_of",
     "stored_labels",
+    "tell_stale",
     "tiny_target",
     "train_dpo",
     "train_grpo",

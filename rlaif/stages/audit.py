@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlaif import lineage
 from rlaif.errors import DataError, TrainingError
 from rlaif.evaluation.audit import Labels, failed
 from rlaif.evaluation.audit import audit as audited
@@ -15,6 +16,7 @@ from rlaif.files import Shape, read_object
 from rlaif.records import Preference
 from rlaif.report.audit import table
 from rlaif.report.data import Run as StoredRun
+from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.store import write_json
@@ -27,6 +29,7 @@ def audit(run: Run) -> None:
     clock = time.monotonic()
     if not len(run.store.table("preferences")):
         raise DataError(f"{run.store.root}: no labels to audit: run `rlaif label` first")
+    tell_stale(run, lineage.LABELS)
     stored = StoredRun(run.store.root)
     labels = stored_labels(stored)
     found = {**audited(labels), "known_from": stored.known_from}

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlaif import lineage
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.metrics import bootstrap
 from rlaif.executors import run_sampling
 from rlaif.records import Completion, Prompt
 from rlaif.sampling import completion_keys
 from rlaif.stages.inputs import held_out, held_out_section, sampling_of, tiny_target
+from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
@@ -42,6 +44,7 @@ def best_of_n(run: Run, n: int = 16, reward: str | None = None, gold: str | None
     rejected.write(run)
     if not prompts:
         raise rejected.none_left(held_out_section(run.config).path, "prompt")
+    tell_stale(run, lineage.model("reward"))
     proxy_model = _model(run, reward or str(run.store.path("models", "reward")))
     samples, new_rows = _samples(run, prompts, n)
     rewards = {"proxy": _score(proxy_model, prompts, samples)}

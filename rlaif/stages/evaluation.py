@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from rlaif import lineage
 from rlaif.engines.base import Engine, Sampling
 from rlaif.errors import ConfigError, DataError
 from rlaif.executors import run_judge, run_sampling
@@ -15,6 +16,7 @@ from rlaif.sampling import completion_keys
 from rlaif.stages.inputs import held_out, held_out_section, is_tiny, sampling_of, tiny_target
 from rlaif.stages.jury import Bench, bench, of_one
 from rlaif.stages.labelling import current_verdicts, prefer
+from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
@@ -33,6 +35,7 @@ def evaluate(run: Run) -> None:
     names = trained_policies(run.store)
     if not names:
         raise DataError(f"{run.store.root}: no trained policy: run `rlaif train dpo` first")
+    tell_stale(run, *map(lineage.model, names))
     config, rejected = run.config.evaluate, Rejected("evaluate")
     prompts = held_out(run, rejected.add)
     rejected.write(run)

@@ -20,6 +20,7 @@ from rlaif.running import Reasoned
 from rlaif.stages.inputs import reading, truth
 from rlaif.stages.jury import Panel
 from rlaif.stages.lists import require_short_lists
+from rlaif.stages.origins import pair_ids, record_inputs, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
@@ -43,6 +44,7 @@ def read(run: Run) -> None:
         if not len(votes):
             raise rejected.none_left(config.path, "pair")
 
+    before = pair_ids(run)
     table = run.store.table("pairs")
     with run.reporter.progress("read", None) as progress:
         table.replace(fresh())
@@ -51,9 +53,11 @@ def read(run: Run) -> None:
     repeated = lines - len(votes)
     again = f", {repeated:,} repeated ones left out" if repeated else ""
     run.reporter.say(f"{len(votes):,} pairs read{again}")
+    tell_replaced(run, before)
     rejected.write(run)
     facts = {"rows": len(votes), "repeated": repeated, "rejected_rows": rejected.counts()}
     run.store.update_manifest("read", {**facts, "source": config.path})
+    record_inputs(run, "read")
 
 
 def label(run: Run) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlaif import lineage
 from rlaif.config import LoraConfig, PairsConfig, TrainConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.files import read_object
@@ -14,6 +15,7 @@ from rlaif.readers.repeats import Votes
 from rlaif.records import Pair, content_id
 from rlaif.stages.audit import require_fit
 from rlaif.stages.inputs import reading
+from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
@@ -118,6 +120,7 @@ def _train(
     preferences = run.store.table("preferences").read()
     if not preferences:
         raise DataError(f"{run.store.root}: no preferences to train on: run `rlaif label` first")
+    tell_stale(run, lineage.LABELS)
     require_fit(run, preferences)
     options = settings.model_dump(exclude={"model", "lora", "references", "test"}) | more
     steps_now = 0

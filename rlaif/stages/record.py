@@ -20,6 +20,7 @@ from rlaif.files import write_text
 from rlaif.places import keep
 from rlaif.readers import BadRow
 from rlaif.stages.inputs import tiny_target
+from rlaif.stages.origins import about_constitution, asked, record_inputs
 from rlaif.stages.run import Run
 
 
@@ -95,14 +96,16 @@ def finish(run: Run, stage: str, started: float, facts: Mapping[str, Any]) -> No
         facts = {**facts, **{k: old[k] for k in Usage.__slots__ if k in old}}
     stages[stage] = {"seconds": seconds, **facts}
     run.store.update_manifest("stages", stages)
+    record_inputs(run, stage)
 
 
 def describe(run: Run) -> None:
     """run.yaml and the manifest's head: what is run, with which versions, from which commit."""
-    store, constitution = run.store, run.constitution
+    store = run.store
     kept = keep(run.config, store.root, store.read_manifest().get("inputs") or {})
     # The record goes first: without it nobody knows what the `./` of a run.yaml are seen from.
     store.update_manifest("inputs", kept.record(store.root))
+    store.update_manifest("asked", asked(run, kept))
     write_text(store.path("run.yaml"), to_yaml(kept.data))
     for name in kept.changed:
         run.reporter.warn(f"{name} has changed since this run took it, and is taken as it is now")
@@ -110,10 +113,7 @@ def describe(run: Run) -> None:
         run.reporter.warn(
             f"{name} is too large to keep a copy in {store.root}: a copied run needs it"
         )
-    store.update_manifest("constitution", {
-        "name": constitution.name, "version": constitution.version, "hash": constitution.hash,
-        "principles": [p.model_dump(mode="json") for p in run.principles()],
-    })  # fmt: skip
+    store.update_manifest("constitution", about_constitution(run))
     target = tiny_target(run)
     store.update_manifest("run", {
         "versions": versions(), "git_commit": git_commit(), "seed": run.config.sampling.seed,

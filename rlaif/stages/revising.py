@@ -16,6 +16,7 @@ from rlaif.records import Pair, Preference, Revision
 from rlaif.revising import Reviser, chains_of, contrast_stream, revise_stream
 from rlaif.running import about_engine, spent
 from rlaif.stages.inputs import is_tiny, load_prompts, sampling_of
+from rlaif.stages.origins import pair_ids, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.stages.sampling import sampled
@@ -107,8 +108,10 @@ def contrast(run: Run) -> None:
 
 def take_pairs(run: Run, pairs: Sequence[Pair]) -> None:
     """Pairs whose first completion is better become the run's pairs and preferences."""
+    before = pair_ids(run)
     run.store.table("pairs").replace(pairs)
     run.store.table("preferences").replace(labelled(pairs))
+    tell_replaced(run, before)
 
 
 def labelled(pairs: Sequence[Pair]) -> list[Preference]:

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlaif import lineage
 from rlaif.errors import DataError
 from rlaif.judges.scores import ScoreJudge
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.stages.inputs import sampling_of
 from rlaif.stages.jury import bench
 from rlaif.stages.labelling import prefer
+from rlaif.stages.origins import tell_stale
 from rlaif.stages.run import Run
 from rlaif.templates import Rendered
 
@@ -30,6 +32,7 @@ def reward_folder(run: Run, reward: str) -> str | None:
                 f"{run.store.root}: no reward model: run `rlaif train reward` first, or set "
                 "`reward` to judge, to a folder or to module:function"
             )
+        tell_stale(run, lineage.model("reward"))
         return str(path)
     named = reward == "judge" or (":" in reward and not Path(reward).is_dir())
     return None if named else reward

@@ -13,6 +13,7 @@ from rlaif.running import Work, sampling
 from rlaif.sampling import make_pairs
 from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.lists import require_room
+from rlaif.stages.origins import pair_ids, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 
@@ -30,12 +31,14 @@ def sample(run: Run) -> None:
         prompts, completions, keep_cut=run.config.sampling.keep_cut,
         on_skip=lambda why, _: skipped.update([why]),
     )  # fmt: skip
+    before = pair_ids(run)
     store.table("pairs").replace(pairs)
     _tell_skipped(run, skipped, len(prompts))
     run.reporter.say(
         f"{len(completions):,} completions of {len(prompts):,} prompts "
         f"({done.new_rows:,} new), {len(pairs):,} pairs"
     )
+    tell_replaced(run, before)
     rejected.write(run)
     facts = {
         "rows": len(completions), "new_rows": done.new_rows, "prompts": len(prompts),

@@ -6,12 +6,14 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rlaif import lineage
 from rlaif.config import SFTConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.readers import read_demonstrations
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import reading
 from rlaif.stages.learning import cut_completions, lora_of, sampled_tokens
+from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 
@@ -65,6 +67,7 @@ def _answers(
         return rows, (), {}
     from rlaif.training.sft import best_answers
 
+    tell_stale(run, lineage.LABELS)
     rows = best_answers(run.store.table("preferences").read())[: config.limit]
     if not rows:
         raise DataError(

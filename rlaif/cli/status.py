@@ -1,0 +1,114 @@
+"""`rlaif status`: what a run holds, what in it is out of date and why, and what comes next."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def status(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+    """Tell what a run holds, what is out of date in it and why, and the next command.
+
+    Example: rlaif status runs/demo
+    """
+    from rlaif.cli.console import Terminal
+
+    Terminal().say("\n".join(told(run_dir)))
+
+
+def told(root: Path) -> Iterator[str]:
+    """The lines of `rlaif status`. Loads no model and writes nothing."""
+    from rlaif import lineage
+    from rlaif.store import RunStore
+
+    store = RunStore.open_readonly(root)
+    manifest = store.read_manifest()
+    yield _head(root, manifest)
+    yield from _rows(store)
+    for name, stage in (manifest.get("stages") or {}).items():
+        if isinstance(stage.get("seconds"), int | float):
+            yield f"  stage {name:<12} {stage.get('rows', 0):>8,} rows, {stage['seconds']:,.1f} s"
+    stale = lineage.stale(store, manifest)
+    files = lineage.changed_files(store, manifest)
+    if stale:
+        yield "out of date:"
+        yield from (f"  {one.text}" for one in stale)
+    for name in files:
+        yield f"changed since this run took it: {name}"
+    unknown = [name for name in lineage.contents(store) if name not in (manifest.get("made") or {})]
+    if unknown:
+        yield f"not known what made of (by an older version): {', '.join(unknown)}"
+    yield f"next: {_next(store, manifest, stale, files)}"
+
+
+def _head(root: Path, manifest: dict[str, Any]) -> str:
+    name = (manifest.get("constitution") or {}).get("name")
+    judge = manifest.get("judge") or {}
+    judges = ", ".join(judge.get("jury") or {}) or judge.get("model")
+    parts = [f"constitution {name}" if name else "", f"judge {judges}" if judges else ""]
+    return ": ".join([str(root), ", ".join(filter(None, parts)) or "nothing was run here yet"])
+
+
+def _rows(store: Any) -> Iterator[str]:
+    for name in ("prompts", "completions", "pairs", "verdicts", "preferences"):
+        n = len(store.table(name))
+        if not n:
+            continue
+        more = ""
+        if name == "preferences":
+            kinds = Counter(store.table(name).to_arrow(["status"])["status"].to_pylist())
+            more = " (" + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + ")"
+        yield f"  {name:<18} {n:>8,} rows{more}"
+
+
+def _next(store: Any, manifest: dict[str, Any], stale: list[Any], files: list[str]) -> str:
+    """What makes the first thing again that is out of date, else the first not yet made."""
+    from rlaif import lineage
+    from rlaif.config import load_config
+
+    out = f" --out {shlex.quote(str(store.root))}"
+    path = store.path("run.yaml")
+    if not path.is_file():
+        return f"rlaif run{out}"
+    config = load_config(str(path))
+    made = lineage.contents(store)
+    source = "" if config.pairs is None else f" --pairs {shlex.quote(config.pairs.path)}"
+    label = f"rlaif label{source if lineage.PAIRS not in made else ''}{out}"
+    if stale:
+        first = stale[0].product
+        if first == lineage.PAIRS and config.pairs is not None:
+            return f"rlaif label{source}{out}"
+        several = f" (all that follows from it: rlaif run{out})" if len(stale) > 1 else ""
+        return lineage.command(first, store) + several
+    if lineage.PAIRS not in made:
+        return f"rlaif sample{out}" if config.pairs is None else label
+    if lineage.LABELS not in made or files:
+        return label
+    trained = ("reward", "sft", "dpo", "ppo", "grpo", "rloo", "online_dpo")
+    wanted = [name.replace("_", "-") for name in trained if getattr(config.train, name)]
+    for name in wanted:
+        if lineage.model(name) not in made:
+            return f"rlaif train {name}{out}"
+    policies = [name for name in wanted if name != "reward"]
+    if policies and not lineage.present(store, lineage.EVALUATION):
+        return f"rlaif eval winrate{out}"
+    shown = _shown(store)
+    if shown != lineage.state(store, manifest):
+        return f"rlaif report {shlex.quote(str(store.root))}"
+    return f"nothing: all is up to date; look at {store.path('report.html')}"
+
+
+def _shown(store: Any) -> str | None:
+    """The state of the run that its report shows."""
+    import json
+
+    try:
+        found = json.loads(store.path("summary.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found.get("state") if isinstance(found, dict) else None

@@ -1,0 +1,187 @@
+"""What each thing in a run was made from, and so what stands on something that has changed since.
+
+A stage records, beside its rows, the content of all that it read: hashes of the pairs, the labels
+and the models, and what the config said of principles, rules and judge. What is recorded is
+compared with what is there now; times of change are never looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlaif.places import unread
+from rlaif.records import content_id
+from rlaif.store import RunStore
+
+Facts = Mapping[str, Any]  # an id, or what the config says, by the name of an input
+
+PAIRS, LABELS, EVALUATION, AUDIT = "pairs", "preferences", "evaluation", "audit"
+ATTACKS, BEST_OF_N = "attacks", "best-of-n"
+ASKED = {
+    "principles": "the principles", "rule": "the rule that makes labels of verdicts",
+    "judge": "the judge", "prompts": "the prompts", "policy": "the policy",
+    "sampling": "the sampling settings", "source": "the pairs' source",
+    "demonstrations": "the demonstrations", "evaluate": "what is evaluated",
+}  # fmt: skip
+_TITLES = {
+    PAIRS: "the pairs", LABELS: "the labels", AUDIT: "the audit", ATTACKS: "the attacks",
+    EVALUATION: "the evaluation (win rates, KL, samples)", BEST_OF_N: "best-of-n",
+}  # fmt: skip
+_FILES = {AUDIT: "audit.json", ATTACKS: "attacks.json", EVALUATION: "policies.json",
+          BEST_OF_N: "best-of-n.json"}  # fmt: skip
+
+
+def model(name: str) -> str:
+    """The product that a training stage makes."""
+    return f"models/{name}"
+
+
+def title(product: str) -> str:
+    """What people call a product."""
+    return _TITLES.get(product, product)
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A product that stands on something that has changed since, and what that is."""
+
+    product: str
+    reasons: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return f"{title(self.product)}: {'; '.join(self.reasons)}"
+
+
+# ------------------------------------------------------------------------------ what is there now
+
+
+def contents(store: RunStore) -> dict[str, str]:
+    """A hash of each product that others are made from, as it lies in the run now."""
+    found = {}
+    if len(store.table("pairs")):
+        found[PAIRS] = _hash(
+            sorted(key for keys in store.table("pairs").key_batches() for key in keys)
+        )
+    if len(store.table("preferences")):
+        rows = store.table("preferences").to_arrow(["pair_id", "status", "p_first"])
+        columns = (rows[name].to_pylist() for name in rows.schema.names)
+        found[LABELS] = _hash(map(repr, zip(*columns, strict=True)))
+    for key in sorted(store.path("models").glob("*/run.key")):
+        found[model(key.parent.name)] = key.read_text(encoding="utf-8").strip()
+    return found
+
+
+def _hash(lines: Iterable[str]) -> str:
+    found = hashlib.sha256()
+    for line in lines:
+        found.update(line.encode("utf-8", "surrogatepass") + b"\n")
+    return found.hexdigest()[:20]
+
+
+def present(store: RunStore, product: str) -> bool:
+    """Whether a product lies in the run; one of tables and models has contents, or has not."""
+    name = product.partition(" ")[0]
+    if name in _FILES:
+        return store.path("evaluation", _FILES[name]).is_file()
+    return product in (PAIRS, LABELS) or store.path(product, "run.key").is_file()
+
+
+def state(store: RunStore, manifest: Mapping[str, Any]) -> str:
+    """A hash of all that a report shows."""
+    return content_id(contents(store), manifest.get("made"), manifest.get("asked"))
+
+
+# ------------------------------------------------------------------------------- what was recorded
+
+
+def made(store: RunStore, products: Mapping[str, Iterable[str]]) -> dict[str, Facts]:
+    """The manifest's record with these products in it: what each of their inputs is now."""
+    manifest = store.read_manifest()
+    now = {**(manifest.get("asked") or {}), **contents(store)}
+    new = {product: {name: now.get(name) for name in of} for product, of in products.items()}
+    return {**(manifest.get("made") or {}), **new}
+
+
+def stale(store: RunStore, manifest: Mapping[str, Any] | None = None) -> list[Stale]:
+    """What stands on something that has changed, in the order in which it would be made again."""
+    manifest = store.read_manifest() if manifest is None else manifest
+    record: Mapping[str, Facts] = manifest.get("made") or {}
+    if not record:
+        return []
+    now = {**(manifest.get("asked") or {}), **contents(store)}
+    found: dict[str, Stale] = {}
+    for product in sorted(record, key=_rank):
+        if not present(store, product) or (product in (PAIRS, LABELS) and product not in now):
+            continue
+        reasons = list(_reasons(record[product], now, found))
+        if reasons:
+            found[product] = Stale(product, tuple(dict.fromkeys(reasons)))
+    return list(found.values())
+
+
+def _reasons(of: Facts, now: Facts, found: Mapping[str, Stale]) -> Iterator[str]:
+    for name, then in of.items():
+        if name in found:
+            yield f"made from {title(name)}, out of date too"
+        elif name in ASKED:
+            if name in now and now[name] != then:
+                yield from _told(name, then, now[name])
+        elif name not in now:
+            yield f"{title(name)} {'are' if name in (PAIRS, LABELS) else 'is'} no longer there"
+        elif now[name] != then:
+            yield f"{title(name)} {'have' if name in (PAIRS, LABELS) else 'has'} changed since"
+
+
+def _told(name: str, then: Any, now: Any) -> Iterator[str]:
+    """What the config says otherwise than before, option by option."""
+    if not (isinstance(then, Mapping) and isinstance(now, Mapping)):
+        yield f"{ASKED[name]} changed"
+        return
+    changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    if name == "principles":
+        for key in changed:
+            how = (
+                "is new" if key not in then else "is left out" if key not in now else "was reworded"
+            )
+            yield f"principle {key} {how}"
+        if not changed:
+            yield "the principles stand in another order"
+        return
+    shown = ", ".join(
+        f"{key} {_value(then.get(key))} → {_value(now.get(key))}" for key in changed[:4]
+    )
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    yield f"{ASKED[name]} changed ({shown}{more})"
+
+
+def _value(found: Any) -> str:
+    text = "none" if found is None else str(found)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _rank(product: str) -> tuple[int, str]:
+    """Where in the flow of data a product stands: pairs, labels, models, what is measured."""
+    first = [PAIRS, LABELS, AUDIT, "models/reward", "models/sft"]
+    if product in first:
+        return first.index(product), product
+    return len(first) + (not product.startswith("models/")), product
+
+
+def changed_files(store: RunStore, manifest: Mapping[str, Any]) -> list[str]:
+    """Files of the config that have changed since a command took them into the run."""
+    return unread(manifest.get("inputs") or {}, store.root)
+
+
+def command(product: str, store: RunStore) -> str:
+    """What makes a product again."""
+    name = product.removeprefix("models/")
+    verb = {
+        PAIRS: "sample", LABELS: "label", AUDIT: "eval audit", EVALUATION: "eval winrate",
+        BEST_OF_N: "eval best-of-n",
+    }.get(product, "eval attacks" if product.startswith(ATTACKS) else f"train {name}")  # fmt: skip
+    return f"rlaif {verb} --out {shlex.quote(str(store.root))}"

@@ -1,0 +1,167 @@
+"""What a stage's product was made from: recorded when it is made, told of when it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rlaif import lineage
+from rlaif.config import HTTPConfig, VLLMConfig
+from rlaif.places import Kept
+from rlaif.records import content_id
+from rlaif.stages.run import Run
+
+
+def about_constitution(run: Run) -> dict[str, Any]:
+    """The manifest's section on the run's constitution."""
+    constitution = run.constitution
+    return {
+        "name": constitution.name, "version": constitution.version, "hash": constitution.hash,
+        "principles": [p.model_dump(mode="json") for p in run.principles()],
+    }  # fmt: skip
+
+
+# What can change no row, by section; all else counts, so that an option added later does.
+_NO_EFFECT = {
+    "device", "dtype", "batch_tokens", "max_not_finite", "skip_bad", "principles", "draw",
+    "draw_weighted", "draw_seed", "weight",
+}  # fmt: skip
+_NO_EFFECT |= {f"http.{name}" for name in HTTPConfig.model_fields} - {
+    "http.base_url", "http.revision", "http.prefill", "http.scoring", "http.top_logprobs",
+    "http.extra_body",
+}  # fmt: skip
+_NO_EFFECT |= {f"vllm.{name}" for name in VLLMConfig.model_fields} - {"vllm.quantization"}
+
+
+def asked(run: Run, kept: Kept) -> dict[str, Any]:
+    """What the config says of what products are made from, files by name and content."""
+    config, data = run.config, kept.data
+    judges = data["jury"] or [data["judge"]]
+    weighted = config.preferences.aggregate == "weighted" or config.judge.draw_weighted
+    draw = {k: data["judge"][k] for k in ("draw", "draw_weighted", "draw_seed")}
+    rule = {**data["preferences"], **(draw if config.judge.draw else {})}
+    if not config.jury:
+        rule = {k: v for k, v in rule.items() if k not in ("jury", "quorum")}
+    elif config.preferences.jury == "weighted":
+        rule |= {f"weight of {juror.name}": juror.weight for juror in config.jury}
+    if weighted:
+        rule |= {f"weight of {p.id}": p.weight for p in run.principles()}
+    named = [
+        (f"{judge['name']}: " if data["jury"] else "", f"jury.{i}" if data["jury"] else "judge")
+        for i, judge in enumerate(judges)
+    ]
+    return {
+        "principles": {p.id: content_id(p.compare) for p in run.principles()},
+        "rule": rule,
+        "judge": {
+            before + key: value
+            for (before, at), judge in zip(named, judges, strict=True)
+            for key, value in _flat(judge, at, kept).items()
+        },
+        "prompts": _flat(data["prompts"], "prompts", kept),
+        "policy": _flat(data["policy"], "policy", kept),
+        "sampling": data["sampling"],
+        "evaluate": _flat(data["evaluate"], "evaluate", kept),
+        **({"source": _flat(data["pairs"], "pairs", kept)} if data["pairs"] else {}),
+    }
+
+
+def _flat(section: Mapping[str, Any], at: str, kept: Kept, prefix: str = "") -> dict[str, Any]:
+    """A section's options under dotted names, those that change nothing left out."""
+    found: dict[str, Any] = {}
+    for key, value in section.items():
+        name = prefix + key
+        if name in _NO_EFFECT or key in _NO_EFFECT:
+            continue
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{at}.{key}", kept, f"{name}.")
+        elif (copy := kept.files.get(f"{at}.{key}")) is not None:
+            found[name] = f"{Path(str(value)).name} ({copy['digest']})"
+        else:
+            found[name] = value
+    return found
+
+
+def record_inputs(run: Run, stage: str) -> None:
+    """Writes into the manifest what the product of a stage was made from."""
+    products = _made_by(run, stage)
+    if not products:
+        return
+    run.store.update_manifest("made", lineage.made(run.store, products))
+    if stage == "label":
+        run.store.update_manifest("labelled", about_constitution(run))
+
+
+def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
+    """The products of a stage, each with the names of its inputs."""
+    train, judged = run.config.train, ("principles", "rule", "judge")
+    sampled = ("prompts", "policy", "sampling")
+    match stage:
+        case "sample":
+            return {lineage.PAIRS: sampled}
+        case "contrast":  # what stands first is better: no judge is asked
+            return {lineage.PAIRS: sampled, lineage.LABELS: (lineage.PAIRS,)}
+        case "read":
+            return {lineage.PAIRS: ("source",)}
+        case "label":
+            return {lineage.LABELS: (lineage.PAIRS, *judged)}
+        case "audit":
+            return {lineage.AUDIT: (lineage.LABELS,)}
+        case "reward" | "dpo":
+            return {lineage.model(stage): (lineage.LABELS, "policy")}
+        case "sft":
+            best = train.sft is not None and train.sft.data == "best"
+            return {lineage.model(stage): (*([lineage.LABELS] if best else []), "policy")}
+        case "ppo" | "grpo" | "rloo" | "online-dpo":
+            section = getattr(train, stage.replace("-", "_"))
+            reward = getattr(section, "reward", "judge")
+            more = {"judge": judged, "model": (lineage.model("reward"),)}.get(reward, ())
+            return {lineage.model(stage): (*more, "prompts", "policy")}
+        case "evaluate":
+            models = (k for k in lineage.contents(run.store) if k.startswith("models/"))
+            trained = [name for name in models if name != lineage.model("reward")]
+            asked = judged if run.config.evaluate.winrate else ()
+            return {lineage.EVALUATION: (*trained, "policy", "evaluate", *asked)}
+        case "best-of-n":
+            return {lineage.BEST_OF_N: (lineage.model("reward"), "policy", "evaluate")}
+    if stage.startswith(lineage.ATTACKS):
+        return {stage: (lineage.PAIRS, "principles", "judge")}
+    return {}
+
+
+def tell_stale(run: Run, *inputs: str) -> None:
+    """Warns of what is out of date: of these products, or of all."""
+    if not run.main:
+        return
+    found = lineage.stale(run.store)
+    shown = [one for one in found if not inputs or one.product in inputs]
+    if shown:
+        lines = "".join(f"\n  {one.text}" for one in shown)
+        first = lineage.command(shown[0].product, run.store)
+        run.reporter.warn(f"out of date in {run.store.root}:{lines}\nto make it again: {first}")
+
+
+def pair_ids(run: Run) -> pa.ChunkedArray:
+    """Ids of the run's pairs, to be told by `tell_replaced` which of them have gone."""
+    return run.store.table("pairs").to_arrow(["id"])["id"]
+
+
+def tell_replaced(run: Run, before: pa.ChunkedArray) -> None:
+    """Says what became of the pairs that the run had before others took their place."""
+    if not len(before):
+        return
+    now = pair_ids(run)
+    gone = len(before) - pc.sum(pc.is_in(before, value_set=now)).as_py()
+    if gone:
+        labels = len(run.store.table("preferences"))
+        run.reporter.warn(
+            f"{gone:,} of the {len(before):,} pairs that the run had are not among its "
+            f"{len(now):,} pairs now"
+            + (": the next `rlaif label` leaves them out of the labels" if labels else "")
+            + ". Their completions and verdicts stay stored: they come back without a model call. "
+            "To keep both sets, give another --out, or all prompts at once"
+        )
