@@ -33,8 +33,9 @@ JOINT = " · "  # between a principle and a juror; neither has a space in it
 
 
 EVALUATE = "`rlaif eval winrate`"
-_POLICIES: dict[Any, Shape] = {str: {"traits": {str: object}}}
+_POLICIES: dict[Any, Shape] = {str: {"traits": {str: object}, "and_legal": {str: {}}}}
 _SAMPLES: list[Shape] = [{}]
+WIN_RATE: dict[Any, Shape] = {"at_stake": {"trait": str}, "judge": {"models": [str]}}
 _METRICS: dict[str, Shape] = {"held_out": {}}  # of a reward model; PPO's is a number
 
 
@@ -81,7 +82,7 @@ class Run:
         self.label_audit: Json = self.evaluation("labels", "`rlaif label`")
         self.audit: Json = self.evaluation("audit", "`rlaif eval audit`")
         self.policies: Json = self.evaluation("policies", EVALUATE, _POLICIES)
-        self.win_rate: Json = self.evaluation("winrate", EVALUATE)
+        self.win_rate: Json = self.evaluation("winrate", EVALUATE, WIN_RATE)
         samples = path / "evaluation" / "samples.json"
         self.samples: list[Json] = [s for s in read_json(samples, EVALUATE, _SAMPLES) or [] if s]
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from rlaif import lineage
 from rlaif.evaluation.metrics import expected_calibration_error
-from rlaif.report.data import EVALUATE, Json, Run, number
+from rlaif.report.data import EVALUATE, WIN_RATE, Json, Run, number
 from rlaif.report.labels import Floats, agreement, mean
 from rlaif.store import write_json
 
@@ -106,7 +106,7 @@ def _policy(run: Run, name: str) -> Json:
     found = run.policies.get(name) or {}
     traits = {trait: number(value) for trait, value in (found.get("traits") or {}).items()}
     both = {
-        trait: {where: number(value) for where, value in rates.items()}
+        trait: {where: number(value) for where, value in (rates or {}).items()}
         for trait, rates in (found.get("and_legal") or {}).items()
     }
     return {"traits": traits, "legal": number(found.get("legal")), "and_legal": both}
@@ -121,7 +121,7 @@ def _trained(run: Run, name: str, rate: Json) -> Json:
 
 
 def _rate(run: Run, name: str) -> Json:
-    return run.evaluation(f"winrate-{name}", EVALUATE)
+    return run.evaluation(f"winrate-{name}", EVALUATE, WIN_RATE)
 
 
 def _seconds(run: Run) -> Json:

@@ -328,6 +328,8 @@ def test_a_report_of_damaged_files_names_them(name: str, copy: Path) -> None:
 
     path = copy / "base" / name
     was = json.loads(path.read_text()) if path.suffix == ".json" and path.exists() else None
+    if path.name == "winrate.json":
+        was["at_stake"] = {"trait": "harmless"}  # as of a run whose prompts are of that world
     for how in KINDS:
         damaged(path, how, was)
         start, told = time.monotonic(), path.name
