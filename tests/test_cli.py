@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from rlaif import resources
 from rlaif.cli.app import app
+from rlaif.config import load_config
 from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
 from rlaif.store import RunStore
 
@@ -180,11 +182,64 @@ def test_from_python_as_the_readme_shows(tmp_path: Path) -> None:
 def test_a_new_project_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "next: cd mine" in run("init", "mine")
     monkeypatch.chdir(tmp_path / "mine")
-    assert "fine" in run("config", "check", "config.yaml")
+    said = run("config", "check", "config.yaml", "try.yaml")
+    assert "config.yaml: fine" in said
+    assert "try.yaml: fine" in said
     assert "fine" in run("constitution", "check", "constitutions/mine.yaml")
-    assert "2 prompts" in run("sample", "--config", "config.yaml", "--limit", "2")
+    assert "2 prompts" in run("sample", "--config", "try.yaml", "--limit", "2")
+    real = load_config("config.yaml")
+    toy = load_config("try.yaml")
+    assert (real.prompts.path, real.evaluate.prompts.path) == ("prompts.txt", "held_out.txt")
+    assert real.train.dpo is not None
+    assert toy.train.dpo is not None
+    assert real.train.dpo.learning_rate <= 1e-6 < 1e-5 < toy.train.dpo.learning_rate
+    assert real.train.dpo.bf16
+    assert real.threads is None
+    assert real.sampling.max_new_tokens > toy.sampling.max_new_tokens
+    texts = [Path(name).read_text().splitlines() for name in ("prompts.txt", "held_out.txt")]
+    assert not {*texts[0]} & {*texts[1]}
     with pytest.raises(DataError, match="exists and is not empty"):
         run("init", ".")
+
+
+def test_a_config_that_names_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        run("config", "check", "real")
+    assert "prompts.path: no such file or folder: prompts.txt" in str(error.value)
+    assert "evaluate.prompts.path: no such file or folder: held_out.txt" in str(error.value)
+    more = "policy: {model: ./gone}\njudge: {template: mine.j2}\ntrain: {ppo: {reward: 'my:f'}}\n"
+    (tmp_path / "mine.yaml").write_text(more)
+    with pytest.raises(ConfigError) as error:
+        run("config", "check", "mine.yaml")
+    for name in ("policy.model", "judge.template", "train.ppo.reward"):
+        assert f"\n  {name}: " in str(error.value)
+
+
+SMALL_RUN = ("--set", "prompts.limit=24", "--set", "evaluate.prompts.limit=4")
+
+
+def test_run_says_what_it_is_about_to_do() -> None:
+    said = " ".join(run("run", "--set", "train.limits=null", *SMALL_RUN).split())
+    told = (
+        "run: sample → label → audit → train reward → train dpo → evaluate → report "
+        "the embedded world's prompts; constitution harmless;"
+    )
+    assert said.startswith(f"{told} policy tiny; judge tiny; into runs/run")
+
+
+def test_another_policy_on_the_embedded_worlds_prompts_is_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "other"
+    shutil.copytree(resources.TINY_WEIGHTS, model)
+    quick = ("--limit", "2", "--set", "sampling.max_new_tokens=4")
+    for there, warned in ((True, False), (False, True)):
+        if not there:
+            (model / "rlaif.json").unlink()
+        result = RUNNER.invoke(app, ["sample", "--policy", str(model), "--out", "r", *quick])
+        assert result.exit_code == 0, result.output
+        words = " ".join((result.output + capfd.readouterr().err).split())
+        assert ("which only its own model knows" in words) is warned
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,21 @@ def check_config(
         bool, typer.Option("--resolved", help="Print it with every option written out.")
     ] = False,
 ) -> None:
-    """Check configs; every fault is named with file, line and column.
+    """Check configs; every fault is named with file, line and column, and every file they name that
+    is not there.
 
-    Example: rlaif config check configs/real.yaml --resolved
+    Example: rlaif config check config.yaml --resolved
     """
     from rlaif.cli.console import Terminal
     from rlaif.config import load_config, to_yaml
-    from rlaif.constitution import Constitution
+    from rlaif.errors import ConfigError
+    from rlaif.places import missing, named
 
     for name in names:
         found = load_config(name)
-        Constitution.load(found.constitution)
+        faults = [f"{one.name}: {why}" for one in named(found) if (why := missing(one))]
+        if faults:
+            raise ConfigError(f"{name} names what cannot be used:\n  " + "\n  ".join(faults))
         Terminal().say(to_yaml(found).rstrip() if resolved else f"{name}: fine")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +26,9 @@ from rlaif.cli.common import (
     configure,
     execute,
 )
+
+if TYPE_CHECKING:
+    from rlaif.config import Config
 
 
 def run(
@@ -59,7 +63,22 @@ def run(
     steps += [*trained, *([stages.evaluate] if trained else [])]
     if trained:
         stages.held_out_section(resolved)  # what will be missing at the end is told at the start
+    _tell(resolved, [step.__name__ for step in [*steps, stages.report]])
     execute(resolved, *steps, stages.report)
+
+
+def _tell(config: Config, steps: Sequence[str]) -> None:
+    """What a run is about to do."""
+    from rlaif.cli.console import Terminal
+
+    source = config.prompts.path if config.pairs is None else config.pairs.path
+    what = "the embedded world's prompts" if source == "tiny" else source
+    judge = ", ".join(j.name for j in config.jury) or config.judge.model
+    Terminal().say(
+        f"run: {' → '.join(step.replace('train_', 'train ').replace('_', '-') for step in steps)}\n"
+        f"  {what}; constitution {config.constitution}; policy {config.policy.model}; "
+        f"judge {judge}; into {config.out}"
+    )
 
 
 def sample(

@@ -77,6 +77,7 @@ def load_prompts(
     """Prompts from a file, or of the embedded world (`split`: train or test), each text once."""
     found: Iterable[Prompt]
     if is_tiny(config):
+        _warn_of_another_policy(run)
         found = _tiny_prompts(split, config.limit or TINY_PROMPTS, tiny_target(run))
     else:
         settings = {**reading(config), "limit": None}  # it counts what is left of the same texts
@@ -84,6 +85,16 @@ def load_prompts(
     seen: set[str] = set()
     fresh = (p for p in found if not (p.id in seen or seen.add(p.id)))  # type: ignore[func-returns-value]
     return islice(fresh, config.limit)
+
+
+def _warn_of_another_policy(run: Run) -> None:
+    name = run.config.policy.model
+    if name != "tiny" and not (Path(name) / "rlaif.json").is_file():
+        run.reporter.warn(
+            f"the prompts are the embedded world's, which only its own model knows, and the policy "
+            f"is {name}: name prompts of your own, as --set prompts.path=prompts.txt and "
+            "--set evaluate.prompts.path=held_out.txt"
+        )
 
 
 def _tiny_prompts(
