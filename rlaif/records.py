@@ -22,6 +22,7 @@ Reason = Literal[
     "not_finite",
     "low_mass",
     "missing_label",
+    "malformed",  # what the engine told cannot be log-probabilities
     "empty_response",
     "empty_prompt",
     "cut",  # a text of its own that a limit cut off

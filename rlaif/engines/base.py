@@ -8,15 +8,18 @@ may share the prefixes of its prompts, and both return results in the order of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from rlaif.errors import ConfigError, nearest, require_finite_fields
+from rlaif.errors import ConfigError, EngineError, nearest, require_finite_fields
 from rlaif.records import content_id
 from rlaif.templates import Rendered
 
-Failure = Literal["too_long", "not_finite", "missing_label"]
+Failure = Literal["too_long", "not_finite", "missing_label", "malformed"]
+ROUNDING = 1e-6  # nats by which rounding may lift a log-probability above 0
+MOST_MASS = 1.01  # what rounding may make of probabilities that sum to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,9 @@ class Generation:
 
     `ids` are all tokens sampled, those of the end included, where the engine knows them: a text
     does not tell which tokens it was.
+
+    A text that is none, because it has half a character (a lone surrogate) that no file can hold,
+    becomes an empty one of finish reason "malformed": it costs its own row, not the chunk.
     """
 
     text: str
@@ -53,13 +59,28 @@ class Generation:
     tokens: int
     ids: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not is_text(self.text) or not is_text(self.finish_reason):
+            object.__setattr__(self, "text", "")
+            object.__setattr__(self, "finish_reason", "malformed")
+
+
+def is_text(text: str) -> bool:
+    """Whether UTF-8 can write it: a lone surrogate, as JSON may have it, is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Log-probabilities (nats) of the options after one prompt, and their total probability.
 
-    `failure` is set instead when the prompt does not fit the context, a value is not finite, or a
-    server does not tell an option's probability (`missing_label`).
+    `failure` is set instead when the prompt does not fit the context, a value is not finite, a
+    server does not tell an option's probability (`missing_label`), or the values cannot be
+    log-probabilities (`malformed`).
     """
 
     logprobs: tuple[float, ...]
@@ -69,6 +90,53 @@ class Scores:
     def mass(self) -> float:
         """Probability that the model goes on with one of the options."""
         return math.fsum(math.exp(x) for x in self.logprobs)
+
+
+def number(value: object) -> float | None:
+    """A real number as a float, however long; None for anything else, a boolean too."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # 10**400, as JSON may have it
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
+def nonsense(logprobs: Iterable[object]) -> str | None:
+    """Why these cannot be log-probabilities of events that exclude one another; None if they can.
+
+    Raw logits are the usual reason: their softmax looks like a label and means nothing. Values that
+    are not finite are another fault, and no concern of this function.
+    """
+    total = 0.0
+    for given in logprobs:
+        value = number(given)
+        if value is None:
+            return f"{given!r} is no number"
+        if value > ROUNDING and value < math.inf:
+            return f"{value:g} is above 0, as no log-probability is"
+        total += math.exp(min(value, 0.0)) if value < math.inf else 0.0
+    return f"the probabilities sum to {total:.4g}" if total > MOST_MASS else None
+
+
+def checked(scores: Scores, options: int) -> Scores:
+    """What an engine says of a number of options, if it can be so; else why it cannot.
+
+    EngineError when it speaks of another number of options.
+    """
+    if scores.failure is not None:
+        return scores
+    if len(scores.logprobs) != options:
+        raise EngineError(
+            f"an engine told {len(scores.logprobs)} log-probabilities of {options} options: "
+            "`score` owes one for each, in their order"
+        )
+    values = [number(x) for x in scores.logprobs]
+    if any(value is not None and not math.isfinite(value) for value in values):
+        return Scores((), "not_finite")
+    if nonsense(scores.logprobs) is not None:
+        return Scores((), "malformed")
+    return Scores(tuple(min(value, 0.0) for value in values if value is not None))
 
 
 @dataclass(slots=True)
@@ -177,9 +245,7 @@ class ScriptedEngine:
             if len(text.split()) > self.max_length:
                 out.append(Scores((), "too_long"))
                 continue
-            values = tuple(float(x) for x in self.scorer(text, choices))
-            finite = all(math.isfinite(x) for x in values)
-            out.append(Scores(values) if finite else Scores((), "not_finite"))
+            out.append(Scores(tuple(self.scorer(text, choices))))
         return out
 
     def close(self) -> None:

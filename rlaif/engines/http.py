@@ -28,6 +28,7 @@ cleared of it before anything else sees it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import warnings
@@ -111,7 +112,7 @@ class HTTPEngine:
         self._decider: _Decider | None = None  # found at the first decision
         self._spellings: dict[str, frozenset[str]] = {}  # option → its tokens
         self._missing_example: str | None = None
-        self._warned = False
+        self._warned = self._warned_of_nonsense = False
         self._server = Server(
             base_url,
             api_key_env,
@@ -178,6 +179,8 @@ class HTTPEngine:
         for option in dict.fromkeys(o for _, choices in asks for o in choices):
             if option not in self._spellings:
                 self._spellings[option] = await self._spell(option)
+        for choices in dict.fromkeys(tuple(choices) for _, choices in asks):
+            self._refuse_shared_tokens(choices)
         one = self._score_one if self._scoring == "logprobs" else self._decide_one
         bodies = (self._body(prompt, 1, 1.0, 1.0) for prompt, _ in asks)
         self._server.refuse_beyond(bodies, output=1)
@@ -191,7 +194,7 @@ class HTTPEngine:
         by_id = all(token.startswith("token_id:") for tokens in wanted for token in tokens)
 
         def read(body: Body) -> Scores:
-            tokens = replies.first_tokens(body)
+            tokens = replies.first_tokens(body, ranked=not by_id)
             if tokens is None:
                 return Scores((), "missing_label")
             if not by_id:
@@ -219,7 +222,18 @@ class HTTPEngine:
             return Scores((), "too_long")
         if trouble.kind == "filtered":
             return Scores((), "missing_label")
+        if trouble.kind == "nonsense":
+            self._tell_nonsense(trouble)
+            return Scores((), "malformed")
         raise self._failure(trouble)
+
+    def _tell_nonsense(self, trouble: Trouble) -> None:
+        if not self._warned_of_nonsense:
+            self._warned_of_nonsense = True
+            warnings.warn(
+                f"{self.device}: {trouble.message}. Such rows are given up (malformed)",
+                stacklevel=3,
+            )
 
     async def _spell(self, option: str) -> frozenset[str]:
         """The tokens that spell an option: vLLM's ids as `token_id:7`, else its label."""
@@ -242,6 +256,18 @@ class HTTPEngine:
                 "the probability of one. Use other labels in the template, or engine hf or vllm"
             )
         return frozenset(found)
+
+    def _refuse_shared_tokens(self, options: Sequence[str]) -> None:
+        """EngineError for two options that the server's tokenizer gives one token: their
+        probabilities would be the same whatever the model thinks."""
+        for one, other in itertools.combinations(options, 2):
+            shared = self._spellings[one] & self._spellings[other]
+            if shared:
+                raise EngineError(
+                    f"{self.name}: its tokenizer gives the options {one!r} and {other!r} the same "
+                    f"token ({', '.join(sorted(shared))}), so that no probability tells them "
+                    "apart. Use other labels in the template"
+                )
 
     async def _tokenize(self, text: str) -> list[int] | None:
         body = {"model": self.name, "prompt": text, "add_special_tokens": False}
@@ -318,6 +344,9 @@ class HTTPEngine:
             return Generation("", "too_long", 0)
         if outcome.kind == "filtered":
             return Generation("", "content_filter", 0)
+        if outcome.kind == "nonsense":
+            self._tell_nonsense(outcome)
+            return Generation("", "malformed", 0)
         raise self._failure(outcome)
 
     async def _in_what_room_there_is(

@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from rlaif.engines.base import Generation, Scores
+from rlaif.engines.base import MOST_MASS, Generation, Scores, is_text, nonsense, number
 from rlaif.errors import EngineError
 
 Body = dict[str, Any]
 
 # What to do about a request that failed.
 #   retry     try again later: an outage, a cut connection, a malformed answer
+#   nonsense  the same, for an answer that contradicts itself: the row is given up, not the stage
 #   overload  the same, and ask more slowly
 #   too_long  the prompt does not fit the context
 #   filtered  the provider refuses this text
 #   unknown   the server has no such endpoint
 #   fatal     the same request fails again
-Kind = Literal["retry", "overload", "too_long", "filtered", "unknown", "fatal"]
+Kind = Literal["retry", "nonsense", "overload", "too_long", "filtered", "unknown", "fatal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,21 @@ class Trouble:
 
 
 class Malformed(Exception):
-    """An answer with status 200 that is not what was asked for. It never leaves the engine."""
+    """An answer with status 200 that is not what was asked for. It never leaves the engine.
+
+    `kind`: what to do about it, as of a request that failed.
+    """
+
+    def __init__(self, message: str, kind: Kind = "retry") -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
 
 
 def parse(text: str) -> Body:
     """The JSON object of an answer."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Malformed(
             f"expected JSON, got {short(text)} (does base_url end in /v1, or as the server says?)"
         ) from None
@@ -59,7 +67,7 @@ def parse(text: str) -> Body:
 
 def short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(text.split())
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
     return repr(text if len(text) <= 200 else text[:200] + "…")
 
 
@@ -97,7 +105,7 @@ def _error_text(text: str) -> Any:
     """The message inside the usual shapes of an error body, else the body."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     error = body.get("error", body) if isinstance(body, dict) else body
     message = error.get("message") if isinstance(error, dict) else None
@@ -130,18 +138,25 @@ def _number(text: str | None) -> float | None:
 # ---- usage
 
 
+_MOST_TOKENS = 10**8  # of one request; the longest contexts of all hold a tenth of it
+
+
 def tokens_used(body: Body) -> tuple[int, int, int] | None:
     """Prompt, cached and completion tokens as the server counts them; None if it does not."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
-    if not isinstance(prompt, int):
-        return None
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     out = usage.get("completion_tokens", usage.get("output_tokens"))
-    return prompt, cached if isinstance(cached, int) else 0, out if isinstance(out, int) else 0
+    counts = prompt, 0 if cached is None else cached, 0 if out is None else out
+    return counts if all(map(_is_count, counts)) else None  # type: ignore[return-value]
+
+
+def _is_count(value: Any) -> bool:
+    """Whether this may be a number of tokens: a negative one would lower the money spent."""
+    return type(value) is int and 0 <= value <= _MOST_TOKENS
 
 
 # ---- chat completions
@@ -167,14 +182,23 @@ def generation(body: Body) -> Generation:
     text = message.get("content")
     if text is not None and not isinstance(text, str):
         raise Malformed(f"expected text, got {short(message)}")
+    if not is_text(text or "") or not is_text(reason):
+        raise Malformed(
+            f"expected text, got half a character (a lone surrogate): {short(text)}", "nonsense"
+        )
     used = tokens_used(body)
     if used is None:
-        raise Malformed(f"expected usage with the number of tokens, got {short(body)}")
+        got = short(body.get("usage", body))
+        raise Malformed(f"expected usage with the number of tokens, got {got}")
     return Generation(text or "", reason, used[2])
 
 
-def first_tokens(body: Body) -> list[tuple[str, float]] | None:
-    """Text and log-probability of the likeliest first tokens, none twice; None if filtered."""
+def first_tokens(body: Body, *, ranked: bool = True) -> list[tuple[str, float]] | None:
+    """Text and log-probability of the likeliest first tokens, none twice; None if filtered.
+
+    `ranked`: the list holds the likeliest ones, and so the sampled one if that is among them.
+    Malformed, as nonsense, when they cannot be the log-probabilities of one distribution.
+    """
     choice = only_choice(body)
     if choice.get("finish_reason") == "content_filter":
         return None
@@ -188,15 +212,56 @@ def first_tokens(body: Body) -> list[tuple[str, float]] | None:
     top = content[0].get("top_logprobs")
     if not isinstance(top, list):
         raise Malformed(f"expected top_logprobs, got {short(content[0])}")
-    seen: dict[tuple[str, str], tuple[str, float]] = {}
-    for entry in [*top, content[0]]:
-        token = entry.get("token") if isinstance(entry, dict) else None
-        value = entry.get("logprob") if isinstance(entry, dict) else None
-        if not isinstance(token, str) or not isinstance(value, int | float):
-            raise Malformed(f"expected a token and its logprob, got {short(entry)}")
-        # The sampled token stands in both lists; two tokens with one text differ in their value.
-        seen.setdefault((token, repr(value)), (token, float(value)))
-    return list(seen.values())
+    told, sampled = [_token(entry) for entry in top], _token(content[0])
+    told += _if_untold(sampled, told, ranked)
+    why = nonsense(value for _, value in told if not math.isnan(value))
+    if why is not None:
+        raise Malformed(
+            f"expected log-probabilities of the likeliest tokens, but {why}: {short(content[0])}",
+            "nonsense",
+        )
+    # Two tokens with one text differ in their value; an entry that stands twice counts once.
+    return list(dict.fromkeys(told))
+
+
+def _token(entry: Any) -> tuple[str, float]:
+    token = entry.get("token") if isinstance(entry, dict) else None
+    value = number(entry.get("logprob")) if isinstance(entry, dict) else None
+    if not isinstance(token, str) or value is None:
+        raise Malformed(f"expected a token and its logprob, got {short(entry)}", "nonsense")
+    return token, value
+
+
+def _if_untold(
+    sampled: tuple[str, float], told: Sequence[tuple[str, float]], ranked: bool
+) -> list[tuple[str, float]]:
+    """The sampled token where the list of the likeliest does not hold it.
+
+    Malformed when it contradicts that list: another log-probability there, or one that would have
+    been among the likeliest. -9999 and NaN say nothing.
+    """
+    token, value = sampled
+    if not told or not value > -9999:
+        return [] if told else [sampled]
+    same = [v for text, v in told if text == token]
+    if any(abs(v - value) <= _SAME or not v > -9999 for v in same):
+        return []
+    if same:
+        raise Malformed(
+            f"the sampled token {short(token)} has log-probability {value:g}, and {same[0]:g} "
+            "among the likeliest tokens",
+            "nonsense",
+        )
+    if ranked and value > min(v for _, v in told) + _SAME:
+        raise Malformed(
+            f"the sampled token {short(token)} with log-probability {value:g} is not among the "
+            "likeliest, of which some are less likely",
+            "nonsense",
+        )
+    return [sampled]
+
+
+_SAME = 0.01  # nats between two tellings of one log-probability; servers round
 
 
 def label(text: str) -> str:
@@ -242,9 +307,9 @@ def label_scores(tokens: Sequence[tuple[str, float]], options: Sequence[Collecti
 def systemone_scores(body: Body, labels: Sequence[str]) -> Scores:
     """An answer of `/v1/systemone`: probabilities among the labels, and the labels' mass."""
     answer = _at(body, "answers", "label")
-    mass = _at(body, "diagnostics", "label", "label_mass")
+    mass = number(_at(body, "diagnostics", "label", "label_mass"))
     found = answer.get("probabilities") if isinstance(answer, dict) else None
-    if not isinstance(found, dict) or not isinstance(mass, int | float):
+    if not isinstance(found, dict) or mass is None:
         raise Malformed(f"expected probabilities and label_mass, got {short(body)}")
     return _shares([found.get(name) for name in labels], mass, body)
 
@@ -263,15 +328,16 @@ def decisions_scores(body: Body, labels: Sequence[str]) -> Scores:
     return _shares([found.get(name) for name in labels], 1.0, body)
 
 
-def _shares(values: Sequence[Any], mass: float, body: Body) -> Scores:
-    if not all(isinstance(v, int | float) for v in values):
-        raise Malformed(f"expected a probability of each option, got {short(body)}")
+def _shares(given: Sequence[Any], mass: float, body: Body) -> Scores:
+    values = [v for v in map(number, given) if v is not None]
+    if len(values) < len(given):
+        raise Malformed(f"expected a probability of each option, got {short(body)}", "nonsense")
     if not all(math.isfinite(v) for v in [*values, mass]):
         return Scores((), "not_finite")
+    if min(*values, mass) < 0 or abs(math.fsum(values) - 1) > 0.01 or mass > MOST_MASS:
+        raise Malformed(f"expected probabilities that sum to 1, got {short(body)}", "nonsense")
     if not all(v * mass > 0 for v in values):  # rounded away: not known
         return Scores((), "missing_label")
-    if abs(math.fsum(values) - 1) > 0.01 or mass > 1.01:
-        raise Malformed(f"expected probabilities that sum to 1, got {short(body)}")
     return Scores(tuple(math.log(v) + math.log(min(mass, 1.0)) for v in values))
 
 

@@ -11,12 +11,21 @@ import json
 import os
 import random
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from rlaif.engines.base import Usage
 from rlaif.engines.pacing import Budget, Gate, Load, Pacer
-from rlaif.engines.replies import Body, Malformed, Trouble, parse, status_trouble, tokens_used
+from rlaif.engines.replies import (
+    Body,
+    Malformed,
+    Trouble,
+    parse,
+    short,
+    status_trouble,
+    tokens_used,
+)
 from rlaif.errors import ConfigError, EngineError, missing_extra
 
 T = TypeVar("T")
@@ -24,6 +33,9 @@ _LONGEST_BACKOFF = 60.0  # seconds
 _LONGEST_WAIT = 300.0  # seconds a server may ask us to wait
 _TOKENS_A_BYTE = 1 / 3  # until answers tell better; English has about 1/4
 _NO_KEY = "none"
+_MOST_ADDED = 100_000  # tokens that a server may put round a request
+_PASSING = ("retry", "overload", "nonsense")
+_NONSENSE_TRIES = 3  # a server that contradicts itself does so again, and each answer is paid for
 
 
 class Server:
@@ -49,6 +61,7 @@ class Server:
         self._timeout, self._retries, self._backoff = timeout, retries, backoff
         self._jitter = random.Random()  # not the global one, which others seed
         self._seen_bytes = self._seen_tokens = 0
+        self._warned_of_usage = False
         self._key_hint = f"the key in {api_key_env}" if api_key_env else "api_key_env (now null)"
         self._client, self._clean = _client(self.url, api_key_env)
         self._loop = asyncio.new_event_loop()
@@ -106,13 +119,17 @@ class Server:
         """One request, tried again while that may help. `output`: most tokens it may generate.
 
         A path with a leading slash is taken from the server's root. EngineError when the server
-        keeps failing.
+        keeps failing. Answers that contradict themselves are given back as trouble after three.
         """
+        nonsense = 0
         for tries in range(1, self._retries + 2):
             outcome = await self._attempt(method, path, body, read, output)
-            if not isinstance(outcome, Trouble) or outcome.kind not in ("retry", "overload"):
+            if not isinstance(outcome, Trouble) or outcome.kind not in _PASSING:
                 return outcome
             trouble = outcome
+            nonsense += outcome.kind == "nonsense"
+            if nonsense >= min(_NONSENSE_TRIES, self._retries + 1):
+                return outcome
             wait = trouble.wait or 0.0
             if tries > self._retries or wait > _LONGEST_WAIT:
                 break
@@ -193,9 +210,25 @@ class Server:
         rate = self._seen_tokens / self._seen_bytes if self._seen_bytes else _TOKENS_A_BYTE
         return size * rate
 
+    def _possible(
+        self, used: tuple[int, int, int] | None, answer: Body, body: Body | None
+    ) -> tuple[int, int, int] | None:
+        """The usage, if a request of this size can have it; else None, and a warning."""
+        sent = len(json.dumps(body, ensure_ascii=False)) if body else 0
+        if used is not None and used[0] <= 4 * sent + _MOST_ADDED:
+            return used
+        if answer.get("usage") is not None and not self._warned_of_usage:
+            self._warned_of_usage = True
+            warnings.warn(
+                f"{self.url}: a usage that cannot be: {short(answer['usage'])}. The cost of such "
+                "answers is estimated from the requests' length, and their tokens are not counted",
+                stacklevel=2,
+            )
+        return None
+
     def _count(self, answer: Body, body: Body | None, expected: float, output: int) -> float:
         """Adds an answer to the usage, whatever else is wrong with it: it is paid for."""
-        used = tokens_used(answer)
+        used = self._possible(tokens_used(answer), answer, body)
         if used is None:  # a server that does not count: its price is estimated, its tokens are not
             cost = self._budget.cost(expected, output)
         else:
@@ -215,7 +248,7 @@ def _read(read: Callable[[Body], T], answer: Body) -> T | Trouble:
     try:
         return read(answer)
     except Malformed as error:
-        return Trouble("retry", str(error))
+        return Trouble(error.kind, str(error))
 
 
 def _size(body: Body | None) -> int:

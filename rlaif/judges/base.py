@@ -7,6 +7,7 @@ always speaks of the pair's own first completion, whichever was shown first.
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from itertools import groupby
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from rlaif.constitution import Principle
-from rlaif.engines.base import Engine
+from rlaif.engines.base import Engine, Scores, checked, nonsense
 from rlaif.errors import ConfigError, require_finite
 from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
-from rlaif.templates import Template, load_template
+from rlaif.templates import Rendered, Template, load_template
 
 # The principles to ask about: the same for every pair, or chosen pair by pair (`rlaif.judges.draw`)
 Principles = Sequence[Principle] | Callable[[Pair], Sequence[Principle]]
@@ -96,6 +97,7 @@ class EngineJudge(ABC):
         self.template_name = template or engine.templates.get(self.method, f"{self.method}/default")
         self.template: Template = load_template(self.template_name)
         self.min_mass = min_mass
+        self._told_malformed = False
         # Everything that can change a verdict and is the same for all of them.
         self.fingerprint = content_id(
             self.method, engine.fingerprint, self.template.hash, min_mass, *settings
@@ -113,6 +115,30 @@ class EngineJudge(ABC):
     @abstractmethod
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         """One verdict an ask, in their order."""
+
+    def score(self, prompts: Sequence[Rendered], options: Sequence[Sequence[str]]) -> list[Scores]:
+        """What the engine says of the options after each prompt, checked: every method reads its
+        log-probabilities here, so that no engine's raw logits become a label."""
+        rows = self.engine.score(prompts, options)
+        found = [checked(s, len(o)) for s, o in zip(rows, options, strict=True)]
+        self._tell_malformed(rows, found)
+        return found
+
+    def _tell_malformed(self, rows: Sequence[Scores], found: Sequence[Scores]) -> None:
+        """Warns of the first values that cannot be log-probabilities."""
+        if self._told_malformed:
+            return
+        for row, scores in zip(rows, found, strict=True):
+            if scores.failure == "malformed":
+                self._told_malformed = True
+                why = f": {nonsense(row.logprobs)}" if row.logprobs else ""
+                warnings.warn(
+                    f"{self.name}: what the engine tells cannot be log-probabilities{why}. Such "
+                    "verdicts abstain (malformed). An engine's `score` returns log-softmax values "
+                    "over the whole vocabulary, not logits",
+                    stacklevel=4,
+                )
+                return
 
     def about(self) -> dict[str, Any]:
         """What the manifest tells of a judge."""

@@ -59,7 +59,7 @@ class CotJudge(EngineJudge):
             for generation in generations
             if unusable(generation) is None
         ]
-        scores = iter(self.engine.score(prompts, [self.template.options] * len(prompts)))
+        scores = iter(self.score(prompts, [self.template.options] * len(prompts)))
         found = iter(
             self._verdict(
                 ask, generations, [None if unusable(g) else next(scores) for g in generations]

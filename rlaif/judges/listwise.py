@@ -72,7 +72,7 @@ class ListwiseJudge(EngineJudge):
         lists = [(view, shown) for view in views for shown in self._rotations(view[1])]
         prompts = [self.render(views[view], shown, view[2]) for view, shown in lists]
         options = [self.template.options[: len(shown)] for _, shown in lists]
-        scores = zip(lists, self.engine.score(prompts, options), strict=True)
+        scores = zip(lists, self.score(prompts, options), strict=True)
         found: dict[_View, list[tuple[tuple[str, ...], Scores]]] = {view: [] for view in views}
         for (view, shown), score in scores:
             found[view].append((shown, score))

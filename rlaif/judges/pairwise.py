@@ -56,7 +56,7 @@ class PairwiseJudge(EngineJudge):
         reasons = [ask.unjudgeable() for ask in asks]
         open_asks = [a for a, reason in zip(asks, reasons, strict=True) if reason is None]
         options = [self.template.options] * len(open_asks)
-        scores = iter(self.engine.score(self._render_all(open_asks), options))
+        scores = iter(self.score(self._render_all(open_asks), options))
         return [
             self.abstain(ask, reason) if reason else self._verdict(ask, next(scores))
             for ask, reason in zip(asks, reasons, strict=True)

@@ -150,7 +150,7 @@ class ScoreJudge(EngineJudge):
                 "principle", list(same), messages=one.prompt.messages, response=one.text
             )
         asked = [item for same in todo.values() for item in same.values()]
-        scores = self.engine.score(prompts, [self.template.options] * len(prompts))
+        scores = self.score(prompts, [self.template.options] * len(prompts))
         out.update((i.name, self._read(s)) for i, s in zip(asked, scores, strict=True))
         return out
 
