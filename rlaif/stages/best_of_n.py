@@ -40,6 +40,12 @@ def best_of_n(run: Run, n: int = 16, reward: str | None = None, gold: str | None
     clock, rejected = time.monotonic(), Rejected("best-of-n")
     if not 2 <= n <= MOST:
         raise ConfigError(f"best-of-n takes 2 to {MOST:,} samples a prompt, got {n}")
+    evaluate = run.config.evaluate
+    if evaluate.temperature == 0:
+        raise ConfigError(
+            "best-of-n has nothing to choose from at evaluate.temperature 0, where all samples are "
+            "equal: set it above 0"
+        )
     prompts = held_out(run, rejected.add)
     rejected.write(run)
     if not prompts:
@@ -54,6 +60,9 @@ def best_of_n(run: Run, n: int = 16, reward: str | None = None, gold: str | None
         rewards["gold"] = _checked(prompts, samples, *target)
     found = summary(rewards, seed=run.config.evaluate.seed)
     found["kl"] = kl_best_of_n(found["n"]).tolist()
+    found["kl_to"] = {  # the distribution that was sampled: at 1 and 1 the policy's own
+        "temperature": evaluate.temperature, "top_p": run.config.sampling.top_p,
+    }  # fmt: skip
     if reward is None:
         reward = "models/reward"
     found |= {"reward": reward, "policy": run.config.policy.model, "gold_from": gold}

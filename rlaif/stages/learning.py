@@ -70,13 +70,17 @@ def _chosen(pair: Pair) -> str:
     return pair.second if (pair.label or 0.0) < 0.5 else pair.first
 
 
+_MEASURED = 2  # how quality is measured: 2 compares with soft labels, 1 rounded them
+
+
 def _test_reward(run: Run, config: PairsConfig) -> None:
     """models/reward on human pairs → evaluation/reward.json."""
     from rlaif.training.reward import RewardModel
 
     folder, out = run.store.path("models", "reward"), run.store.path("evaluation", "reward.json")
     pairs = _read(run, config, "test")
-    key = content_id((folder / "run.key").read_text("utf-8"), [(p.id, p.label) for p in pairs])
+    trained = (folder / "run.key").read_text("utf-8")
+    key = content_id(trained, [(p.id, p.label) for p in pairs], _MEASURED)
     if read_object(out, "`rlaif train reward`").get("key") == key:
         return
     if not (folder / "config.json").is_file():
@@ -88,9 +92,10 @@ def _test_reward(run: Run, config: PairsConfig) -> None:
     if left:
         run.reporter.warn(f"pairs of {config.path} left out: {left}")
     if found["n"]:
+        right = found["accuracy"]
+        told = "only ties" if right is None else f"accuracy {right:.3f}"
         run.reporter.say(
-            f"reward on {found['n']:,} human pairs: accuracy {found['accuracy']:.3f}, calibration "
-            f"error {found['ece']:.3f}"
+            f"reward on {found['n']:,} human pairs: {told}, calibration error {found['ece']:.3f}"
         )
 
 
@@ -155,7 +160,7 @@ def lora_of(config: LoraConfig | None) -> LoraSettings | None:
 def _tell_training(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
     held_out = metrics.get("held_out") or {}
     text = f"{name}: {metrics['pairs']:,} pairs, {metrics['steps']:,} steps"
-    if held_out.get("n"):
+    if held_out.get("accuracy") is not None:
         text += f", held-out accuracy {held_out['accuracy']:.3f} on {held_out['n']:,} pairs"
     elif "accuracy" in metrics:
         text += f", accuracy {metrics['accuracy']:.3f} in the last epoch"

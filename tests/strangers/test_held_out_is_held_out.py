@@ -87,6 +87,12 @@ def test_the_judge_of_win_rates_may_be_another_and_is_told() -> None:
     }  # fmt: skip
 
 
+def test_best_of_n_needs_samples_that_differ() -> None:
+    run("run", "--config", "demo", "--out", "r", sets=("evaluate.prompts.limit=4",))
+    with pytest.raises(ConfigError, match="nothing to choose from at evaluate.temperature 0"):
+        run("eval", "best-of-n", "--out", "r", "-n", "2", sets=("evaluate.temperature=0",))
+
+
 def test_the_kl_is_of_whole_samples() -> None:
     """At temperature 0 all samples are the likeliest: no estimate of a KL."""
     run("run", "--config", "demo", "--out", "r", sets=("evaluate.prompts.limit=16",))

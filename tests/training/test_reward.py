@@ -268,3 +268,10 @@ def test_the_stage_reads_references_and_a_human_test_set(causal, tmp_path):
     model = RewardModel(tmp_path / "run/models/reward", device="cpu")
     rewards = model.rewards([p.pair.prompt for p in rows[:6]], [p.chosen for p in rows[:6]])
     assert np.mean(rewards) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_test_set_of_ties_has_a_calibration_and_no_accuracy(trained):
+    model, prompt = RewardModel(trained.path, device="cpu"), Prompt.user("the cat")
+    found = model.quality([Pair(prompt, "the cat happily", "the cat slowly 3", 0.5)])
+    assert (found["n"], found["ties"], found["accuracy"]) == (1, 1, None)
+    assert found["ece"] >= 0
