@@ -89,7 +89,7 @@ def test_the_judge_of_win_rates_may_be_another_and_is_told() -> None:
 
 def test_best_of_n_needs_samples_that_differ() -> None:
     run("run", "--config", "demo", "--out", "r", sets=("evaluate.prompts.limit=4",))
-    with pytest.raises(ConfigError, match="nothing to choose from at evaluate.temperature 0"):
+    with pytest.raises(ConfigError, match=r"nothing to choose from at evaluate\.temperature 0"):
         run("eval", "best-of-n", "--out", "r", "-n", "2", sets=("evaluate.temperature=0",))
 
 
