@@ -1,7 +1,9 @@
 """Run a step over a store: skip what is done, write the rest chunk by chunk, resume after any kill.
 
-A chunk is a fixed stretch of the input and is written whole or not at all. So a resumed run puts
-the same work into the same batches as an uninterrupted one, and ends with the same rows.
+A chunk is a fixed stretch of the input. One that takes some seconds is written whole or not at all,
+so that a resumed run puts the same work into the same batches as an uninterrupted one and ends with
+the same rows. One that takes longer is written as it is made and, beyond half a minute, cut into
+batches (`rlaif.pace`): then a resumed run has the same rows up to the rounding of a batch.
 
 While the engine works on a chunk, the next one is read and looked up, and the one before is
 written: three chunks are in memory, whatever the number of rows. `rlaif.executors_ray` runs the
@@ -15,13 +17,15 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby, islice
-from typing import Generic, Protocol, TypeVar
+from threading import Lock
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Engine, Sampling
+from rlaif.engines.base import Engine, Sampling, hear, listener
 from rlaif.ensembles import Rule
 from rlaif.errors import EngineError
 from rlaif.judges.base import Ask, Judge, Principles, expand
+from rlaif.pace import Pace, Saver, pace_of, paced
 from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Completion, Order, Pair, Preference, Prompt, Revision, Verdict
 from rlaif.sampling import completion_keys, sample_prompts
@@ -30,7 +34,13 @@ T = TypeVar("T")
 U = TypeVar("U")
 Item = TypeVar("Item", Pair, Prompt)
 Row = TypeVar("Row", Verdict, Completion, Revision)
-Progress = Callable[[int, int | None], None]  # (items done, items in all or None if unknown)
+
+
+class Progress(Protocol):
+    """What is told of progress: items done, as a fraction while one is at work; items in all, None
+    if unknown; and how many of those done were found done from before."""
+
+    def __call__(self, done: float, total: int | None, found: float = 0) -> None: ...
 
 
 class Sink(Protocol[Row]):
@@ -75,11 +85,15 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Finished(Generic[Item, Row]):
-    """A chunk of the input with all its rows, those made now (`new`) and those from before."""
+    """A chunk of the input with all its rows, those made now (`new`) and those from before.
+
+    `unsaved`: those of `new` that are yet to be written.
+    """
 
     items: list[Item]
     rows: list[Row]
     new: list[Row]
+    unsaved: list[Row]
 
 
 Judged = Finished[Pair, Verdict]
@@ -87,11 +101,16 @@ Sampled = Finished[Prompt, Completion]
 
 
 def with_found(
-    items: list[Item], keys: Sequence[str], new: list[Row], found: Mapping[str, Row]
+    items: list[Item],
+    keys: Sequence[str],
+    new: list[Row],
+    found: Mapping[str, Row],
+    unsaved: list[Row] | None = None,
 ) -> Finished[Item, Row]:
-    """A chunk with its rows in the order of its keys."""
+    """A chunk with its rows in the order of its keys. `unsaved` is all of `new` if not given."""
     made = {row.key: row for row in new}
-    return Finished(items, [made[key] if key in made else found[key] for key in keys], new)
+    rows = [made[key] if key in made else found[key] for key in keys]
+    return Finished(items, rows, new, new if unsaved is None else unsaved)
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -133,13 +152,62 @@ def counted(
     total: int | None = None,
     on_progress: Progress | None = None,
 ) -> Iterator[Finished[Item, Row]]:
-    """The same chunks, counted as they pass."""
-    for part in stream:
+    """The same chunks, counted as they pass; what is told of a chunk at work is passed on."""
+    found = 0.0  # items found done from before; the share of a chunk's rows is that of its items
+
+    def told(items: float) -> None:
+        if on_progress:
+            on_progress(done.items + items, total, found)
+
+    for part in heard(stream, told):
+        old = len(part.rows) - len(part.new)
         done.items += len(part.items)
         done.new_rows += len(part.new)
-        done.old_rows += len(part.rows) - len(part.new)
-        if on_progress:
-            on_progress(done.items, total)
+        done.old_rows += old
+        found += len(part.items) * old / max(len(part.rows), 1)
+        told(0)
+        yield part
+
+
+class _End:
+    """Stands after the last item of a stream."""
+
+
+def heard(stream: Iterable[T], listener: Callable[[float], None]) -> Iterator[T]:
+    """The same stream; what is told while its next item is made goes to `listener`."""
+    iterator = iter(stream)
+    while True:
+        with hear(listener):
+            item = next(iterator, _End())
+        if isinstance(item, _End):
+            return
+        yield item
+
+
+class Worked(Protocol):
+    """A chunk of a stage, as far as progress is concerned."""
+
+    @property
+    def new(self) -> Sequence[object]: ...
+
+
+Part = TypeVar("Part", bound=Worked)
+
+
+def followed(
+    stream: Iterable[Part], chunk: int, total: int, on_progress: Progress
+) -> Iterator[Part]:
+    """The same chunks, of `chunk` items each, while progress is told."""
+    done = found = 0
+
+    def told(items: float) -> None:
+        on_progress(done + items, total, found)
+
+    for part in heard(stream, told):
+        size = min(chunk, total - done)
+        done += size
+        found += 0 if part.new else size
+        told(0)
         yield part
 
 
@@ -180,15 +248,18 @@ def judge_stream(
     orders: Sequence[Order] = ORDERS,
     chunk: int = 64,
     max_not_finite: float = 0.01,
+    pace: Pace | None = None,
 ) -> Iterator[Judged]:
     """Judges what is not yet judged and yields all verdicts, old and new, chunk by chunk.
 
     A chunk is `chunk` pairs with all their asks, or a few more for a judge that wants a prompt's
-    pairs together. `principles` may be chosen pair by pair, as by `Draw`. EngineError when more
-    than `max_not_finite` of the new verdicts abstained because the model's log-probabilities were
-    not finite: a broken model must not label a data set.
+    pairs together. `pace` cuts it into batches where the judge is slow. `principles` may be chosen
+    pair by pair, as by `Draw`. EngineError when more than `max_not_finite` of the new verdicts
+    abstained because the model's log-probabilities were not finite: a broken model must not label a
+    data set.
     """
-    find = sink.finder()
+    find, write = sink.finder(), one_at_a_time(sink.append)
+    pace = pace or (pace_of(judge.engine) if isinstance(judge, ByEngine) else Pace())
     guard = FiniteGuard(max_not_finite, judge.name)
 
     def look_up(part: list[Pair]) -> tuple[list[Pair], dict[str, Ask], Mapping[str, Verdict]]:
@@ -197,12 +268,33 @@ def judge_stream(
 
     def answer(looked_up: tuple[list[Pair], dict[str, Ask], Mapping[str, Verdict]]) -> Judged:
         part, asks, found = looked_up
-        new = judge_missing(judge, asks, found)
-        guard.check(new)
-        return with_found(part, list(asks), new, found)
+        saver, new = Saver(write), list[Verdict]()
+        with hear(items_of(part, len(asks), len(found))):
+            for made in judge_missing(judge, asks, found, pace):
+                new += made
+                guard.check(made, len(asks) - len(found) - len(new))
+                saver.add(made)
+        return with_found(part, list(asks), new, found, saver.rest)
 
     parts = map(look_up, judging_chunks(pairs, chunk, together=judge.together))
-    return overlapped(parts, answer, lambda part: sink.append(part.new))
+    return overlapped(parts, answer, lambda part: write(part.unsaved))
+
+
+def one_at_a_time(write: Callable[[Sequence[Row]], None]) -> Callable[[Sequence[Row]], None]:
+    """The same function, to be called from several threads."""
+    lock = Lock()
+
+    def locked(rows: Sequence[Row]) -> None:
+        with lock:
+            write(rows)
+
+    return locked
+
+
+def items_of(part: Sequence[object], rows: int, found: int) -> Callable[[float], None]:
+    """Tells the share of a chunk's missing rows as the number of its items that are done."""
+    outer = listener()
+    return lambda share: outer(len(part) * (found + share * (rows - found)) / max(rows, 1))
 
 
 def asks_by_key(
@@ -215,10 +307,21 @@ def asks_by_key(
     return asks
 
 
-def judge_missing(judge: Judge, asks: Mapping[str, Ask], known: Container[str]) -> list[Verdict]:
-    """The verdicts on those asks whose keys are not known, all in one batch."""
+def judge_missing(
+    judge: Judge, asks: Mapping[str, Ask], known: Container[str], pace: Pace
+) -> Iterator[list[Verdict]]:
+    """The verdicts on those asks whose keys are not known, batch by batch."""
     todo = [ask for key, ask in asks.items() if key not in known]
-    return judge.judge(todo) if todo else []
+    if judge.together:
+        return paced(todo, judge.judge, pace, unit=lambda ask: ask.pair.prompt.id, whole=True)
+    return paced(todo, judge.judge, pace, unit=lambda ask: ask.pair.id)
+
+
+@runtime_checkable
+class ByEngine(Protocol):
+    """A judge by an engine."""
+
+    engine: Engine
 
 
 class FiniteGuard:
@@ -228,15 +331,16 @@ class FiniteGuard:
         self.limit, self.judge = limit, judge
         self.bad = self.made = 0
 
-    def check(self, verdicts: Sequence[Verdict]) -> None:
+    def check(self, verdicts: Sequence[Verdict], coming: int = 0) -> None:
+        """Counts a batch's verdicts. `coming` are still to be made of its chunk: they may all be
+        good, so that one bad verdict among the first few stops nothing."""
         self.made += len(verdicts)
         self.bad += Counter(v.reason for v in verdicts)["not_finite"]
-        if self.bad > self.limit * self.made:
+        if self.bad > self.limit * (self.made + coming):
             raise EngineError(
                 f"{self.bad} of {self.made} verdicts of {self.judge} have log-probabilities that "
                 f"are not finite (limit {self.limit:.1%}). The weights or the dtype are broken: "
-                "try dtype=float32, or check the checkpoint. What was judged before this chunk is "
-                "kept."
+                "try dtype=float32, or check the checkpoint. What was judged before is kept."
             )
 
 
@@ -249,6 +353,7 @@ def run_judge(
     orders: Sequence[Order] = ORDERS,
     chunk: int = 64,
     max_not_finite: float = 0.01,
+    pace: Pace | None = None,
     total: int | None = None,
     on_progress: Progress | None = None,
 ) -> Done:
@@ -256,7 +361,7 @@ def run_judge(
     done = Done()
     stream = judge_stream(
         pairs, judge, principles, sink,
-        orders=orders, chunk=chunk, max_not_finite=max_not_finite,
+        orders=orders, chunk=chunk, max_not_finite=max_not_finite, pace=pace,
     )  # fmt: skip
     for _ in counted(stream, done, total, on_progress):
         pass
@@ -274,12 +379,13 @@ def sample_stream(
     *,
     policy: str | None = None,
     chunk: int = 64,
+    pace: Pace | None = None,
 ) -> Iterator[Sampled]:
     """Samples what is not yet sampled and yields all completions, old and new, chunk by chunk.
 
-    A chunk is `chunk` prompts with all their samples.
+    A chunk is `chunk` prompts with all their samples, cut by `pace` where the engine is slow.
     """
-    find = sink.finder()
+    find, pace, write = sink.finder(), pace or pace_of(engine), one_at_a_time(sink.append)
 
     def look_up(
         part: list[Prompt],
@@ -291,11 +397,15 @@ def sample_stream(
         looked_up: tuple[list[Prompt], dict[str, Prompt], Mapping[str, Completion]],
     ) -> Sampled:
         part, wanted, found = looked_up
-        new = sample_missing(engine, sampling, wanted, found, policy)
-        return with_found(part, list(wanted), new, found)
+        saver, new = Saver(write), list[Completion]()
+        with hear(items_of(part, len(wanted), len(found))):
+            for made in sample_missing(engine, sampling, wanted, found, policy, pace):
+                new += made
+                saver.add(made)
+        return with_found(part, list(wanted), new, found, saver.rest)
 
     parts = map(look_up, chunks(each_once(prompts), chunk))
-    return overlapped(parts, answer, lambda part: sink.append(part.new))
+    return overlapped(parts, answer, lambda part: write(part.unsaved))
 
 
 def prompts_by_key(
@@ -310,12 +420,17 @@ def sample_missing(
     sampling: Sampling,
     wanted: Mapping[str, Prompt],
     known: Container[str],
-    policy: str | None = None,
-) -> list[Completion]:
-    """The completions whose keys are not known, all in one batch."""
+    policy: str | None,
+    pace: Pace,
+) -> Iterator[list[Completion]]:
+    """The completions whose keys are not known, batch by batch."""
     todo = {prompt.id: prompt for key, prompt in wanted.items() if key not in known}
-    made = sample_prompts(engine, list(todo.values()), sampling, policy) if todo else []
-    return [c for c in made if c.key not in known]
+
+    def work(prompts: Sequence[Prompt]) -> list[Completion]:
+        made = sample_prompts(engine, prompts, sampling, policy)
+        return [c for c in made if c.key not in known]
+
+    return paced(list(todo.values()), work, pace)
 
 
 def run_sampling(
@@ -346,14 +461,23 @@ def label_pairs(
     rule: Rule = "mean",
     principle_margin: float = 0.0,
     min_margin: float = 0.0,
-    on_progress: Progress | None = None,
+    on_progress: Callable[[float, int | None], None] | None = None,
 ) -> list[Preference]:
-    """Judges the pairs in memory and aggregates: the whole of labelling for a notebook."""
+    """Judges the pairs in memory and aggregates: the whole of labelling for a notebook.
+
+    `on_progress(done, total)` is called with the number of pairs done, a fraction while one is at
+    work, and of all pairs.
+    """
     principles = constitution.principles if isinstance(constitution, Constitution) else constitution
     memory: Memory[Verdict] = Memory()
+
+    def told(done: float, total: int | None, found: float = 0) -> None:
+        if on_progress:
+            on_progress(done, total)
+
     run_judge(
         pairs, judge, principles, memory,
-        orders=orders, total=len(pairs), on_progress=on_progress,
+        orders=orders, total=len(pairs), on_progress=told,
     )  # fmt: skip
     return aggregate(
         pairs, memory.rows, rule=rule, orders=orders, min_margin=min_margin,

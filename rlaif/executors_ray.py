@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Generic, Protocol
 
 from rlaif.engines.base import Engine, Sampling
@@ -40,6 +41,7 @@ from rlaif.executors import (
 )
 from rlaif.judges.base import Judge, Principles
 from rlaif.keyindex import KeySet
+from rlaif.pace import pace_of
 from rlaif.records import ORDERS, Completion, Order, Pair, Prompt, Verdict
 
 
@@ -105,10 +107,11 @@ def judge_task(
 ) -> Task:
     """Loads the judge and returns what it does with a chunk."""
     judge = load()
+    pace = pace_of(judge.engine)
 
     def task(pairs: list[Pair], known: KeySet) -> Answer[Pair, Verdict]:
         asks = asks_by_key(pairs, judge, principles, orders)
-        new = judge_missing(judge, asks, known.among(list(asks)))
+        new = list(chain(*judge_missing(judge, asks, known.among(list(asks)), pace)))
         return Answer(pairs, list(asks), new, judge.engine.usage.snapshot(), about(judge))
 
     return task
@@ -122,10 +125,12 @@ def sample_task(
 ) -> Task:
     """Loads the policy and returns what it does with a chunk."""
     engine = load()
+    pace = pace_of(engine)
 
     def task(prompts: list[Prompt], known: KeySet) -> Answer[Prompt, Completion]:
         wanted = prompts_by_key(prompts, engine, sampling)
-        new = sample_missing(engine, sampling, wanted, known.among(list(wanted)), policy)
+        old = known.among(list(wanted))
+        new = list(chain(*sample_missing(engine, sampling, wanted, old, policy, pace)))
         return Answer(prompts, list(wanted), new, engine.usage.snapshot(), about(engine))
 
     return task
@@ -228,7 +233,7 @@ def _stream(
 
     answers = _answers(parts, load, known, workers or Workers())
     try:
-        yield from overlapped(answers, complete, lambda part: sink.append(part.new))
+        yield from overlapped(answers, complete, lambda part: sink.append(part.unsaved))
     finally:
         answers.close()  # stops the workers, whatever happened
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from rlaif.constitution import Principle, require
-from rlaif.engines.base import Engine, Generation, Sampling
-from rlaif.executors import Sink, chunks, overlapped
+from rlaif.engines.base import Engine, Generation, Sampling, hear, listener
+from rlaif.executors import Sink, chunks, items_of, one_at_a_time, overlapped
+from rlaif.pace import Pace, Saver, pace_of, paced
 from rlaif.records import Completion, Pair, Prompt, Revision, RevisionReason, content_id
 from rlaif.templates import Rendered, Template, load_template
 
@@ -36,6 +37,7 @@ class Revised:
     chains: list[Chain]
     rows: list[Revision]
     new: list[Revision]
+    unsaved: list[Revision]  # those of `new` that are yet to be written
 
 
 def chains_of(
@@ -151,36 +153,52 @@ def revise_stream(
 ) -> Iterator[Revised]:
     """Revises what is not yet revised and yields all rows, old and new, chunk by chunk.
 
-    A chunk is `chunk` chains with all their rounds, written whole or not at all. After a failed
+    A chunk is `chunk` chains with all their rounds, cut where the model is slow. After a failed
     step the response stays, and the next round draws another principle.
     """
-    find = sink.finder()
+    find, write = sink.finder(), one_at_a_time(sink.append)
+    pace = pace_of(reviser.engine)
 
     def work(part: list[Chain]) -> Revised:
         rows: list[Revision] = []
         new: list[Revision] = []
-        now = part
+        now, saver = part, Saver(write)
         for round_ in range(1, rounds + 1):
-            done, made = _advance(reviser, now, round_, find)
+            with hear(_share_of(round_ - 1, rounds, len(part))):
+                done, made = _advance(reviser, now, round_, find, pace, saver)
             rows += done
             new += made
             now = [
                 c if row.revision is None else replace(c, response=row.revision)
                 for c, row in zip(now, done, strict=True)
             ]
-        return Revised(part, rows, new)
+        return Revised(part, rows, new, saver.rest)
 
-    return overlapped(chunks(chains, chunk), work, lambda part: sink.append(part.new))
+    return overlapped(chunks(chains, chunk), work, lambda part: write(part.unsaved))
+
+
+def _share_of(stage: int, stages: int, items: int) -> Callable[[float], None]:
+    """Tells the share of a stage of some items' work as the number of items that are done."""
+    outer = listener()
+    return lambda share: outer(items * (stage + share) / stages)
 
 
 def _advance(
-    reviser: Reviser, chains: Sequence[Chain], round_: int, find: Find
+    reviser: Reviser,
+    chains: Sequence[Chain],
+    round_: int,
+    find: Find,
+    pace: Pace,
+    saver: Saver[Revision],
 ) -> tuple[list[Revision], list[Revision]]:
     """A round of all chains, in their order: the rows, and those of them made now."""
     keys = [reviser.key(c, round_, reviser.principle(c.prompt, c.sample, round_)) for c in chains]
     found = find(keys)
     missing = [c for c, key in zip(chains, keys, strict=True) if key not in found]
-    made = reviser.round(missing, round_) if missing else []
+    made: list[Revision] = []
+    for some in paced(missing, lambda few: reviser.round(few, round_), pace):
+        made += some
+        saver.add(some)
     rows = {**found, **{row.key: row for row in made}}
     return [rows[key] for key in keys], made
 
@@ -215,15 +233,20 @@ def wished(template: Template, prompt: Prompt, wish: str | None) -> Rendered:
     return template.render(messages=prompt.messages, wish=wish)
 
 
+Wish = tuple[Prompt, str, str | None]  # the prompt, the side, and what is asked of the answer
 SIDES = (":follow", ":violate")  # what stands after the policy's name in a completion's source
 
 
 @dataclass(frozen=True, slots=True)
 class Contrasted:
-    """The contrast pairs of some prompts, and the completions made now."""
+    """The contrast pairs of some prompts, and the completions made now.
+
+    `unsaved`: those of `new` that are yet to be written.
+    """
 
     pairs: list[Pair]
     new: list[Completion]
+    unsaved: list[Completion]
 
 
 def contrast_stream(
@@ -243,6 +266,18 @@ def contrast_stream(
     """
     require(principles, "contrast")
     find, loaded, one = sink.finder(), load_template(template), replace(sampling, n=1)
+    pace, write = pace_of(engine), one_at_a_time(sink.append)
+
+    def answer(todo: Sequence[tuple[str, Wish]]) -> list[Completion]:
+        asked = [wished(loaded, p, wish) for _, (p, _, wish) in todo]
+        return [
+            Completion(
+                key, prompt.id, engine.name + side, 0, g.text.strip(), g.finish_reason, g.tokens
+            )
+            for (key, (prompt, side, _)), (g,) in zip(
+                todo, engine.generate(asked, one), strict=True
+            )
+        ]
 
     def work(part: list[Prompt]) -> Contrasted:
         drawn = [
@@ -262,15 +297,11 @@ def contrast_stream(
         ]
         found = find(keys)
         todo = [(k, w) for k, w in zip(keys, wishes, strict=True) if k not in found]
-        asked = [wished(loaded, p, wish) for _, (p, _, wish) in todo]
-        new = [
-            Completion(
-                key, prompt.id, engine.name + side, 0, g.text.strip(), g.finish_reason, g.tokens
-            )
-            for (key, (prompt, side, _)), (g,) in zip(
-                todo, engine.generate(asked, one) if asked else [], strict=True
-            )
-        ]
+        new, saver = list[Completion](), Saver(write)
+        with hear(items_of(part, len(keys), len(found))):
+            for made_now in paced(todo, answer, pace):
+                new += made_now
+                saver.add(made_now)
         rows = {**found, **{c.key: c for c in new}}
         made = [rows[key] for key in keys]
         pairs = [
@@ -279,6 +310,6 @@ def contrast_stream(
             if good.text != bad.text
             and all(c.text and c.finish_reason == "stop" for c in (good, bad))
         ]
-        return Contrasted(pairs, new)
+        return Contrasted(pairs, new, saver.rest)
 
-    return overlapped(chunks(prompts, chunk), work, lambda part: sink.append(part.new))
+    return overlapped(chunks(prompts, chunk), work, lambda part: write(part.unsaved))

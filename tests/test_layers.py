@@ -39,6 +39,7 @@ FLOORS = {
     "rlaif.intervals": 3,
     "rlaif.ensembles": 3,
     "rlaif.preferences": 3,
+    "rlaif.pace": 4,
     "rlaif.executors": 4,
     "rlaif.executors_ray": 4,
     "rlaif.revising": 4,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -194,6 +196,40 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees the model. The engine cannot be used afterwards."""
         ...
+
+
+class Watched:
+    """An engine whose calls `tell` how far they are and may be broken off there by an exception.
+
+    Its rows depend on their batch in the last bits, so that it is given the same batches again.
+    """
+
+
+_Listener = Callable[[float], None]
+_listener: ContextVar[_Listener | None] = ContextVar("rlaif_listener", default=None)
+
+
+def tell(share: float) -> None:
+    """Says how much of the call in progress is done, from 0 to 1, to whoever hears it.
+
+    For an engine whose calls may take long. What is told is shown to people and decides nothing.
+    """
+    listener()(share)
+
+
+def listener() -> Callable[[float], None]:
+    """The one who hears `tell` now; without one, it does nothing."""
+    return _listener.get() or (lambda _: None)
+
+
+@contextmanager
+def hear(listener: Callable[[float], None]) -> Iterator[None]:
+    """Gives what is told inside to `listener`, which may tell it on to who heard before."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 ScoreFunction = Callable[[str, Sequence[str]], Sequence[float]]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif.engines.base import Sampling
+from rlaif.engines.base import Sampling, tell
 from rlaif.engines.tokens import Ids
 
 
@@ -120,6 +120,7 @@ def decode_batch(
             elif len(row.ids) == limits[row.prompt]:
                 row.finish_reason = "length"
         keep = [k for k, row in enumerate(live) if not row.finish_reason]
+        tell((step + 1) / max(limits))
         if not keep:
             break
         if len(keep) < len(live):

@@ -13,13 +13,14 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlaif.engines.base import Generation, Sampling, Scores, Usage
+from rlaif.engines.base import Generation, Sampling, Scores, Usage, Watched, hear, listener, tell
 from rlaif.engines.checkpoint import (
     Source,
     add_adapter,
@@ -61,7 +62,7 @@ class _Request:
     targets: Ids
 
 
-class HFEngine:
+class HFEngine(Watched):
     """A causal language model of Transformers, from a folder, a hub name or from memory.
 
     `batch_tokens` bounds the padded tokens of one forward pass; it changes speed, and results
@@ -218,6 +219,7 @@ class HFEngine:
             np.add.at(values, owners[mine], found)
             self.usage.computed_tokens += end - begin
             begin = end
+            tell(begin / len(trie))
             if begin <= shared:
                 packed.kept.tokens = trie.tokens[:begin]
         if self._in_memory:  # its weights may change before the next call
@@ -406,12 +408,15 @@ class HFEngine:
 
         Out of memory halves the budget for good and tries again.
         """
-        start = 0
+        start, outer = 0, listener()
         while start < len(items):
             count = max(1, self._budget // max(1, size(items[start])))
             batch = items[start : start + count]
+            told = partial(_tell_part, outer, start, len(batch), len(items))
             try:
-                run(batch)
+                with hear(told):
+                    run(batch)
+                told(1.0)
                 start += len(batch)
             except torch.cuda.OutOfMemoryError as error:
                 self._budget = self._halved(self._budget, len(batch), error)
@@ -434,6 +439,13 @@ class HFEngine:
                 stacklevel=2,
             )
         return max(1, budget // 2)
+
+
+def _tell_part(
+    outer: Callable[[float], None], start: int, count: int, every: int, share: float
+) -> None:
+    """Tells the share of a batch that is done as the share of all items."""
+    outer((start + share * count) / every)
 
 
 def _request(slot: tuple[int, int], prompt: Ids, option: Ids) -> _Request:

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from rlaif.engines.base import Usage
+from rlaif.engines.base import Usage, tell
 from rlaif.engines.pacing import Budget, Gate, Load, Pacer
 from rlaif.engines.replies import (
     Body,
@@ -93,6 +93,15 @@ class Server:
     async def all(self, work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         """The results in order. The first failure stops the rest and is raised."""
         tasks = [asyncio.ensure_future(w) for w in work]
+        done = 0
+
+        def ended(_: object) -> None:
+            nonlocal done
+            done += 1
+            tell(done / len(tasks))
+
+        for task in tasks:
+            task.add_done_callback(ended)
         try:
             return list(await asyncio.gather(*tasks))
         except BaseException:

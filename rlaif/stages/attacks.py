@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlaif.engines.base import hear
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.attacks import Labels, Trial, clear_questions, draw, report, trials
-from rlaif.executors import FiniteGuard, chunks, judge_missing
+from rlaif.executors import FiniteGuard, chunks, items_of, judge_missing
 from rlaif.files import read_object
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.scores import ScoreJudge
+from rlaif.pace import Saver, pace_of
 from rlaif.records import Verdict
 from rlaif.running import AnyJudge
 from rlaif.stages.jury import READ_PAIRS
@@ -70,18 +72,27 @@ def _answered(
     """Each trial with its verdicts, those of an earlier call taken from the store."""
     table, new = store.table("verdicts"), 0
     guard = FiniteGuard(run.config.judge.max_not_finite, judge.name)
-    out = []
+    out: list[tuple[Trial, list[Verdict]]] = []
+    pace, old = pace_of(judge.engine), 0.0
+
+    def told(items: float) -> None:
+        progress(len(out) + items, len(todo), old)
+
     with run.reporter.progress("attacks", len(todo)) as progress:
         for part in chunks(todo, run.config.chunk):
             asks = {judge.key(ask): ask for trial in part for ask in trial.asks}
             found = dict(table.finder()(list(asks)))
-            made = judge_missing(judge, asks, found)
-            guard.check(made)
-            table.append(made)
-            new += len(made)
-            found |= {v.key: v for v in made}
+            known, saver = len(found), Saver(table.append)
+            with hear(told), hear(items_of(part, len(asks), known)):
+                for made in judge_missing(judge, asks, found, pace):
+                    found |= {v.key: v for v in made}
+                    guard.check(made, len(asks) - len(found))
+                    saver.add(made)
+            saver.flush()
+            new += len(asks) - known
+            old += len(part) * known / max(len(asks), 1)
             out += [(t, [found[judge.key(ask)] for ask in t.asks]) for t in part]
-            progress(len(out), len(todo))
+            told(0)
     return out, new
 
 

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from rlaif.config import JudgingConfig
-from rlaif.executors import Done, Finished, Judged, Progress, counted
+from rlaif.executors import Done, Judged, Progress, counted
 from rlaif.judges.base import expand
 from rlaif.preferences import Orders
 from rlaif.records import Order, Pair, Verdict
@@ -99,9 +99,8 @@ class Panel:
                 heard = [(other, self._stored(other, part.items, find)) for other in others] + heard
             for one, rows in heard:
                 one.reasons.update(v.reason for v in rows if v.reason is not None)
-            yield Finished(
-                part.items, [v for one, rows in heard for v in one.named(rows)], part.new
-            )
+            named = [v for one, rows in heard for v in one.named(rows)]
+            yield replace(part, rows=named)
         self._finish(juror, work)
 
     def _work(self, juror: Juror) -> Work[Pair, Verdict]:

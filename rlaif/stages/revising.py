@@ -11,6 +11,7 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Sampling
 from rlaif.errors import DataError
 from rlaif.evaluation.revisions import violations
+from rlaif.executors import followed
 from rlaif.files import read_json
 from rlaif.records import Pair, Preference, Revision
 from rlaif.revising import Reviser, chains_of, contrast_stream, revise_stream
@@ -56,10 +57,9 @@ def revise(run: Run) -> None:
         stream = revise_stream(
             chains, reviser, config.rounds, run.store.table("revisions"), chunk=run.config.chunk
         )
-        for i, part in enumerate(stream, 1):
+        for part in followed(stream, run.config.chunk, len(chains), progress):
             rows += part.rows
             new += len(part.new)
-            progress(min(i * run.config.chunk, len(chains)), len(chains))
     write_json(run.store.path(*CURRENT), [row.key for row in rows])
     reasons = Counter(row.reason for row in rows if row.reason)
     _tell(run, rows, new, reasons, len(completions) - len(chains))
@@ -91,10 +91,9 @@ def contrast(run: Run) -> None:
             prompts, engine, _principles(run), sampling_of(run.config),
             run.store.table("completions"), chunk=run.config.chunk,
         )  # fmt: skip
-        for i, part in enumerate(stream, 1):
+        for part in followed(stream, run.config.chunk, len(prompts), progress):
             pairs += part.pairs
             new += len(part.new)
-            progress(min(i * run.config.chunk, len(prompts)), len(prompts))
     if not pairs:
         raise DataError("no prompt gave two different whole completions")
     take_pairs(run, pairs)
