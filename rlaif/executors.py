@@ -472,6 +472,7 @@ def label_pairs(
     memory: Memory[Verdict] = Memory()
 
     def told(done: float, total: int | None, found: float = 0) -> None:
+        del found
         if on_progress:
             on_progress(done, total)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import pytest
 
 from rlaif import pace as pacing
 from rlaif.constitution import Principle
-from rlaif.engines.base import ScriptedEngine, hear
 from rlaif.engines.base import Sampling as Settings
+from rlaif.engines.base import ScriptedEngine, hear
 from rlaif.engines.hf import HFEngine
 from rlaif.errors import EngineError
 from rlaif.executors import Memory, run_judge, run_sampling
@@ -58,6 +59,10 @@ def slow_text(text: str, index: int) -> str:
     return f"text {index} of {len(text)}"
 
 
+def fast_engine() -> ScriptedEngine:
+    return ScriptedEngine(scorer=by_length, generator=lambda t, i: f"text {i} of {len(t)}")
+
+
 def slow_engine() -> ScriptedEngine:
     return ScriptedEngine(scorer=slow_score, generator=slow_text)
 
@@ -76,7 +81,7 @@ class Watched(Memory):  # type: ignore[type-arg]
 
     @property
     def longest(self) -> float:
-        return max(b - a for a, b in zip(self.times, self.times[1:], strict=False))
+        return max(b - a for a, b in pairwise(self.times))
 
 
 @pytest.fixture
@@ -90,7 +95,7 @@ class Told:
     def __init__(self) -> None:
         self.calls: list[tuple[float, float]] = []
 
-    def __call__(self, done: float, total: int | None, found: float = 0) -> None:
+    def __call__(self, done: float, *_: object) -> None:
         self.calls.append((time.monotonic(), done))
 
     def check(self, total: int) -> None:
@@ -98,7 +103,7 @@ class Told:
         assert done == sorted(done)
         assert done[-1] == total
         times = [t for t, _ in self.calls]
-        assert max(b - a for a, b in zip(times, times[1:], strict=False)) < 0.7
+        assert max(b - a for a, b in pairwise(times)) < 1.0
 
 
 @pytest.mark.usefixtures("quick")
@@ -107,7 +112,7 @@ def test_a_slow_judge_is_stored_and_told_inside_its_chunk() -> None:
     run_judge(
         PAIRS, PairwiseJudge(slow_engine()), PRINCIPLES, sink, total=12, on_progress=told
     )  # 48 requests of 0.04 s, one chunk
-    assert sink.longest < 0.7
+    assert sink.longest < 1.0
     told.check(12)
     whole: Memory[Verdict] = Memory()
     run_judge(PAIRS, PairwiseJudge(ScriptedEngine(scorer=by_length)), PRINCIPLES, whole)
@@ -120,9 +125,9 @@ def test_judges_that_write_or_see_more_are_stored_inside_a_chunk(
     make: Callable[..., PairwiseJudge],
 ) -> None:
     sink, whole = Watched(), Memory[Verdict]()
-    run_judge(PAIRS[:8], make(slow_engine()), PRINCIPLES, sink)
+    run_judge(PAIRS[:5], make(slow_engine()), PRINCIPLES, sink)
     assert len(sink.times) > 2
-    run_judge(PAIRS[:8], make(slow_engine()), PRINCIPLES, whole, pace=Pace(10_000, limit=1e9))
+    run_judge(PAIRS[:5], make(fast_engine()), PRINCIPLES, whole, pace=Pace(10_000, limit=1e9))
     assert sink.rows == whole.rows
 
 
@@ -131,7 +136,7 @@ def test_slow_sampling_is_stored_and_told_inside_its_chunk() -> None:
     sink, told = Watched(), Told()
     settings = Settings(n=2)
     run_sampling(PROMPTS, slow_engine(), settings, sink, total=12, on_progress=told)
-    assert sink.longest < 0.7
+    assert sink.longest < 1.0
     told.check(12)
 
 
@@ -215,9 +220,10 @@ ANSWERS = [Pair(Prompt.user(f"Can you help me {i} ?"), "Yes , I can .", "No .") 
 
 @pytest.mark.usefixtures("quick")
 def test_a_chunk_that_turns_out_slow_is_begun_again_in_small_batches() -> None:
-    sink, told, engine = Watched(), Told(), SlowModel(0.03)
+    sink, told, engine = Watched(), Told(), SlowModel(0.1)
+    started = time.monotonic()
     run_judge(ANSWERS, PairwiseJudge(engine), PRINCIPLES, sink, total=16, on_progress=told)
-    assert sink.longest < 0.8
+    assert sink.longest < (time.monotonic() - started) / 3
     told.check(16)
     whole: Memory[Verdict] = Memory()
     run_judge(ANSWERS, PairwiseJudge(SlowModel(0)), PRINCIPLES, whole)
@@ -252,7 +258,9 @@ def test_an_engine_tells_how_far_it_is_while_it_writes() -> None:
 # ------------------------------------------------------------------------------- the pace itself
 
 
-def play(pace: Pace, cost: Callable[[int], float], chunks: Sequence[int]) -> list[tuple[int, float]]:
+def play(
+    pace: Pace, cost: Callable[[int], float], chunks: Sequence[int]
+) -> list[tuple[int, float]]:
     """The batches of these chunks, and how long each takes."""
     batches = []
     for chunk in chunks:
@@ -313,7 +321,7 @@ def test_pairs_are_cut_only_where_one_is_too_much_and_prompts_never() -> None:
     assert ends(25, False) == [20, 40]
     assert ends(4, False) == [4, 8, 10, 14, 18, 20, 24, 28, 30, 34, 38, 40]
     assert ends(4, True) == [10, 20, 30, 40]
-    assert list(paced([], lambda x: [], Pace())) == []
+    assert list(paced([], lambda _: [], Pace())) == []
 
 
 def test_one_broken_verdict_among_the_first_few_stops_nothing_but_many_do() -> None:
