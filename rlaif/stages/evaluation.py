@@ -18,7 +18,7 @@ from rlaif.stages.jury import Bench, bench, of_one
 from rlaif.stages.labelling import current_verdicts, prefer
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
-from rlaif.stages.run import Run
+from rlaif.stages.run import Run, is_finished
 from rlaif.store import RunStore, write_json
 
 # what training stages may leave in `models/`
@@ -74,8 +74,8 @@ def evaluate(run: Run) -> None:
 
 
 def trained_policies(store: RunStore) -> list[str]:
-    """Names of the trained policies that lie in `models/`."""
-    return [n for n in POLICIES if (store.path("models", n) / "config.json").is_file()]
+    """Names of the policies in `models/` whose training was finished."""
+    return [n for n in POLICIES if is_finished(store.path("models", n))]
 
 
 def winrate_file(policy: str) -> str:

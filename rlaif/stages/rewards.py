@@ -16,7 +16,7 @@ from rlaif.stages.inputs import sampling_of
 from rlaif.stages.jury import bench
 from rlaif.stages.labelling import prefer
 from rlaif.stages.origins import tell_stale
-from rlaif.stages.run import Run
+from rlaif.stages.run import Run, is_finished
 from rlaif.templates import Rendered
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def reward_folder(run: Run, reward: str) -> str | None:
     """The reward model that rewards a policy; None when a judge or a function does."""
     if reward == "model":
         path = run.store.path("models", "reward")
-        if not (path / "config.json").is_file():
+        if not is_finished(path):
             raise DataError(
                 f"{run.store.root}: no reward model: run `rlaif train reward` first, or set "
                 "`reward` to judge, to a folder or to module:function"

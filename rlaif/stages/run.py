@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from rlaif.config import Config, EngineConfig, JudgingConfig
@@ -26,6 +27,11 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None: ...
 
     def progress(self, title: str, total: int | None) -> AbstractContextManager[Progress]: ...
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a model of the run is whole: its training writes the metrics last."""
+    return (folder / "config.json").is_file() and (folder / "metrics.json").is_file()
 
 
 def _engine_id(config: EngineConfig) -> str:

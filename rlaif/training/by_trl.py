@@ -18,9 +18,9 @@ import numpy as np
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from rlaif.errors import TrainingError
-from rlaif.training.loop import JOURNAL, Journal, OnLog, collect, last_checkpoint
-from rlaif.training.models import Loaded, empty_copy, quiet
+from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint
+from rlaif.training.loop import Journal, OnLog, collect
+from rlaif.training.models import Loaded, empty_copy, own_ends, quiet
 from rlaif.training.processes import spread
 from rlaif.training.settings import LoopSettings
 
@@ -74,9 +74,8 @@ def fit(
     tokenizer = copy.deepcopy(loaded.tokenizer)  # TRL changes it
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = loaded.filler
-    ends = copy.deepcopy(loaded.model.generation_config)
     mould = empty_copy(loaded.model) if spread() else None
-    with warnings.catch_warnings(), quiet(), sends_nothing(), closing(journal):
+    with warnings.catch_warnings(), quiet(), sends_nothing(), closing(journal), own_ends(loaded):
         warnings.simplefilter("ignore")
         trainer = make(
             model=loaded.model,
@@ -86,11 +85,11 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Writer(journal, {**_ALWAYS, **names}))
+        trainer.add_callback(Sealing(out / JOURNAL))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    loaded.model = trainer.accelerator.unwrap_model(trainer.model)
-    if mould is not None:
-        collect(loaded, mould, trainer)
-    loaded.model.generation_config = ends  # Trainer writes the tokenizer's own ends into it
+        loaded.model = trainer.accelerator.unwrap_model(trainer.model)
+        if mould is not None:
+            collect(loaded, mould, trainer)
     return journal
 
 
@@ -107,10 +106,5 @@ class _Writer(TrainerCallback):  # type: ignore[misc]
         del args, control
         if not logs or "loss" not in logs:  # Trainer's closing summary
             return
-        if not math.isfinite(logs["loss"]):
-            raise TrainingError(
-                f"the loss is {logs['loss']} at step {state.global_step} of {state.max_steps}: "
-                "lower the learning rate, or train in float32"
-            )
         found = {ours: float(logs[name]) for name, ours in self._names.items() if name in logs}
         self._journal.write(state.global_step, found)

@@ -73,7 +73,7 @@ class RowEncoder:
     """
 
     def __init__(self, encoder: Encoder, end: int, ends: Collection[int] = ()) -> None:
-        self._encoder = encoder
+        self._encoder, self.end = encoder, end
         self._end = np.array([end], np.int32)
         self._ends = frozenset((end, *ends))
 

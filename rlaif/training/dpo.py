@@ -12,12 +12,16 @@ loss and a collator for our loop instead; the losses that only TRL has go by its
 
 from __future__ import annotations
 
+import json
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
+from rlaif.errors import DataError
 from rlaif.files import read_object
 from rlaif.records import Preference, content_id
 from rlaif.training.data import (
@@ -256,9 +260,9 @@ def reference_logprobs(
     from rlaif.training.forward import to_device
     from rlaif.training.loop import REFERENCE
 
-    known = read_object(out / REFERENCE, "the training", {str: [float]})
+    known = _kept_reference(out / REFERENCE)
     if known:
-        return dict(known)
+        return known
     state, model = PartialState(), loaded.model
     adapter = getattr(model, "disable_adapter", nullcontext)
     half = torch.autocast(model.device.type, torch.bfloat16) if bf16 else nullcontext()
@@ -274,9 +278,28 @@ def reference_logprobs(
         model.train(training)
     reference = dict(gather_object(found))
     if state.is_main_process:
-        write_json(out / REFERENCE, reference)
+        write_json(out / REFERENCE, {"digest": _digest(reference), "reference": reference})
     state.wait_for_everyone()
     return reference
+
+
+def _kept_reference(path: Path) -> Reference:
+    """What an earlier start wrote; empty, with a warning, where it is no longer what it wrote."""
+    if not os.path.lexists(path):
+        return {}
+    try:
+        found = read_object(path, "the training", {"digest": str, "reference": {str: [float]}})
+        reference = dict(found.get("reference") or {})
+        if found.get("digest") == _digest(reference):
+            return reference
+    except DataError:
+        pass
+    warnings.warn(f"{path} is not what was written: it is computed anew", stacklevel=3)
+    return {}
+
+
+def _digest(reference: Reference) -> str:
+    return content_id(json.dumps(reference, sort_keys=True))
 
 
 def row_key(row: Row) -> str:

@@ -30,21 +30,14 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.training.by_trl import sends_nothing
-from rlaif.training.loop import (
-    JOURNAL,
-    Journal,
-    OnLog,
-    argument_values,
-    finish,
-    last_checkpoint,
-    one_gpu,
-    prepare,
-)
+from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint
+from rlaif.training.loop import Journal, OnLog, argument_values, finish, one_gpu, prepare
 from rlaif.training.models import (
     Loaded,
     LoraSettings,
     fingerprint_of,
     load_policy,
+    own_ends,
     quiet,
     save_model,
 )
@@ -158,13 +151,12 @@ def train_group(
     checkpoint = last_checkpoint(folder)
     journal = Journal(folder / JOURNAL, checkpoint, s.steps * s.iterations, 1, on_log, log_to)
     reward = Reward(scorer, s.no_end_score, spent)
-    trainer = _trainer(loaded, sampler, reward, s, arguments, kept)
-    trainer.add_callback(Writer(journal))
-    ends = copy.deepcopy(loaded.model.generation_config)
-    with closing(journal), quiet(), _still(), sends_nothing():
+    with closing(journal), quiet(), _still(), sends_nothing(), own_ends(loaded):
+        trainer = _trainer(loaded, sampler, reward, s, arguments, kept)
+        trainer.add_callback(Writer(journal))
+        trainer.add_callback(Sealing(folder / JOURNAL))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    loaded.model = trainer.accelerator.unwrap_model(trainer.model)
-    loaded.model.generation_config = ends  # Trainer writes the tokenizer's own ends into it
+        loaded.model = trainer.accelerator.unwrap_model(trainer.model)
     made = None
     if PartialState().is_main_process:
         save_model(loaded, folder, lora=s.lora is not None, merge=True)
@@ -386,11 +378,6 @@ class Writer(TrainerCallback):  # type: ignore[misc]
         if not logs or "loss" not in logs:  # Trainer's closing summary
             return
         found = {ours: logs[theirs] for theirs, ours in NAMES.items() if theirs in logs}
-        if not math.isfinite(found["loss"]):
-            raise TrainingError(
-                f"the loss is {found['loss']} at step {state.global_step} of {state.max_steps}: "
-                "lower the learning rate, or train in float32"
-            )
         self._kept |= found
         if "kl" in logs:  # TRL's is a mean over tokens
             self._kept["kl"] = logs["kl"] * self._kept["length"]

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -26,6 +27,14 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from rlaif.errors import ConfigError, DataError, TrainingError
 from rlaif.files import is_file, read_bytes, read_object, remove
 from rlaif.records import Preference, content_id
+from rlaif.training.checkpoints import (
+    CHECKPOINTS,
+    JOURNAL,
+    Sealing,
+    check,
+    last_checkpoint,
+    step_of,
+)
 from rlaif.training.data import Plan, Row, plan_steps
 from rlaif.training.models import Loaded, empty_copy, fill, fingerprint_of, quiet, write_json
 from rlaif.training.processes import PATIENCE, rank, spread
@@ -35,9 +44,8 @@ from rlaif.training.trackers import Trackers, check_trackers
 OnLog = Callable[[dict[str, Any]], None]
 # (model, micro-batch) -> losses (B,) and statistics (B,) of its pairs
 PairLoss = Callable[[Any, Mapping[str, Any]], tuple[Tensor, dict[str, Tensor]]]
-JOURNAL, METRICS, CHECKPOINTS = "training.jsonl", "metrics.json", "checkpoints"
-REFERENCE, KEY = "reference.json", "run.key"
-TRAINER = "trainer.pt"
+METRICS, REFERENCE, KEY = "metrics.json", "reference.json", "run.key"
+FILES = "files.json"  # the sizes of a finished model's files
 
 
 def run_loop(
@@ -63,6 +71,7 @@ def run_loop(
     )
     mould = empty_copy(loaded.model) if spread() else None
     trainer = PairTrainer(loaded.model, arguments, plan, pair_loss, journal)
+    trainer.add_callback(Sealing(out / JOURNAL))
     with closing(journal), quiet():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     loaded.model = trainer.accelerator.unwrap_model(trainer.model)
@@ -229,8 +238,10 @@ class Journal:
         log_to: Sequence[Tracker] = (),
     ) -> None:
         self._path, self._total, self._epochs, self._on_log = path, total, epochs, on_log
-        done = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        self.lines = [line for line in read_journal(path) if line["step"] <= done]
+        done = 0 if checkpoint is None else step_of(checkpoint)
+        # The checkpoint's own copy is under its seal; the file may have been damaged since.
+        before = path if checkpoint is None else checkpoint / JOURNAL
+        self.lines = [line for line in read_journal(before) if line["step"] <= done]
         self._before = float(self.lines[-1]["seconds"]) if self.lines else 0.0
         self._start = time.perf_counter()
         self._trackers = Trackers(log_to, path.parent, _key_of(path.parent))
@@ -238,6 +249,13 @@ class Journal:
             path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), "utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """TrainingError where the loss or the gradient is no number, before anything is saved."""
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(values.get(name, 0.0)):
+                raise TrainingError(
+                    f"the {name.replace('grad_norm', 'norm of the gradient')} is {values[name]} at "
+                    f"step {step} of {self._total}: lower the learning rate, or train in float32"
+                )
         if rank():
             return
         line = {
@@ -280,43 +298,6 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    found = []
-    for folder in (out / CHECKPOINTS).glob("checkpoint-*"):
-        try:  # Trainer writes this file last
-            state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        found.append((int(state["global_step"]), folder))
-    return max(found)[1] if found else None
-
-
-def write_checkpoint(out: Path, step: int, state: Mapping[str, Any]) -> None:
-    """Writes a checkpoint aside and renames it; older ones are dropped."""
-    root = out / CHECKPOINTS
-    aside = root / ".writing"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    with (aside / TRAINER).open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    write_json(aside / "trainer_state.json", {"global_step": step})
-    older = [p for p in root.glob("checkpoint-*") if p.name != f"checkpoint-{step}"]
-    shutil.rmtree(root / f"checkpoint-{step}", ignore_errors=True)
-    aside.rename(root / f"checkpoint-{step}")
-    for folder in older:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def read_checkpoint(checkpoint: Path, device: Any) -> tuple[int, dict[str, Any]]:
-    """The steps done and the state that `write_checkpoint` was given, on `device`."""
-    state = torch.load(checkpoint / TRAINER, map_location=device, weights_only=True)
-    facts = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-    return int(facts["global_step"]), dict(state)
-
-
 def prepare(
     out: Path, key: str, resume: bool, start: Sequence[str | None]
 ) -> dict[str, Any] | None:
@@ -341,10 +322,17 @@ def prepare(
     with PartialState().main_process_first():
         out.mkdir(parents=True, exist_ok=True)
         if resume and _key_of(out) == key:
-            return read_metrics(out) or None
-        for name in (CHECKPOINTS, "tensorboard"):
+            done = read_metrics(out)
+            if done and not _lost(out):
+                return done
+            if not done:
+                if PartialState().is_main_process:
+                    check(out)
+                return None
+        old = _files_of(out)
+        for name in (CHECKPOINTS, "tensorboard", "adapter"):
             shutil.rmtree(out / name, ignore_errors=True)
-        for name in (METRICS, JOURNAL, REFERENCE, KEY):
+        for name in (METRICS, JOURNAL, REFERENCE, KEY, FILES, *old):
             remove(out / name)
         named.write_text(key + "\n", "utf-8")
     return None
@@ -356,6 +344,7 @@ def finish(out: Path, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
     All processes call it, those that are not the main one with None, and get the same metrics.
     """
     if metrics is not None:
+        write_json(out / FILES, {name: (out / name).stat().st_size for name in _written(out)})
         write_json(out / METRICS, metrics)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     PartialState().wait_for_everyone()
@@ -369,6 +358,37 @@ def read_metrics(out: Path) -> dict[str, Any]:
     if found and (found.get("steps") is None or found.get("seconds") is None):
         raise DataError(f"{out / METRICS}: no steps or seconds. Remove it and run {again} again")
     return dict(found)
+
+
+def _written(out: Path) -> list[str]:
+    """The files of a model that training has just saved."""
+    mine = {METRICS, REFERENCE, KEY, FILES, JOURNAL}
+    found = [p for folder in (out, out / "adapter") for p in folder.glob("*") if p.is_file()]
+    return sorted(str(p.relative_to(out)) for p in found if p.name not in mine)
+
+
+def _files_of(out: Path) -> dict[str, int]:
+    """A finished model's files and their sizes; none of one that an older version made."""
+    try:
+        found = read_object(out / FILES, "the training", {str: float})
+    except DataError:
+        return {}
+    below = (Path(name) for name in found)
+    return {str(p): found[str(p)] for p in below if not p.is_absolute() and ".." not in p.parts}
+
+
+def _lost(out: Path) -> bool:
+    """Whether a finished model's files are no longer as they were written; warns of it."""
+    for name, size in _files_of(out).items():
+        path = out / name
+        if not is_file(path) or path.stat().st_size != size:
+            came = f"{path.stat().st_size:,}" if is_file(path) else "no file"
+            warnings.warn(
+                f"{path}: expected {size:,} bytes, found {came}. The model is trained anew",
+                stacklevel=4,
+            )
+            return True
+    return False
 
 
 def _key_of(out: Path) -> str:

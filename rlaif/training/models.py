@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -132,7 +133,7 @@ def load_reward(
     if missing:
         _init_head(loaded.model, missing, seed)
         loaded.notes.append("the checkpoint has no reward head: a new one is trained from scratch")
-    _score_last_real_token(loaded.model)
+    score_last_real_token(loaded.model)
     return loaded
 
 
@@ -281,12 +282,13 @@ def _init_head(model: Any, missing: list[str], seed: int) -> None:
                 weight.copy_(torch.normal(0.0, std, weight.shape, generator=random).to(weight))
 
 
-def _score_last_real_token(model: Any) -> None:
+def score_last_real_token(model: Any, but: int | None = None) -> None:
     """Makes a decoder's classification head read the last token that the attention mask shows.
 
     Transformers looks for the last id that is not the padding id. Where padding and end of turn
     are one id, it would read the token before the end, or any earlier one. Given `where` (N,),
-    places in the flat (B·T), the head reads those instead, and `logits` are (N, 1).
+    places in the flat (B·T), the head reads those instead, and `logits` are (N, 1). `but` is an id
+    that is passed over as Transformers does, for a head that was trained so elsewhere.
     """
     import torch
     from transformers.modeling_outputs import SequenceClassifierOutput
@@ -307,7 +309,8 @@ def _score_last_real_token(model: Any) -> None:
         trunk = getattr(self, self.base_model_prefix)
         if where is None:
             (B, T), device = input_ids.shape, input_ids.device
-            last = (attention_mask * torch.arange(T, device=device)).argmax(1)
+            shown = attention_mask if but is None else attention_mask * (input_ids != but)
+            last = (shown * torch.arange(T, device=device)).argmax(1)
             where = torch.arange(B, device=device) * T + last
         given = {} if position_ids is None else {"position_ids": position_ids}
         with last_layer_at(trunk, where):
@@ -389,6 +392,18 @@ def fill(model: Any, weights: Mapping[str, Any]) -> None:
         raise TrainingError(f"the trained weights came back without {lacking[0]}: nothing is saved")
 
 
+def _require_finite(model: Any) -> None:
+    """TrainingError where a weight is NaN or infinite: such a model is never called finished."""
+    import torch
+
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise TrainingError(
+                f"{name} is not finite after training, so nothing is saved: lower the learning "
+                "rate, or train in float32"
+            )
+
+
 def save_model(loaded: Loaded, out: Path, *, lora: bool, merge: bool) -> None:
     """Writes a folder that Transformers, our engines and vLLM load.
 
@@ -396,6 +411,7 @@ def save_model(loaded: Loaded, out: Path, *, lora: bool, merge: bool) -> None:
     adapter that was trained on top of another one is merged only: alone it would fit no checkpoint.
     """
     model = loaded.model
+    _require_finite(model)
     with quiet():
         if lora and loaded.adapter is not None:
             loaded.model = model = model.merge_and_unload()
@@ -403,15 +419,70 @@ def save_model(loaded: Loaded, out: Path, *, lora: bool, merge: bool) -> None:
             model.save_pretrained(out / "adapter")
             loaded.tokenizer.save_pretrained(out / "adapter")
             if not merge:
+                _note_padding(loaded)
                 return
             loaded.model = model = _merged(loaded, out / "adapter")
-        if model.config.pad_token_id is None:  # Transformers' own classifier needs one for batches
-            model.config.pad_token_id = loaded.filler
+        tokenizer = loaded.tokenizer
+        if "score" in model._modules:
+            tokenizer = _with_pad(loaded)
         model.save_pretrained(out)
-        loaded.tokenizer.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     for name in SIDE_FILES:
         if (Path(loaded.source) / name).is_file():
             shutil.copyfile(Path(loaded.source) / name, out / name)
+
+
+# What padding tokens are called, and tokens that stand in a vocabulary without a meaning yet.
+_PAD_NAMES = re.compile(r"^\W*(pad|padding|finetune_right_pad|finetune_right_pad_id)\W*$", re.I)
+_SPARE_NAMES = re.compile(r"reserved|unused", re.I)
+
+
+def _with_pad(loaded: Loaded) -> Any:
+    """The tokenizer to save with a classifier, which gets a padding token that ends no sequence.
+
+    Transformers' own classifier scores the last token that is not the padding token. Where that is
+    also the end of a turn, or there is none, it reads another place than was trained: the rewards
+    that it tells are then others. A free special token becomes the padding token, or a new one.
+    """
+    model, tokenizer = loaded.model, copy.deepcopy(loaded.tokenizer)
+    tokenizer.padding_side = "right"  # positions that are counted from the left stay as they were
+    rows = model.get_input_embeddings().num_embeddings
+    taken = {loaded.encoder.end, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken:
+        free = {
+            str(token): i
+            for i, token in tokenizer.added_tokens_decoder.items()
+            if token.special and i < rows and i not in taken and i != tokenizer.bos_token_id
+        }
+        found = [name for kind in (_PAD_NAMES, _SPARE_NAMES) for name in free if kind.search(name)]
+        tokenizer.add_special_tokens({"pad_token": found[0] if found else "<|pad|>"})
+    pad = tokenizer.pad_token_id
+    if pad >= rows:
+        _add_row(model, pad + 1)
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = pad
+    return tokenizer
+
+
+def _note_padding(loaded: Loaded) -> None:
+    """Notes where an adapter alone, whose config is its base's, is scored otherwise elsewhere."""
+    pad = loaded.model.config.get_text_config().pad_token_id
+    if loaded.model.active_peft_config.task_type == "SEQ_CLS" and pad == loaded.encoder.end:
+        loaded.notes.append(
+            "plain Transformers would score this adapter on its base at another token, as padding "
+            "and end of turn are one there: set merge to true, or give the base's config another "
+            "pad_token_id before scoring with it"
+        )
+
+
+def _add_row(model: Any, rows: int) -> None:
+    """Gives a model's embeddings rows of zeros to their end."""
+    import torch
+
+    before = model.get_input_embeddings().num_embeddings
+    with torch.random.fork_rng(), torch.no_grad():  # Transformers draws them
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        model.get_input_embeddings().weight[before:] = 0
 
 
 def _merged(loaded: Loaded, adapter: Path) -> Any:
@@ -431,6 +502,18 @@ def write_json(path: Path, value: Any) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+@contextmanager
+def own_ends(loaded: Loaded) -> Iterator[None]:
+    """Keeps a model's special tokens: Trainer writes the tokenizer's own into its configs."""
+    config, names = loaded.model.config.get_text_config(), ("bos", "eos", "pad")
+    before = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in names}
+    generation = copy.deepcopy(loaded.model.generation_config)
+    yield
+    for name, value in before.items():
+        setattr(loaded.model.config.get_text_config(), name, value)
+    loaded.model.generation_config = generation
 
 
 @contextmanager

@@ -26,19 +26,11 @@ import torch
 
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Pair, Prompt, content_id
+from rlaif.training.checkpoints import JOURNAL, last_checkpoint, read_checkpoint, write_checkpoint
 from rlaif.training.data import Row, token_batches
 from rlaif.training.dpo import collator, pair_logprobs, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
-from rlaif.training.loop import (
-    JOURNAL,
-    Journal,
-    OnLog,
-    finish,
-    last_checkpoint,
-    prepare,
-    read_checkpoint,
-    write_checkpoint,
-)
+from rlaif.training.loop import Journal, OnLog, finish, prepare
 from rlaif.training.losses import DPOLoss, check_dpo_loss
 from rlaif.training.models import (
     Loaded,

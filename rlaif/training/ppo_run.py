@@ -22,17 +22,9 @@ from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Prompt, content_id
 from rlaif.training.actor_critic import ActorCritic
+from rlaif.training.checkpoints import JOURNAL, last_checkpoint, read_checkpoint, write_checkpoint
 from rlaif.training.held_out import HeldOut, held_out_alarm
-from rlaif.training.loop import (
-    JOURNAL,
-    Journal,
-    OnLog,
-    finish,
-    last_checkpoint,
-    prepare,
-    read_checkpoint,
-    write_checkpoint,
-)
+from rlaif.training.loop import Journal, OnLog, finish, prepare
 from rlaif.training.models import Loaded, fingerprint_of, load_policy, save_model
 from rlaif.training.ppo import PPO, AlarmLimits, PPOSettings
 from rlaif.training.processes import join, rank, refuse_spread, same_parameters

@@ -35,7 +35,13 @@ from rlaif.training.data import (
     split_by_prompt,
     weigh_by_prompt,
 )
-from rlaif.training.models import add_lora, load_reward, save_model, write_json
+from rlaif.training.models import (
+    add_lora,
+    load_reward,
+    save_model,
+    score_last_real_token,
+    write_json,
+)
 from rlaif.training.settings import LoopOptions, LoopSettings
 
 if TYPE_CHECKING:
@@ -395,6 +401,9 @@ class RewardModel:
         folder = Path(model_path(str(path)))
         self._loaded = load_reward(str(path))
         self._check_head(str(path))
+        if not (folder / NORMALISATION).is_file():  # trained elsewhere: scored as it is there
+            pad = self._loaded.model.config.get_text_config().pad_token_id
+            score_last_real_token(self._loaded.model, pad)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._loaded.model.to(device).eval()

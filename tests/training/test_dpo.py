@@ -178,20 +178,28 @@ def test_killed_and_resumed_ends_with_the_same_weights(trained, causal, tmp_path
 
 
 def test_a_checkpoint_cut_off_by_a_kill_is_not_used(tmp_path):
-    from rlaif.training.loop import last_checkpoint
+    from rlaif.training.checkpoints import check, last_checkpoint, seal
 
-    for step, text in ((3, '{"global_step": 3}'), (6, '{"global_st'), (9, None)):
+    for step in (3, 6, 9):
         folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
-        if text:
-            (folder / "trainer_state.json").write_text(text)
-    found = last_checkpoint(tmp_path)
-    assert found is not None
-    assert found.name == "checkpoint-3"
+        (folder / "trainer_state.json").write_text('{"global_step": 3}')
+        if step < 9:
+            seal(folder, tmp_path / "training.jsonl")
+    assert last_checkpoint(tmp_path).name == "checkpoint-6"
+    check(tmp_path)
+    assert not folder.exists()  # the kill's
+    (tmp_path / "checkpoints" / "checkpoint-6" / "trainer_state.json").write_text('{"global_st')
+    with pytest.warns(UserWarning, match=r"checkpoint-6: its trainer_state\.json is not what was"):
+        check(tmp_path)
+    assert last_checkpoint(tmp_path).name == "checkpoint-3"
+    assert (tmp_path / "checkpoints" / "damaged-checkpoint-6").is_dir()
 
 
 def test_a_loss_that_is_no_number_stops_at_once(causal, tmp_path):
-    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+"):
+    with pytest.raises(
+        TrainingError, match=r"(the loss|the norm of the gradient) is (nan|inf) at step \d+"
+    ):
         train_dpo(make_preferences(48), causal, tmp_path, **{**QUICK, "learning_rate": 1e30})
 
 

@@ -1,0 +1,133 @@
+"""Checkpoints that can be trusted: sealed when they are whole, checked before training goes on.
+
+A seal holds the SHA-256 of every file of a checkpoint and is written last. One without a seal was
+cut off by a kill and is removed; one whose files are not those of its seal is set aside with a
+warning, and training goes on from the one before it, or from the start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from rlaif.files import is_file
+from rlaif.training.models import write_json
+
+JOURNAL, CHECKPOINTS = "training.jsonl", "checkpoints"
+SEAL = "digests.json"
+TRAINER = "trainer.pt"
+_KEPT = 2  # checkpoints: the newest, and the one to fall back on
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; `check` has looked at its files."""
+    whole = (folder for folder in _newest_first(out) if is_file(folder / SEAL))
+    return next(whole, None)
+
+
+def check(out: Path) -> None:
+    """Removes what a kill cut off and sets aside what is damaged, down to the first sound one.
+
+    Only one process may call this, and before any asks for the `last_checkpoint`.
+    """
+    for folder in _newest_first(out):
+        if not os.path.lexists(folder / SEAL):
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        why = fault(folder)
+        if why is None:
+            return
+        aside = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        warnings.warn(
+            f"{folder}: {why}. The checkpoint is set aside as {aside.name}, and training goes on "
+            "from the one before it, or from the start",
+            stacklevel=3,
+        )
+
+
+def fault(folder: Path) -> str | None:
+    """What is not as a checkpoint's seal says; None where all is."""
+    try:
+        digests = json.loads((folder / SEAL).read_text("utf-8"))
+        expected = {str(name): str(digest) for name, digest in digests.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return f"its {SEAL} cannot be read"
+    for name, digest in expected.items():
+        if not is_file(folder / name):
+            return f"its {name} is missing"
+        if _digest(folder / name) != digest:
+            return f"its {name} is not what was written"
+    return None
+
+
+def seal(folder: Path, journal: Path) -> None:
+    """Marks a checkpoint as whole, with a copy of the journal as it was then."""
+    if is_file(journal):
+        shutil.copyfile(journal, folder / JOURNAL)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    write_json(folder / SEAL, {str(path.relative_to(folder)): _digest(path) for path in files})
+
+
+class Sealing(TrainerCallback):  # type: ignore[misc]
+    """Seals each checkpoint of a Trainer when all processes have written their parts of it."""
+
+    def __init__(self, journal: Path) -> None:
+        self._journal = journal
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del control
+        PartialState().wait_for_everyone()
+        if PartialState().is_main_process:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._journal)
+
+
+def write_checkpoint(out: Path, step: int, state: Mapping[str, Any]) -> None:
+    """Writes a checkpoint aside, seals and renames it; all but the one before it are dropped."""
+    root = out / CHECKPOINTS
+    aside = root / ".writing"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    with (aside / TRAINER).open("wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    write_json(aside / "trainer_state.json", {"global_step": step})
+    seal(aside, out / JOURNAL)
+    shutil.rmtree(root / f"checkpoint-{step}", ignore_errors=True)
+    aside.rename(root / f"checkpoint-{step}")
+    for folder in _newest_first(out)[_KEPT:]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_checkpoint(checkpoint: Path, device: Any) -> tuple[int, dict[str, Any]]:
+    """The steps done and the state that `write_checkpoint` was given, on `device`."""
+    state = torch.load(checkpoint / TRAINER, map_location=device, weights_only=True)
+    return step_of(checkpoint), dict(state)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The steps that were done when it was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _newest_first(out: Path) -> list[Path]:
+    found = (out / CHECKPOINTS).glob("checkpoint-*")
+    named = [p for p in found if p.name.rpartition("-")[2].isdecimal() and p.is_dir()]
+    return sorted(named, key=step_of, reverse=True)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
