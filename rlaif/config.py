@@ -7,6 +7,7 @@ option from the command line. Library functions take plain arguments: only the c
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -805,6 +806,9 @@ class Config(Section):
     """Training stages."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation."""
+    date: datetime.date | None = None
+    """The day that chat templates are told which ask for it, such as 2026-01-31; null: the day on
+    which the run began, whenever it goes on. It is part of the keys of such models' rows."""
     executor: Literal["local", "ray"] = "local"
     """Where `sample` and `label` run: `local` in this process, `ray` on the workers of a Ray
     cluster. The rows are the same, so a run may start on one and end on the other."""

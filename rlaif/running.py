@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from rlaif import executors
 from rlaif.config import Config, EngineConfig, JudgingConfig
 from rlaif.engines.base import Engine, Sampling, load_engine
+from rlaif.engines.tokens import fix_date
 from rlaif.executors import Finished, Item, Judged, Row, Sink
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import EngineJudge, Principles
@@ -86,7 +88,8 @@ def judging(
 
         tally = executors_ray.Tally()
         far = executors_ray.judge_stream(
-            pairs, partial(load_judge, section, config.threads), about_judge, principles, sink,
+            pairs, partial(load_judge, section, config.threads, config.date), about_judge,
+            principles, sink,
             orders=orders, chunk=config.chunk, max_not_finite=limit, workers=workers(config),
             tally=tally, together=JUDGES[section.method].together,
         )  # fmt: skip
@@ -112,8 +115,8 @@ def sampling(
 
         tally = executors_ray.Tally()
         far = executors_ray.sample_stream(
-            prompts, partial(load_policy, config.policy, config.threads), about_engine, settings,
-            sink, chunk=config.chunk, workers=workers(config), tally=tally,
+            prompts, partial(load_policy, config.policy, config.threads, config.date),
+            about_engine, settings, sink, chunk=config.chunk, workers=workers(config), tally=tally,
         )  # fmt: skip
         return Work(far, tally.usage, lambda: tally.about)
     own = policy()
@@ -130,8 +133,12 @@ def workers(config: Config) -> Workers:
     return Workers(given.workers, given.gpus, given.cpus, given.address)
 
 
-def load_policy(config: EngineConfig, threads: int | None) -> Engine:
-    """An engine by its section, on a worker."""
+def load_policy(
+    config: EngineConfig, threads: int | None, date: datetime.date | None = None
+) -> Engine:
+    """An engine by its section, on a worker; `date` is the run's, for chat templates that ask."""
+    if date is not None:
+        fix_date(date)
     if threads:
         import torch
 
@@ -139,9 +146,11 @@ def load_policy(config: EngineConfig, threads: int | None) -> Engine:
     return load_engine(config.model, config.engine, **config.options())
 
 
-def load_judge(config: JudgingConfig, threads: int | None) -> AnyJudge:
+def load_judge(
+    config: JudgingConfig, threads: int | None, date: datetime.date | None = None
+) -> AnyJudge:
     """The judge by its section, on a worker."""
-    return make_judge(config, load_policy(config, threads))
+    return make_judge(config, load_policy(config, threads, date))
 
 
 def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:

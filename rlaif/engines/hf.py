@@ -39,6 +39,7 @@ from rlaif.engines.packed import PackedModel, logits_at, obstacle
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
+from rlaif.records import content_id
 from rlaif.templates import Rendered
 
 T = TypeVar("T")
@@ -121,8 +122,9 @@ class HFEngine(Watched):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights, config, tokenizer and chat template."""
-        return self._fingerprint or module_fingerprint(self.model, self.tokenizer)
+        """Hash of weights, config, tokenizer, and the chat template as it is rendered."""
+        weights = self._fingerprint or module_fingerprint(self.model, self.tokenizer)
+        return content_id(weights, self.encoder.template_id)
 
     def close(self) -> None:
         """Frees the model. The engine cannot be used afterwards."""

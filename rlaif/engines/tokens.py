@@ -8,7 +8,8 @@ added tokens that are not special (`<think>`, the marks of tools) are tokens: so
 
 Where the tokenizer has a chat template, it is applied once per sequence of roles, with markers in
 place of the contents; what stands between the markers is trusted text. Where it has none, messages
-become a plain `Human:` / `Assistant:` transcript.
+become a plain `Human:` / `Assistant:` transcript. A template that asks for the day is told one that
+stays the same for a run (`fix_date`), and a thought that it leaves open is closed.
 
 One space at the end of trusted text goes over to the data after it, because tokenizers of words
 expect the space before the word. The literal text stays as it was in every other respect.
@@ -16,6 +17,7 @@ expect the space before the word. The literal text stays as it was in every othe
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import math
@@ -31,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlaif.errors import EngineError
+from rlaif.records import content_id
 from rlaif.templates import Rendered, RenderedMessage, Segment
 
 Ids = npt.NDArray[np.int32]  # (T,)
@@ -38,6 +41,22 @@ _Encode = Callable[[str], list[int]]
 _ANCHORS = ("\n", "\x01", "¶", "|")  # text that tokenizers keep apart from what follows it
 _PROBES = ("x", " x", ".", "The end", "\n\n", "é")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
+# Where a thought begins: <think>, <|thinking|>, <seed:think>, <reasoning>, [THINK]. The end mark
+# is the same with a slash.
+_THOUGHT = re.compile(r"(<\|?|\[)((?:\w+:)?(?:think(?:ing)?|thought|reasoning|THINK))(\|?>|\])")
+_today: list[
+    datetime.date
+] = []  # the day that templates are told; empty: that of an encoder's making
+
+
+def fix_date(date: datetime.date) -> None:
+    """Has all encoders made from now on in this process tell their chat templates this day.
+
+    A template that puts the day into each prompt would else make another prompt of the same row
+    tomorrow.
+    """
+    _today[:] = [date]
 
 
 class Encoder:
@@ -50,6 +69,8 @@ class Encoder:
     def __init__(self, tokenizer: Any, name: str = "the model") -> None:
         self.tokenizer = tokenizer
         self.name = name
+        self.date = _today[0] if _today else datetime.date.today()
+        self._thought_said = False
         self.transcript = not getattr(tokenizer, "chat_template", None)
         self.stop: tuple[str, ...] = (HUMAN,) if self.transcript else ()
         if self.transcript:
@@ -80,6 +101,14 @@ class Encoder:
         for i, segment in enumerate(_shift_spaces(self._segments(prompt.messages))):
             pieces.append(self._segment(segment, i == 0 and not segment.text[0].isspace()))
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+    @property
+    def template_id(self) -> str:
+        """A hash of what the chat template puts round messages on this encoder's day, so that a
+        template which says something else tomorrow, or in another version, has other keys."""
+        return content_id(
+            [self._skeleton(roles) for roles in _ROLES] if not self.transcript else []
+        )
 
     def option(self, text: str) -> Ids:
         """The ids of an option: trusted text that goes on after the prompt."""
@@ -131,13 +160,34 @@ class Encoder:
         try:
             # Judges answer at once: templates of thinking models then close the thought themselves.
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )
+                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False,
+                strftime_now=self._strftime,
+            )  # fmt: skip
         except Exception:  # templates raise what they like
             return None
-        parts = tuple(re.split(f"Q{nonce}x(\\d+)Q", text))
+        parts = re.split(f"Q{nonce}x(\\d+)Q", text)
         found = [int(i) for i in parts[1::2]]
-        return parts if found == list(range(len(roles))) else None
+        if found != list(range(len(roles))):
+            return None
+        return (*parts[:-1], self._closed(parts[-1]))
+
+    def _strftime(self, form: str) -> str:
+        """In place of the clock that Transformers gives to templates."""
+        return datetime.datetime.combine(self.date, datetime.time()).strftime(form)
+
+    def _closed(self, text: str) -> str:
+        """The generation prompt with its thought closed: else a verdict would be read inside it."""
+        opened = list(_THOUGHT.finditer(text))
+        if not opened or (end := _end_mark(opened[-1])) in text[opened[-1].end() :]:
+            return text
+        if not self._thought_said:
+            self._thought_said = True
+            warnings.warn(
+                f"{self.name}: its chat template begins every answer with an open thought "
+                f"({opened[-1][0]}), which is closed at once: it answers without thinking",
+                stacklevel=6,
+            )
+        return f"{text.rstrip()}\n\n{end}\n\n"
 
     # ---- segments → ids
 
@@ -200,6 +250,11 @@ class Encoder:
             if forbidden.ids.isdisjoint(ids):
                 return ids
         return [i for i in ids if i not in forbidden.ids]  # a control token of one character
+
+
+def _end_mark(begin: re.Match[str]) -> str:
+    """The mark that ends what this one begins: </think> of <think>."""
+    return f"{begin[1]}/{begin[2]}{begin[3]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class VLLMEngine:
     @property
     def fingerprint(self) -> str:
         """Hash of weights, config, tokenizer, chat template and adapter; of updates since."""
-        return self._fingerprint
+        return content_id(self._fingerprint, self.encoder.template_id)
 
     def close(self) -> None:
         """Frees the model and ends its processes. The engine cannot be used afterwards."""

@@ -118,7 +118,8 @@ def describe(run: Run) -> None:
     store.update_manifest("run", {
         "versions": versions(), "git_commit": git_commit(), "seed": run.config.sampling.seed,
         "target_trait": None if target is None else ("-" if target[1] < 0 else "") + target[0],
-        "machine": platform.machine(), "device": run.config.policy.device,
+        "date": str(run.config.date), "machine": platform.machine(),
+        "device": run.config.policy.device,
     })  # fmt: skip
 
 

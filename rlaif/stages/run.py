@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -11,6 +12,8 @@ from typing import Protocol
 from rlaif.config import Config, EngineConfig, JudgingConfig
 from rlaif.constitution import Constitution, Principle, require
 from rlaif.engines.base import Engine, load_engine
+from rlaif.engines.tokens import fix_date
+from rlaif.errors import DataError
 from rlaif.executors import Progress
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
@@ -32,6 +35,18 @@ class Reporter(Protocol):
 def is_finished(folder: Path) -> bool:
     """Whether a model of the run is whole: its training writes the metrics last."""
     return (folder / "config.json").is_file() and (folder / "metrics.json").is_file()
+
+
+def _began(store: RunStore) -> datetime.date | None:
+    """The day that the run's chat templates were told before."""
+    kept = (store.read_manifest().get("run") or {}).get("date")
+    try:
+        return None if kept is None else datetime.date.fromisoformat(kept)
+    except (TypeError, ValueError):
+        raise DataError(
+            f"{store.path('manifest.json')}: run.date: expected a day such as 2026-01-31, got "
+            f"{kept!r}"
+        ) from None
 
 
 def _engine_id(config: EngineConfig) -> str:
@@ -59,6 +74,9 @@ class Run:
         logging.disable_progress_bar()  # ours tells the rate and the time left
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
+        date = self.config.date or _began(self.store) or datetime.date.today()
+        self.config = self.config.model_copy(update={"date": date})
+        fix_date(date)
         self.constitution = Constitution.load(self.config.constitution)
 
     def engine(self, config: EngineConfig) -> Engine:
