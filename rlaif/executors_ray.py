@@ -313,4 +313,18 @@ def _start(ray: Any, workers: Workers) -> None:
         return
     # Reading takes CPUs of its own: actors on all of them would wait for input for ever.
     needed = math.ceil((workers.count or 1) * workers.cpus) + 2
-    ray.init(include_dashboard=False, num_cpus=max(os.cpu_count() or 1, needed), **quiet)
+    with _unheard():
+        ray.init(include_dashboard=False, num_cpus=max(os.cpu_count() or 1, needed), **quiet)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Turns standard error away: Ray's core tells there that it has been told to be quiet."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

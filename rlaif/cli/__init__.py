@@ -1,4 +1,7 @@
-"""The command line: one command a stage. Heavy imports happen inside the commands."""
+"""The command line: one command a stage.
+
+Heavy imports happen inside the commands, and all others once Ctrl-C has an answer.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,24 @@ from contextlib import suppress
 from io import TextIOWrapper
 from typing import NoReturn
 
-from rlaif.cli.app import app
-from rlaif.cli.last_word import FAILED, last_word
-
-INTERRUPTED = 130  # the shell's code for Ctrl-C
+from rlaif.cli.interrupts import Interrupts
 
 
 def main() -> None:
-    """Runs the command. An error is one paragraph, and a status that is not 0."""
+    """Runs the command. An error is one paragraph, and a status that is not 0; so is Ctrl-C."""
+    interrupts = Interrupts(next(iter(sys.argv[1:]), ""))
+    try:
+        interrupts.watch()
+        _run()
+    finally:
+        if interrupts.came:  # whatever has become of it on its way
+            interrupts.end()
+
+
+def _run() -> None:
+    from rlaif.cli.app import app
+    from rlaif.cli.last_word import FAILED, last_word
+
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             if isinstance(stream, TextIOWrapper):  # no letter that a terminal lacks is an error
@@ -26,8 +39,6 @@ def main() -> None:
         finally:
             if sys.stdout is not None:  # a full disk refuses it here, where it can still be told
                 sys.stdout.flush()
-    except KeyboardInterrupt:
-        _end("stopped; the same command goes on from here", INTERRUPTED)
     except BrokenPipeError:  # whoever read has read enough
         _end("", FAILED)
     except Exception as error:
