@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable
@@ -33,6 +34,8 @@ _LONGEST_BACKOFF = 60.0  # seconds
 _LONGEST_WAIT = 300.0  # seconds a server may ask us to wait
 _TOKENS_A_BYTE = 1 / 3  # until answers tell better; English has about 1/4
 _NO_KEY = "none"
+_SHORTEST_KEY = 8  # characters
+MOST_BYTES = 64 << 20  # of an answer, unpacked: many times what any request can ask for
 _MOST_ADDED = 100_000  # tokens that a server may put round a request
 _PASSING = ("retry", "overload", "nonsense")
 _NONSENSE_TRIES = 3  # a server that contradicts itself does so again, and each answer is paid for
@@ -63,7 +66,7 @@ class Server:
         self._seen_bytes = self._seen_tokens = 0
         self._warned_of_usage = False
         self._key_hint = f"the key in {api_key_env}" if api_key_env else "api_key_env (now null)"
-        self._client, self._clean = _client(self.url, api_key_env)
+        self._client, self._secret = _client(self.url, api_key_env)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="rlaif-http", daemon=True
@@ -194,22 +197,25 @@ class Server:
                     text = await self._client.get(url, cast_to=str)
                 else:
                     text = await self._client.post(url, cast_to=str, body=body)
-            return parse(self._clean(text))
+            answer: Body = self._secret.clean_json(parse(self._secret.clean(text)))
+            return answer
         except (TimeoutError, openai.APITimeoutError):
             return Trouble("overload", f"there was no answer within {self._timeout:g} s")
         except openai.APIStatusError as error:
             trouble = status_trouble(
-                error.status_code, self._clean(error.response.text), error.response.headers
+                error.status_code, self._secret.clean(error.response.text), error.response.headers
             )
             if error.status_code in (401, 403) and trouble.kind == "fatal":
                 return Trouble("fatal", f"{trouble.message}. Check {self._key_hint}")
             return trouble
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            return Trouble(
-                "retry",
-                f"the connection failed: {type(cause).__name__} {self._clean(str(cause))}".strip(),
-            )
+            why = self._secret.clean(str(cause))
+            if isinstance(cause, Refused):  # as older clients hand it on
+                return Trouble("fatal", why)
+            return Trouble("retry", f"the connection failed: {type(cause).__name__} {why}".strip())
+        except Refused as error:
+            return Trouble("fatal", self._secret.clean(str(error)))
         except Malformed as error:
             return Trouble("retry", str(error))
 
@@ -266,10 +272,10 @@ def _size(body: Body | None) -> int:
     return len(json.dumps(parts, ensure_ascii=False).encode()) if parts else 0
 
 
-def _client(base_url: str, api_key_env: str | None) -> tuple[Any, Callable[[str], str]]:
-    """The client, and a function that clears text of its key. The key stays in these two."""
+def _client(base_url: str, api_key_env: str | None) -> tuple[Any, Secret]:
+    """The client, and what clears text of its key. The key stays in these two."""
     try:
-        from openai import AsyncOpenAI
+        import openai
     except ImportError as error:
         raise missing_extra("openai", "http", "engine: http") from error
     key = (os.environ.get(api_key_env, "") if api_key_env else "").strip()
@@ -278,5 +284,75 @@ def _client(base_url: str, api_key_env: str | None) -> tuple[Any, Callable[[str]
     if not (key.isascii() and key.isprintable()):  # no header could carry it
         raise ConfigError(f"the key in {api_key_env} has characters that no key has")
     # Retries are ours, so that the gate sees every overload.
-    client = AsyncOpenAI(base_url=base_url, api_key=key or _NO_KEY, max_retries=0, timeout=None)
-    return client, lambda text: text.replace(key, "***") if key else text
+    client = openai.AsyncOpenAI(
+        base_url=base_url, api_key=key or _NO_KEY, max_retries=0, timeout=None,
+        http_client=openai.DefaultAsyncHttpxClient(
+            event_hooks={"response": [_stay_here, _read_capped]}
+        ),
+    )  # fmt: skip
+    return client, Secret(key)
+
+
+class Refused(Exception):
+    """What a server answers that is not taken, whatever else it would say."""
+
+
+async def _stay_here(response: Any) -> None:
+    """Refuses to be sent to another host, which would be told the prompts."""
+    if not response.has_redirect_location:
+        return
+    here = response.request.url
+    there = here.join(response.headers["location"])
+    upgraded = (here.scheme, there.scheme) == ("http", "https")
+    if there.host != here.host or not (
+        upgraded or (here.scheme, here.port) == (there.scheme, there.port)
+    ):
+        raise Refused(
+            f"it sends requests on to another host, {there.scheme}://{there.netloc.decode()}, and "
+            "that is refused: if the server is there, name it in base_url"
+        )
+
+
+async def _read_capped(response: Any) -> None:
+    """Reads an answer, unpacked, as long as it keeps to a size that answers have."""
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > MOST_BYTES:
+            raise Refused(f"its answer is longer than {MOST_BYTES >> 20} MiB, which is refused")
+        parts.append(part)
+    response._content = b"".join(parts)  # what `aread` would keep; it has no limit
+
+
+class Secret:
+    """Clears text and JSON of a key, as it is or in the escapes that servers echo it in."""
+
+    def __init__(self, key: str) -> None:
+        # Shorter ones are words that stand for no key ("EMPTY"), which answers may well use.
+        self._pattern = (
+            re.compile("".join(map(_written, key))) if len(key) >= _SHORTEST_KEY else None
+        )
+
+    def clean(self, text: str) -> str:
+        return self._pattern.sub("***", text) if self._pattern else text
+
+    def clean_json(self, value: Any) -> Any:
+        """A JSON value, whose strings are cleaned after their escapes were read."""
+        if isinstance(value, str):
+            return self.clean(value)
+        if isinstance(value, list):
+            return [self.clean_json(item) for item in value]
+        if isinstance(value, dict):
+            return {self.clean(key): self.clean_json(item) for key, item in value.items()}
+        return value
+
+
+def _written(character: str) -> str:
+    """A pattern of the ways to write an ASCII character: in URLs, JSON, HTML and Python's repr."""
+    code = ord(character)
+    ways = (
+        f"(?i:%(?:25)*{code:02x})", rf"(?i:\\+u00{code:02x})", rf"(?i:\\+x{code:02x})",
+        f"(?i:&#0*{code};)", f"(?i:&#x0*{code:x};)", rf"\\+{re.escape(character)}",
+        re.escape(character),
+    )  # fmt: skip
+    return f"(?:{'|'.join(ways)})"

@@ -23,7 +23,7 @@ class Reply:
     """What the server does with one request."""
 
     status: int = 200
-    body: Any = None  # a dict is sent as JSON, a string as it is
+    body: Any = None  # a dict is sent as JSON, a string and bytes as they are
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     cut: str = ""  # "before" any byte, or "inside" the body
@@ -113,9 +113,10 @@ def make_handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if reply.cut == "before":
                 self.close_connection = True
                 return
-            text = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
-            kind = "text/html" if isinstance(reply.body, str) else "application/json"
-            data = text.encode()
+            said = reply.body
+            text = said if isinstance(said, str | bytes) else json.dumps(said)
+            kind = "application/json" if not isinstance(said, str) else "text/html"
+            data = text.encode() if isinstance(text, str) else text
             self.send_response(reply.status)
             for name, value in {"Content-Type": kind, **reply.headers}.items():
                 self.send_header(name, value)
