@@ -95,6 +95,19 @@ def test_label_by_another_method(tmp_path: Path) -> None:
     assert "unknown" not in output
 
 
+def test_labels_that_the_judge_would_hardly_write_are_warned_of(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "pairs.jsonl")
+    command = ("label", "--pairs", "pairs.jsonl", "--judge", "tiny", "--set", "judge.min_mass=0")
+    for template, warned in (("pairwise/tiny", False), ("pairwise/default", True)):
+        said = run(*command, "--out", "r", "--set", f"judge.template={template}")
+        words = " ".join((said + capfd.readouterr().err).split())
+        assert ("had less than half of the judge's probability" in words) is warned
+        found = json.loads((tmp_path / "r/evaluation/labels.json").read_text())
+        assert (found["mass_under_half"] > 0.5) is warned
+
+
 def test_editing_one_principle_of_sixteen_judges_a_sixteenth(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.jsonl")
     text = (resources.folder("constitutions") / "sixteen.yaml").read_text()

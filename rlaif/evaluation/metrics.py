@@ -211,7 +211,7 @@ class LabelQuality:
         self.unlabelled: Counter[str] = Counter()  # pairs, by why they have no label
         self._truth = truth or (lambda pair: pair.label)
         self._p, self._y, self._prompts = array("d"), array("d"), array("Q")
-        self._mass, self._masses = 0.0, 0
+        self._mass, self._masses, self._low_masses = 0.0, 0, 0
         self._indifferent = 0
         self._slots = _SlotCounts()
         self._by_principle: dict[str, _SlotCounts] = defaultdict(_SlotCounts)
@@ -230,6 +230,7 @@ class LabelQuality:
         self.reasons.update(v.reason for v in made if v.reason is not None)
         masses = [v.mass for v in made if v.mass is not None]
         self._mass, self._masses = self._mass + math.fsum(masses), self._masses + len(masses)
+        self._low_masses += sum(mass < 0.5 for mass in masses)
         for pair, p, y in _with_truth(preferences, self._truth):
             self._prompts.append(_number(pair))
             self._p.append(p)
@@ -262,6 +263,7 @@ class LabelQuality:
             "abstained_by_reason": dict(self.reasons),
             "unlabelled_by_reason": dict(self.unlabelled),
             "label_mass": self._mass / self._masses if self._masses else None,
+            "mass_under_half": self._low_masses / self._masses if self._masses else None,
             "gold_agreement": None,
             "ece": None,
             "brier": None,

@@ -87,11 +87,22 @@ def label(run: Run) -> None:
         found["jury"] = jurors.result()
         _tell_jury(run, jurors)
     write_json(store.path("evaluation", "labels.json"), found)
+    _warn_of_mass(run, found["mass_under_half"])
     run.store.update_manifest("judge", panel.about())
     finish(run, "label", clock, {
         "rows": quality.verdicts, "new_rows": panel.new_rows, "abstained": dict(quality.reasons),
         "preferences": dict(quality.status), **reasoned.facts(), **panel.facts(),
     })  # fmt: skip
+
+
+def _warn_of_mass(run: Run, low: float | None) -> None:
+    """Says when the judge mostly wanted to write something else than the labels it was offered."""
+    if low is not None and low > 0.5:
+        run.reporter.warn(
+            f"in {low:.0%} of the verdicts the labels together had less than half of the judge's "
+            "probability: it would write something else. Look at the prompt (`rlaif constitution "
+            "show`), and give the judge a template whose cue leads to its labels, or another method"
+        )
 
 
 def jury_agreement(run: Run, panel: Panel) -> JuryAgreement | None:
