@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlaif.errors import DataError
+from rlaif.files import is_file, read_bytes
 from rlaif.places import unread
 from rlaif.records import content_id
 from rlaif.store import RunStore
@@ -71,8 +73,9 @@ def contents(store: RunStore) -> dict[str, str]:
         rows = store.table("preferences").to_arrow(["pair_id", "status", "p_first"])
         columns = (rows[name].to_pylist() for name in rows.schema.names)
         found[LABELS] = _hash(map(repr, zip(*columns, strict=True)))
-    for key in sorted(store.path("models").glob("*/run.key")):
-        found[model(key.parent.name)] = key.read_text(encoding="utf-8").strip()
+    for key in filter(is_file, sorted(store.path("models").glob("*/run.key"))):
+        said = read_bytes(key, DataError).decode(errors="replace")
+        found[model(key.parent.name)] = said.strip()
     return found
 
 

@@ -105,10 +105,11 @@ def _next(store: Any, manifest: dict[str, Any], stale: list[Any], files: list[st
 
 def _shown(store: Any) -> str | None:
     """The state of the run that its report shows."""
-    import json
+    from rlaif.errors import DataError
+    from rlaif.files import read_object
 
     try:
-        found = json.loads(store.path("summary.json").read_bytes())
-    except (OSError, ValueError):
+        found = read_object(store.path("summary.json"), "`rlaif report`", {"state": str})
+    except DataError:
         return None
-    return found.get("state") if isinstance(found, dict) else None
+    return str(found.get("state"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif import lineage
 from rlaif.config import LoraConfig, PairsConfig, TrainConfig
 from rlaif.errors import ConfigError, DataError
-from rlaif.files import read_object
+from rlaif.files import read_bytes, read_object
 from rlaif.readers import read_pairs
 from rlaif.readers.repeats import Votes
 from rlaif.records import Pair, content_id
@@ -79,7 +79,7 @@ def _test_reward(run: Run, config: PairsConfig) -> None:
 
     folder, out = run.store.path("models", "reward"), run.store.path("evaluation", "reward.json")
     pairs = _read(run, config, "test")
-    trained = (folder / "run.key").read_text("utf-8")
+    trained = read_bytes(folder / "run.key", DataError).decode(errors="replace")
     key = content_id(trained, [(p.id, p.label) for p in pairs], _MEASURED)
     if read_object(out, "`rlaif train reward`").get("key") == key:
         return

@@ -20,7 +20,9 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from rlaif.files import is_file
+from rlaif.errors import DataError
+from rlaif.files import is_file, read_object
+from rlaif.records import content_id
 from rlaif.training.models import write_json
 
 JOURNAL, CHECKPOINTS = "training.jsonl", "checkpoints"
@@ -60,9 +62,8 @@ def check(out: Path) -> None:
 def fault(folder: Path) -> str | None:
     """What is not as a checkpoint's seal says; None where all is."""
     try:
-        digests = json.loads((folder / SEAL).read_text("utf-8"))
-        expected = {str(name): str(digest) for name, digest in digests.items()}
-    except (OSError, ValueError, AttributeError, RecursionError):
+        expected = read_object(folder / SEAL, "the training", {str: str})
+    except DataError:
         return f"its {SEAL} cannot be read"
     for name, digest in expected.items():
         if not is_file(folder / name):
@@ -115,6 +116,30 @@ def read_checkpoint(checkpoint: Path, device: Any) -> tuple[int, dict[str, Any]]
     """The steps done and the state that `write_checkpoint` was given, on `device`."""
     state = torch.load(checkpoint / TRAINER, map_location=device, weights_only=True)
     return step_of(checkpoint), dict(state)
+
+
+def keep_reference(path: Path, reference: Mapping[str, list[float]]) -> None:
+    """Writes the reference's log-probabilities with a digest of their own."""
+    write_json(path, {"digest": _digest_of(reference), "reference": dict(reference)})
+
+
+def kept_reference(path: Path) -> dict[str, list[float]]:
+    """What an earlier start wrote; empty, with a warning, where it is no longer what it wrote."""
+    if not os.path.lexists(path):
+        return {}
+    try:
+        found = read_object(path, "the training", {"digest": str, "reference": {str: [float]}})
+        reference = dict(found.get("reference") or {})
+        if found.get("digest") == _digest_of(reference):
+            return reference
+    except DataError:
+        pass
+    warnings.warn(f"{path} is not what was written: it is computed anew", stacklevel=3)
+    return {}
+
+
+def _digest_of(reference: Mapping[str, list[float]]) -> str:
+    return content_id(json.dumps(dict(reference), sort_keys=True))
 
 
 def step_of(checkpoint: Path) -> int:

@@ -12,17 +12,12 @@ loss and a collator for our loop instead; the losses that only TRL has go by its
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from rlaif.errors import DataError
-from rlaif.files import read_object
 from rlaif.records import Preference, content_id
 from rlaif.training.data import (
     Cut,
@@ -33,7 +28,7 @@ from rlaif.training.data import (
     preferred,
     sampled_key,
 )
-from rlaif.training.models import add_lora, load_policy, save_model, write_json
+from rlaif.training.models import add_lora, load_policy, save_model
 from rlaif.training.settings import LoopOptions, LoopSettings
 
 if TYPE_CHECKING:
@@ -257,10 +252,11 @@ def reference_logprobs(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
+    from rlaif.training.checkpoints import keep_reference, kept_reference
     from rlaif.training.forward import to_device
     from rlaif.training.loop import REFERENCE
 
-    known = _kept_reference(out / REFERENCE)
+    known = kept_reference(out / REFERENCE)
     if known:
         return known
     state, model = PartialState(), loaded.model
@@ -278,28 +274,9 @@ def reference_logprobs(
         model.train(training)
     reference = dict(gather_object(found))
     if state.is_main_process:
-        write_json(out / REFERENCE, {"digest": _digest(reference), "reference": reference})
+        keep_reference(out / REFERENCE, reference)
     state.wait_for_everyone()
     return reference
-
-
-def _kept_reference(path: Path) -> Reference:
-    """What an earlier start wrote; empty, with a warning, where it is no longer what it wrote."""
-    if not os.path.lexists(path):
-        return {}
-    try:
-        found = read_object(path, "the training", {"digest": str, "reference": {str: [float]}})
-        reference = dict(found.get("reference") or {})
-        if found.get("digest") == _digest(reference):
-            return reference
-    except DataError:
-        pass
-    warnings.warn(f"{path} is not what was written: it is computed anew", stacklevel=3)
-    return {}
-
-
-def _digest(reference: Reference) -> str:
-    return content_id(json.dumps(reference, sort_keys=True))
 
 
 def row_key(row: Row) -> str:

@@ -7,7 +7,6 @@ pass says is not the same number.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -23,11 +22,12 @@ from trl import DPOConfig, DPOTrainer
 from rlaif.errors import ConfigError
 from rlaif.records import Preference
 from rlaif.training.by_trl import IN_ORDER, fit
+from rlaif.training.checkpoints import keep_reference, kept_reference
 from rlaif.training.data import Row
 from rlaif.training.dpo import row_key
 from rlaif.training.loop import REFERENCE, Journal, OnLog, argument_values, one_gpu
 from rlaif.training.losses import SMOOTHED_BY_TRL
-from rlaif.training.models import Loaded, write_json
+from rlaif.training.models import Loaded
 from rlaif.training.settings import LoopSettings
 
 _STATISTICS = {
@@ -101,12 +101,14 @@ class _Ready(DPOTrainer):  # type: ignore[misc]
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         del name
-        if not self._reference.is_file():
-            known = self._first_epoch(dataset.select(range(self._epoch)), batch_size)
+        known = kept_reference(self._reference)
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        if not known:
+            found = self._first_epoch(dataset.select(range(self._epoch)), batch_size)
             if self.accelerator.is_main_process:
-                write_json(self._reference, known)
+                keep_reference(self._reference, found)
             self.accelerator.wait_for_everyone()
-        known = json.loads(self._reference.read_text("utf-8"))
+            known = kept_reference(self._reference)
         both = np.array([known[key] for key in dataset["key"]])
         dataset = dataset.remove_columns("key").add_column("ref_chosen_logps", both[:, 0])
         return dataset.add_column("ref_rejected_logps", both[:, 1])
