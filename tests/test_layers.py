@@ -18,6 +18,7 @@ FLOORS = {
     "rlaif.files": 0,
     "rlaif.records": 0,
     "rlaif.resources": 0,
+    "rlaif.hub": 1,
     "rlaif.yamlfile": 1,
     "rlaif.constitution": 1,
     "rlaif.constitution_diff": 1,

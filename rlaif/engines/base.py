@@ -302,6 +302,10 @@ def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
 
     `vllm` takes the options of `hf` and those of `VLLMEngine`, such as `tensor_parallel_size`.
     """
+    if engine in ("hf", "vllm"):  # a name that leads nowhere is told before anything heavy loads
+        from rlaif.engines.checkpoint import source_of
+
+        source_of(model, options.get("adapter"))
     if engine == "hf":
         from rlaif.engines.hf import HFEngine
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.errors import ConfigError, EngineError, RlaifError
+from rlaif.hub import check_name
 from rlaif.resources import model_path
 
 ADAPTER = "adapter_config.json"
@@ -40,6 +42,7 @@ def source_of(model: str, adapter: str | None = None) -> Source:
     """
     path = model_path(model)
     if not (Path(path) / ADAPTER).is_file():
+        check_name(path)
         return Source(path, adapter)
     if adapter is not None:
         raise ConfigError(
@@ -64,6 +67,7 @@ def source_of(model: str, adapter: str | None = None) -> Source:
             f"the adapter {model} says that its base is {base}, and nothing is there: give the "
             "base as `model`, and this folder as `adapter`"
         )
+    check_name(base)
     return Source(base, path)
 
 
@@ -120,19 +124,38 @@ def loading(model: str) -> Iterator[None]:
 
     They raise errors of every kind over a folder that is cut, mixed up or damaged. And they send
     nothing: Transformers would have a server convert a hub's model that has no safetensors, telling
-    it the model's name and the user's token.
+    it the model's name and the user's token. Their bars are not shown.
     """
     import torch
 
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_bars(model):
             warnings.simplefilter("ignore", FutureWarning)
             yield
     except (RlaifError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise cannot_load(model, error) from error
+
+
+@contextmanager
+def _no_bars(model: str) -> Iterator[None]:
+    """Hides the bars of Transformers; a download's stays, on a terminal, as it may take long."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    shown, hub = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # the hub's too
+    if hub and sys.stderr is not None and sys.stderr.isatty() and not Path(model).is_dir():
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        elif hub:
+            enable_progress_bars()
 
 
 def check_head(config: Any, model: str) -> None:

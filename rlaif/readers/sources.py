@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import DataError
+from rlaif.hub import offline
 from rlaif.readers.fields import UNREAD, Broken, Raw, Row
 
 Placed = Iterator[tuple[str, Raw]]
@@ -306,6 +307,7 @@ def _saved_rows(folder: Path, split: str) -> Placed:
 
 def _hub_rows(name: str, split: str) -> Placed:
     """`owner/name`, `owner/name/subset`, each with `:split`."""
+    offline()  # tells the hub's library, which would try for half a minute
     from datasets import load_dataset
 
     owner, title, *subset = name.split("/")
