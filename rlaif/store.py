@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
@@ -671,7 +672,7 @@ class RunStore:
         self._tables: dict[str, Table[Any]] = {}
         self._lock: int | None = None
         if read_only and not self.root.is_dir():
-            raise DataError(f"no run directory {self.root}: check the path, or run a stage first")
+            raise missing_run(self.root)
 
     @classmethod
     def open_readonly(cls, path: str | Path) -> RunStore:
@@ -796,6 +797,21 @@ class RunStore:
             os.close(handle)
             raise
         return handle
+
+
+def missing_run(root: Path, hint: str = "a stage makes one, such as `rlaif run`") -> DataError:
+    """The error for a run directory that is not there, with those that may be meant."""
+    if os.path.lexists(root):
+        return DataError(f"{root} is no run directory: it is no folder")
+    beside = (root.parent, root.parent / "runs", Path("runs"))
+    runs = {f.parent.name: f.parent for at in beside for f in at.glob("*/manifest.json")}
+    close = get_close_matches(root.name, runs, n=1, cutoff=0.5)
+    if close:
+        meant = f" Did you mean {runs[close[0]]}?"
+    else:
+        some = sorted(str(path) for path in runs.values())[:5]
+        meant = f" There are: {', '.join(some)}." if some else ""
+    return DataError(f"no run directory {root}.{meant} Otherwise {hint}")
 
 
 def _lock(handle: int, root: Path) -> None:

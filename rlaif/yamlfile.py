@@ -317,6 +317,17 @@ def known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[st
     return list(current.model_fields) if current else []
 
 
+def default_at(model: type[BaseModel], location: Sequence[str]) -> Any:
+    """The default of a field inside a model, following the field types; None where it has none."""
+    *above, last = location
+    for part in above:
+        inner = _inner_model(model.model_fields[part].annotation)
+        if inner is None:
+            raise KeyError(part)
+        model = inner
+    return model.model_fields[last].get_default()
+
+
 def _inner_model(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation

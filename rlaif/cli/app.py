@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from rlaif.cli import bench, config, constitution, evaluate, files, revise, status, steps, train
+from rlaif.cli.options import App
 
-app = typer.Typer(
+app = App(
     name="rlaif",
     help="From a file of principles to preference labels, reward models and better policies.",
     no_args_is_help=True,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlaif.cli.options import App
 from rlaif.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from rlaif.bench.judge import JudgeRun
 
-app = typer.Typer(help="Measure labelling, generation, PPO and the store.", no_args_is_help=True)
+app = App(help="Measure labelling, generation, PPO and the store.", no_args_is_help=True)
 
 ModelOption = Annotated[str, typer.Option(help="Folder, hub name or `tiny`.")]
 EngineOption = Annotated[

@@ -1,4 +1,4 @@
-"""What the commands share: their options, the config they make, the run they open."""
+"""What the commands share: the config they make, what is checked first, the run they open."""
 
 from __future__ import annotations
 
@@ -6,75 +6,11 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlaif.config import Config
     from rlaif.stages import Run
-
-ConfigOption = Annotated[
-    str | None,
-    typer.Option("--config", "-c", help="A config file, or a shipped name such as `demo`."),
-]
-OutOption = Annotated[str | None, typer.Option("--out", "-o", help="The run directory.")]
-ConstitutionOption = Annotated[
-    str | None, typer.Option(help="A constitution file, or a shipped name such as `harmless`.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", help="Any option of the config: `--set train.dpo.beta=0.05`."),
-]
-PolicyOption = Annotated[str | None, typer.Option(help="Policy: folder, hub name or `tiny`.")]
-JudgeOption = Annotated[str | None, typer.Option(help="Judge: folder, hub name or `tiny`.")]
-MethodOption = Annotated[
-    str | None,
-    typer.Option(
-        help="How it judges: pairwise, cot, adaptive, pointwise, rubric, listwise or text."
-    ),
-]
-PromptsOption = Annotated[
-    str | None,
-    typer.Option(help="Prompts: a file, folder or glob of files, a hub name, or `tiny`."),
-]
-PairsOption = Annotated[
-    str | None,
-    typer.Option(help="Pairs to judge: a file, folder or glob of files, or a hub name."),
-]
-FormatOption = Annotated[
-    str | None,
-    typer.Option("--format", help="How the rows of --pairs are laid out; told from them if not."),
-]
-ColumnOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--column",
-        help="Which column holds what, by its path, where its name does not tell: "
-        "`--column prompt=question`; one each.",
-    ),
-]
-LimitOption = Annotated[int | None, typer.Option(help="Read at most this many.")]
-ExecutorOption = Annotated[
-    str | None, typer.Option(help="Where it runs: `local`, or `ray`: on a cluster's workers.")
-]
-SkipOption = Annotated[
-    int | None,
-    typer.Option("--skip-bad", help="Go on over this many rows that are malformed or no text."),
-]
-
-
-def columns_of(section: str, given: list[str] | None) -> dict[str, str]:
-    """Options of the config that `--column what=path` stands for."""
-    from rlaif.errors import ConfigError
-
-    found = {}
-    for text in given or ():
-        what, sign, path = text.partition("=")
-        if not sign or not path:
-            raise ConfigError(f"--column {text}: expected what=path, such as prompt=question")
-        found[f"{section}.columns.{what.strip()}"] = path.strip()
-    return found
 
 
 def configure(
@@ -118,13 +54,18 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
     the lock, writes and speaks.
     """
     from rlaif.cli.console import Terminal
+    from rlaif.cli.first import check, gone_if_failed
     from rlaif.stages import Run, describe, tell_stale
     from rlaif.store import RunStore
 
+    check(config, [getattr(stage, "func", stage).__name__ for stage in stages])
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         _execute_together(config, stages, together)
         return
-    with RunStore(config.out) as store, Run(config, store, Terminal()) as run:
+    with (
+        gone_if_failed(Path(config.out)), RunStore(config.out) as store,
+        Run(config, store, Terminal()) as run,
+    ):  # fmt: skip
         describe(run)
         for stage in stages:
             stage(run)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Check configs; print their JSON Schema.", no_args_is_help=True)
+from rlaif.cli.options import App
+
+app = App(help="Check configs; print their JSON Schema.", no_args_is_help=True)
 
 
 @app.command("check")

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlaif.cli.options import App
 from rlaif.errors import ConfigError, DataError, nearest
 from rlaif.files import write_text
 
 if TYPE_CHECKING:
     from rlaif.constitution import Use
 
-app = typer.Typer(help="Check, show, compare and import constitutions.", no_args_is_help=True)
+app = App(help="Check, show, compare and import constitutions.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="A file, or a shipped name.")]
 
 
@@ -134,7 +135,10 @@ def diff_constitutions(before: Name, after: Name) -> None:
 @app.command("import")
 def import_file(
     path: Annotated[
-        Path, typer.Argument(help="Published JSON, or a Markdown or text list of principles.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Published JSON, or a Markdown or text list of principles."
+        ),
     ],
     to: Annotated[Path, typer.Argument(help="The constitution to write, a .yaml file.")],
     name: Annotated[str | None, typer.Option(help="Its name; else that of the file.")] = None,

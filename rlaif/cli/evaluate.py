@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlaif.cli.common import (
-    ConfigOption,
-    LimitOption,
-    MethodOption,
-    OutOption,
-    SetOption,
-    configure,
-    execute,
-)
+from rlaif.cli.common import execute
+from rlaif.cli.options import App, on_a_run
 
-app = typer.Typer(help="Measure labels, and what was trained.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from rlaif.config import Config
+
+app = App(help="Measure labels, and what was trained.", no_args_is_help=True)
 
 
 @app.command("audit")
+@on_a_run()
 def audit(
-    config: ConfigOption = None,
-    out: OutOption = None,
+    config: Config,
     attacks: Annotated[
         bool, typer.Option("--attacks", help="Then attack 50 verdicts, as `eval attacks` does.")
     ] = False,
-    overrides: SetOption = None,
 ) -> None:
     """Tell how far a run's labels can be trusted: against known labels, and by themselves.
 
@@ -35,61 +30,65 @@ def audit(
     """
     from rlaif import stages
 
-    steps = [stages.audit, stages.attack] if attacks else [stages.audit]
-    execute(configure(config, out, overrides, {}), *steps)
+    execute(config, *([stages.audit, stages.attack] if attacks else [stages.audit]))
 
 
 @app.command("winrate")
-def winrate(
-    config: ConfigOption = None,
-    out: OutOption = None,
-    limit: LimitOption = None,
-    overrides: SetOption = None,
-) -> None:
+@on_a_run(
+    judge="evaluate.judge.model", method="evaluate.judge.method", prompts="evaluate.prompts.path",
+    column="evaluate.prompts", limit="evaluate.prompts.limit",
+    skip_bad="evaluate.prompts.skip_bad", seed="evaluate.seed",
+)  # fmt: skip
+def winrate(config: Config) -> None:
     """Compare the trained policy with the one it started from, on held-out prompts.
 
     Example: rlaif eval winrate --out runs/demo --limit 200
     """
     from rlaif import stages
 
-    named = {"evaluate.prompts.limit": limit}
-    execute(configure(config, out, overrides, named), stages.evaluate)
+    execute(config, stages.evaluate)
 
 
 @app.command("best-of-n")
+@on_a_run(
+    "policy", prompts="evaluate.prompts.path", column="evaluate.prompts",
+    limit="evaluate.prompts.limit", skip_bad="evaluate.prompts.skip_bad", seed="evaluate.seed",
+)  # fmt: skip
 def best_of_n(
-    config: ConfigOption = None,
-    out: OutOption = None,
-    n: Annotated[int, typer.Option("--n", "-n", help="Samples a prompt.")] = 16,
-    reward: Annotated[
-        str | None, typer.Option(help="The reward model that ranks; the run's own unless given.")
+    config: Config,
+    samples: Annotated[
+        int, typer.Option("--n", "-n", metavar="N", help="Completions a prompt.")
+    ] = 16,
+    proxy: Annotated[
+        str | None,
+        typer.Option(
+            "--reward", metavar="FOLDER",
+            help="The reward model that ranks; the run's own unless given.",
+        ),
     ] = None,
     gold: Annotated[
-        str | None, typer.Option(help="A second reward model, which is only looked at.")
+        str | None,
+        typer.Option(metavar="FOLDER", help="A second reward model, which is only looked at."),
     ] = None,
-    limit: LimitOption = None,
-    overrides: SetOption = None,
-) -> None:
+) -> None:  # fmt: skip
     """What the best of 1..n samples by the reward model is worth, and its KL.
 
     Example: rlaif eval best-of-n --out runs/demo -n 64 --limit 100
     """
     from rlaif import stages
 
-    resolved = configure(config, out, overrides, {"evaluate.prompts.limit": limit})
-    execute(resolved, partial(stages.best_of_n, n=n, reward=reward, gold=gold))
+    execute(config, partial(stages.best_of_n, n=samples, reward=proxy, gold=gold))
 
 
 @app.command("attacks")
+@on_a_run("constitution", "judge", "method", seed="judge.rationale.seed")
 def attacks(
-    config: ConfigOption = None,
-    out: OutOption = None,
-    method: MethodOption = None,
-    limit: Annotated[int, typer.Option(help="Attack at most this many verdicts.")] = 50,
+    config: Config,
+    limit: Annotated[int, typer.Option(metavar="N", help="Take at most this many.")] = 50,
     family: Annotated[
-        list[str] | None, typer.Option(help="Only this family of attacks; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this family of attacks; may be repeated."),
     ] = None,
-    overrides: SetOption = None,
 ) -> None:
     """How often a text behind the worse response turns the judge's verdict round.
 
@@ -97,5 +96,4 @@ def attacks(
     """
     from rlaif import stages
 
-    resolved = configure(config, out, overrides, {"judge.method": method})
-    execute(resolved, partial(stages.attack, limit=limit, families=family))
+    execute(config, partial(stages.attack, limit=limit, families=family))

@@ -8,23 +8,33 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlaif.cli.options import OutOption, RunArgument, one_run, the_run
+
 if TYPE_CHECKING:
     from rlaif.records import Preference
 
 
 def export(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
-    to: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file, or a folder.")],
+    run: RunArgument = None,
+    to: Annotated[
+        str | None, typer.Argument(metavar="TO", help="A .jsonl or .parquet file, or a folder.")
+    ] = None,
+    out: OutOption = None,
     what: Annotated[
         str,
-        typer.Option(help="`preferences`, `revisions` (to train on) or `revision-pairs`."),
+        typer.Option(
+            metavar="NAME", help="`preferences`, `revisions` (to train on) or `revision-pairs`."
+        ),
     ] = "preferences",
-    rounds: Annotated[
-        str, typer.Option(help="Of revisions: `last` of each chain, or `all`.")
+    which: Annotated[
+        str,
+        typer.Option("--which", "--rounds", metavar="NAME", help="Of revisions: `last` or `all`."),
     ] = "last",
     helpful: Annotated[
         list[Path] | None,
-        typer.Option(help="Mix in all whole completions of this run; may be given again."),
+        typer.Option(
+            metavar="RUN", help="Mix in all whole completions of this run; may be given again."
+        ),
     ] = None,
 ) -> None:
     """Write TRL rows: preferences with their soft label `p_chosen`, or revisions to train on.
@@ -37,11 +47,16 @@ def export(
     from rlaif.store import RunStore
     from rlaif.writers import export_preferences
 
-    store, terminal = RunStore(run_dir, read_only=True), Terminal()
-    if rounds not in ("last", "all"):
-        raise ConfigError(f"--rounds {rounds}: expected last or all")
+    if out is not None and to is None:
+        run, to = None, run  # the one argument is TO
+    found = one_run(run, out)
+    if found is None or to is None:
+        raise ConfigError("expected a run and a file: rlaif export RUN TO, or --out RUN TO")
+    store, terminal, target = RunStore(found, read_only=True), Terminal(), Path(to)
+    if which not in ("last", "all"):
+        raise ConfigError(f"--which {which}: expected last or all")
     if what == "revisions":
-        counts = export_revisions(store, to, rounds == "all", helpful or [])
+        counts = export_revisions(store, target, which == "all", helpful or [])
         terminal.say(f"{', '.join(f'{n:,} {k}' for k, n in counts.items())} written to {to}")
         return
     rows: Iterable[Preference]
@@ -51,7 +66,7 @@ def export(
         rows = revision_preferences(store)
     else:
         raise ConfigError(f"--what {what}: expected preferences, revisions or revision-pairs")
-    counts = export_preferences(rows, to)
+    counts = export_preferences(rows, target)
     left_out = {k: v for k, v in counts.items() if k != "preferred" and v}
     text = f"{counts['preferred']:,} preferences written to {to}"
     if left_out:
@@ -59,7 +74,7 @@ def export(
     terminal.say(text)
 
 
-def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+def report(run: RunArgument = None, out: OutOption = None) -> None:
     """Write report.html and summary.json of a run.
 
     Example: rlaif report runs/demo
@@ -67,7 +82,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) ->
     from rlaif.cli.console import Terminal
     from rlaif.stages import write_report
 
-    write_report(run_dir, Terminal())
+    write_report(the_run(run, out), Terminal())
 
 
 def init(

@@ -2,67 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from rlaif.cli.common import execute
+from rlaif.cli.options import on_a_run
 
-from rlaif.cli.common import (
-    ColumnOption,
-    ConfigOption,
-    ConstitutionOption,
-    LimitOption,
-    OutOption,
-    PolicyOption,
-    PromptsOption,
-    SetOption,
-    columns_of,
-    configure,
-    execute,
-)
+if TYPE_CHECKING:
+    from rlaif.config import Config
 
 
-def revise(
-    config: ConfigOption = None,
-    out: OutOption = None,
-    prompts: PromptsOption = None,
-    column: ColumnOption = None,
-    constitution: ConstitutionOption = None,
-    policy: PolicyOption = None,
-    rounds: Annotated[int | None, typer.Option(help="Revisions of each response.")] = None,
-    limit: LimitOption = None,
-    overrides: SetOption = None,
-) -> None:
+@on_a_run(
+    "prompts", "constitution", "policy", "rounds",
+    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad", seed="revise.seed",
+)  # fmt: skip
+def revise(config: Config) -> None:
     """Have the policy criticise and revise its own responses under drawn principles.
 
     Example: rlaif revise --prompts red-team.jsonl --constitution sixteen --out runs/revised
     """
     from rlaif import stages
 
-    named = {
-        "prompts.path": prompts, "constitution": constitution, "policy.model": policy,
-        "revise.rounds": rounds, "prompts.limit": limit, **columns_of("prompts", column),
-    }  # fmt: skip
-    execute(configure(config, out, overrides, named), stages.revise)
+    execute(config, stages.revise)
 
 
-def contrast(
-    config: ConfigOption = None,
-    out: OutOption = None,
-    prompts: PromptsOption = None,
-    column: ColumnOption = None,
-    constitution: ConstitutionOption = None,
-    policy: PolicyOption = None,
-    limit: LimitOption = None,
-    overrides: SetOption = None,
-) -> None:
+@on_a_run(
+    "prompts", "constitution", "policy",
+    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad", seed="sampling.seed",
+)  # fmt: skip
+def contrast(config: Config) -> None:
     """Make preference pairs from two opposed wishes; nothing is judged.
 
     Example: rlaif contrast --prompts prompts.jsonl --constitution hhh --out runs/contrast
     """
     from rlaif import stages
 
-    named = {
-        "prompts.path": prompts, "constitution": constitution, "policy.model": policy,
-        "prompts.limit": limit, **columns_of("prompts", column),
-    }  # fmt: skip
-    execute(configure(config, out, overrides, named), stages.contrast)
+    execute(config, stages.contrast)

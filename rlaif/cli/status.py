@@ -6,19 +6,19 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+from rlaif.cli.options import OutOption, RunArgument, the_run
 
 
-def status(run_dir: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
+def status(run: RunArgument = None, out: OutOption = None) -> None:
     """Tell what a run holds, what is out of date in it and why, and the next command.
 
     Example: rlaif status runs/demo
     """
     from rlaif.cli.console import Terminal
 
-    Terminal().say("\n".join(told(run_dir)))
+    Terminal().say("\n".join(told(the_run(run, out))))
 
 
 def told(root: Path) -> Iterator[str]:

@@ -2,69 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from rlaif.cli.common import (
-    ColumnOption,
-    ConfigOption,
-    ConstitutionOption,
-    ExecutorOption,
-    FormatOption,
-    JudgeOption,
-    LimitOption,
-    MethodOption,
-    OutOption,
-    PairsOption,
-    PolicyOption,
-    PromptsOption,
-    SetOption,
-    SkipOption,
-    columns_of,
-    configure,
-    execute,
-)
+from rlaif.cli.common import execute
+from rlaif.cli.options import on_a_run
+from rlaif.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlaif.config import Config
 
+_SOURCE = "source."  # stands for the section of what is read, prompts or pairs
 
-def run(
-    config: ConfigOption = None,
-    out: OutOption = None,
-    constitution: ConstitutionOption = None,
-    policy: PolicyOption = None,
-    judge: JudgeOption = None,
-    executor: ExecutorOption = None,
-    overrides: SetOption = None,
-) -> None:
+
+def _of_a_run(named: dict[str, Any], load: Callable[[], Config]) -> dict[str, Any]:
+    """`run` reads prompts or pairs, and its seed is that of sampling and of all that is trained."""
+    given = {key: value for key, value in named.items() if value is not None}
+    if {"prompts.path", "pairs.path"} <= given.keys():
+        raise ConfigError("--prompts and --pairs: a run samples from prompts or reads pairs")
+    config = load()
+    if "prompts.path" in given and config.pairs is not None:
+        given = {"pairs": None, **given}
+    pairs = "pairs.path" in given or (config.pairs is not None and "prompts.path" not in given)
+    seed = given.get("sampling.seed")
+    if seed is not None:
+        trained = [name for name, part in config.train if hasattr(part, "seed")]
+        given |= {f"train.{name}.seed": seed for name in trained}
+    source = "pairs." if pairs else "prompts."
+    return {
+        source + key.removeprefix(_SOURCE) if key.startswith(_SOURCE) else key: value
+        for key, value in given.items()
+    }
+
+
+@on_a_run(
+    "prompts", "pairs", "format", "constitution", "policy", "judge", "method", "executor",
+    column="source", limit="source.limit", skip_bad="source.skip_bad", seed="sampling.seed",
+    resolve=_of_a_run,
+)  # fmt: skip
+def run(config: Config) -> None:
     """Run every stage: sample, label, train, evaluate, report.
 
     Example: rlaif run --config demo --constitution concise --out runs/concise
     """
     from rlaif import stages
 
-    named = {
-        "constitution": constitution, "policy.model": policy, "judge.model": judge,
-        "executor": executor,
-    }  # fmt: skip
-    resolved = configure(config, out, overrides, named)
-    first = stages.sample if resolved.pairs is None else stages.read
+    first = stages.sample if config.pairs is None else stages.read
     steps = [first, stages.label, stages.audit]
-    if resolved.train.reward:
+    if config.train.reward:
         steps.append(stages.train_reward)
     policies = {
         "sft": stages.train_sft, "dpo": stages.train_dpo, "ppo": stages.train_ppo,
         "grpo": stages.train_grpo, "rloo": stages.train_rloo, "online_dpo": stages.train_online_dpo,
     }  # fmt: skip
-    trained = [train for name, train in policies.items() if getattr(resolved.train, name)]
+    trained = [train for name, train in policies.items() if getattr(config.train, name)]
     steps += [*trained, *([stages.evaluate] if trained else [])]
     if trained:
-        stages.held_out_section(resolved)  # what will be missing at the end is told at the start
-    _tell(resolved, [step.__name__ for step in [*steps, stages.report]])
-    execute(resolved, *steps, stages.report)
+        stages.held_out_section(config)  # what will be missing at the end is told at the start
+    _tell(config, [step.__name__ for step in [*steps, stages.report]])
+    execute(config, *steps, stages.report)
 
 
 def _tell(config: Config, steps: Sequence[str]) -> None:
@@ -81,46 +77,25 @@ def _tell(config: Config, steps: Sequence[str]) -> None:
     )
 
 
-def sample(
-    config: ConfigOption = None,
-    out: OutOption = None,
-    prompts: PromptsOption = None,
-    policy: PolicyOption = None,
-    column: ColumnOption = None,
-    n: Annotated[int | None, typer.Option("--n", "-n", help="Completions a prompt.")] = None,
-    limit: LimitOption = None,
-    skip_bad: SkipOption = None,
-    executor: ExecutorOption = None,
-    overrides: SetOption = None,
-) -> None:
+@on_a_run(
+    "prompts", "constitution", "policy", "n", "executor",
+    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad", seed="sampling.seed",
+)  # fmt: skip
+def sample(config: Config) -> None:
     """Sample completions and pair them.
 
     Example: rlaif sample --prompts prompts.jsonl --policy Qwen/Qwen3-0.6B -n 4 --out runs/mine
     """
     from rlaif import stages
 
-    named = {
-        "prompts.path": prompts, "policy.model": policy, "sampling.n": n,
-        "prompts.limit": limit, "prompts.skip_bad": skip_bad, "executor": executor,
-        **columns_of("prompts", column),
-    }  # fmt: skip
-    execute(configure(config, out, overrides, named), stages.sample)
+    execute(config, stages.sample)
 
 
-def label(
-    config: ConfigOption = None,
-    out: OutOption = None,
-    pairs: PairsOption = None,
-    pairs_format: FormatOption = None,
-    column: ColumnOption = None,
-    constitution: ConstitutionOption = None,
-    judge: JudgeOption = None,
-    method: MethodOption = None,
-    limit: LimitOption = None,
-    skip_bad: SkipOption = None,
-    executor: ExecutorOption = None,
-    overrides: SetOption = None,
-) -> None:
+@on_a_run(
+    "pairs", "format", "constitution", "judge", "method", "executor",
+    column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad", seed="judge.rationale.seed",
+)  # fmt: skip
+def label(config: Config) -> None:
     """Judge pairs under the principles: those of --pairs, or those sampled into the run.
 
     Example: rlaif label --pairs pairs.jsonl.gz --constitution harmless --judge tiny --out runs/hh
@@ -129,11 +104,5 @@ def label(
     """
     from rlaif import stages
 
-    named = {
-        "pairs.path": pairs, "pairs.format": pairs_format, "constitution": constitution,
-        "judge.model": judge, "pairs.limit": limit, "pairs.skip_bad": skip_bad,
-        "executor": executor, "judge.method": method, **columns_of("pairs", column),
-    }  # fmt: skip
-    resolved = configure(config, out, overrides, named)
-    steps = (stages.label,) if resolved.pairs is None else (stages.read, stages.label)
-    execute(resolved, *steps)
+    steps = (stages.label,) if config.pairs is None else (stages.read, stages.label)
+    execute(config, *steps)

@@ -1,0 +1,114 @@
+"""What comes before a model is loaded: what a command needs is there, or its run stays unmade."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rlaif.config import Config, JudgingConfig
+from rlaif.constitution import Constitution, require
+from rlaif.engines.base import ScriptedEngine
+from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
+from rlaif.places import Named, missing, named
+from rlaif.running import make_judge
+from rlaif.store import missing_run
+
+# What a stage needs of a run that is there already.
+_OF_A_RUN = {
+    "label": "nothing to label: run `rlaif sample`, or give --pairs FILE",
+    "audit": "run `rlaif label` first", "attack": "run `rlaif label` first",
+    "train_reward": "run `rlaif label` first", "train_dpo": "run `rlaif label` first",
+    "evaluate": "run `rlaif train dpo` first", "best_of_n": "run `rlaif train reward` first",
+}  # fmt: skip
+# The sections of the config that name what a stage reads, beside its judges and the constitution.
+_READS = {
+    "sample": ("prompts", "policy"), "read": ("pairs",), "revise": ("prompts", "policy", "revise"),
+    "contrast": ("prompts", "policy", "revise"), "train_sft": ("train.sft", "policy"),
+    "train_reward": ("train.reward", "policy"), "train_dpo": ("policy",),
+    "train_ppo": ("train.ppo", "prompts", "policy"),
+    "train_grpo": ("train.grpo", "prompts", "policy"),
+    "train_rloo": ("train.rloo", "prompts", "policy"),
+    "train_online_dpo": ("prompts", "policy"), "evaluate": ("evaluate.prompts", "policy"),
+    "best_of_n": ("evaluate.prompts", "policy"),
+}  # fmt: skip
+_PAID_FOR = ("completions", "verdicts", "revisions", "models", "evaluation")  # by a model's work
+
+
+def check(config: Config, stages: Sequence[str]) -> None:
+    """All that stages need and that no model is needed to look at; what is missing is named.
+
+    Raises DataError for a run or rows that are not there, ConfigError for a constitution, a
+    template, a judge's settings or a reward that cannot be, EngineError for a model's folder.
+    """
+    hint = _OF_A_RUN.get(stages[0])
+    if hint is not None and not os.path.lexists(config.out):
+        raise missing_run(Path(config.out), hint)
+    constitution = Constitution.load(config.constitution)
+    judges = _judges(config, stages)
+    wanted = {section for stage in stages for section in _READS.get(stage, ())} | {*judges}
+    faults = [
+        (one, why)
+        for one in named(config)
+        if any(one.name == at or one.name.startswith(f"{at}.") for at in wanted)
+        if (why := missing(one))
+    ]
+    if faults:
+        raise _error(faults)
+    for judge in judges.values():
+        make_judge(judge, ScriptedEngine())
+    asked = config.judge.principles
+    if judges:
+        require(constitution.principles if asked == "all" else constitution.select(asked), "label")
+
+
+def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingConfig]:
+    """The judges that stages ask, by where the config has them."""
+    own: dict[str, JudgingConfig] = {f"jury.{i}": j for i, j in enumerate(config.jury)}
+    own = own or {"judge": config.judge}
+    found: dict[str, JudgingConfig] = {}
+    train, other = config.train, config.evaluate.judge
+    live = {"train_ppo": train.ppo, "train_grpo": train.grpo, "train_rloo": train.rloo}
+    for stage in stages:
+        section = live.get(stage)
+        asks = stage in ("label", "attack", "train_online_dpo")
+        asks = asks or (section is not None and section.reward == "judge")
+        if stage == "train_ppo" and train.ppo is not None:
+            asks = asks or train.ppo.held_out is not None
+        if stage == "evaluate" and config.evaluate.winrate:
+            found |= own if other is None else {"evaluate.judge": other}
+        if asks:
+            found |= own
+    return found
+
+
+def _error(faults: Sequence[tuple[Named, str]]) -> RlaifError:
+    kinds: dict[str, type[RlaifError]] = {
+        "rows": DataError,
+        "model": EngineError,
+        "adapter": EngineError,
+    }
+    kind: type[RlaifError] = kinds.get(faults[0][0].kind, ConfigError)
+    if len(faults) == 1:
+        return kind(f"{faults[0][0].name}: {faults[0][1]}")
+    return kind("this cannot be used:\n" + "\n".join(f"  {one.name}: {why}" for one, why in faults))
+
+
+@contextmanager
+def gone_if_failed(root: Path) -> Iterator[None]:
+    """Takes a run directory away again that a failed command has made, with its new parents.
+
+    It stays where a model has done some work in it.
+    """
+    new = [path for path in (root, *root.parents) if not os.path.lexists(path)]
+    try:
+        yield
+    except Exception:
+        if new and not any((root / name).exists() for name in _PAID_FOR):
+            shutil.rmtree(root, ignore_errors=True)
+            with suppress(OSError):
+                for path in new[1:]:
+                    path.rmdir()
+        raise
