@@ -29,8 +29,9 @@ def audit(
     Example: rlaif eval audit --out runs/hh --attacks
     """
     from rlaif import stages
+    from rlaif.stages.audit import audit
 
-    execute(config, *([stages.audit, stages.attack] if attacks else [stages.audit]))
+    execute(config, *([audit, stages.attack] if attacks else [audit]))
 
 
 @app.command("winrate")
@@ -75,9 +76,9 @@ def best_of_n(
 
     Example: rlaif eval best-of-n --out runs/demo -n 64 --limit 100
     """
-    from rlaif import stages
+    from rlaif.stages.best_of_n import best_of_n
 
-    execute(config, partial(stages.best_of_n, n=samples, reward=proxy, gold=gold))
+    execute(config, partial(best_of_n, n=samples, reward=proxy, gold=gold))
 
 
 @app.command("attacks")

@@ -46,9 +46,10 @@ def run(config: Config) -> None:
     Example: rlaif run --config demo --constitution concise --out runs/concise
     """
     from rlaif import stages
+    from rlaif.stages.audit import audit
 
     first = stages.sample if config.pairs is None else stages.read
-    steps = [first, stages.label, stages.audit]
+    steps = [first, stages.label, audit]
     if config.train.reward:
         steps.append(stages.train_reward)
     policies = {

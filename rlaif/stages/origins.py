@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rlaif import lineage
 from rlaif.config import HTTPConfig, VLLMConfig
@@ -155,6 +154,8 @@ def tell_replaced(run: Run, before: pa.ChunkedArray) -> None:
     if not len(before):
         return
     now = pair_ids(run)
+    import pyarrow.compute as pc  # builds hundreds of functions, which few commands need
+
     gone = len(before) - pc.sum(pc.is_in(before, value_set=now)).as_py()
     if gone:
         labels = len(run.store.table("preferences"))
