@@ -16,36 +16,72 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlaif.constitution import Constitution as Constitution
     from rlaif.constitution import Principle as Principle
+    from rlaif.engines.base import Engine as Engine
+    from rlaif.engines.base import Generation as Generation
     from rlaif.engines.base import Sampling as Sampling
+    from rlaif.engines.base import Scores as Scores
+    from rlaif.engines.base import ScriptedEngine as ScriptedEngine
     from rlaif.engines.base import load_engine as load_engine
     from rlaif.errors import RlaifError as RlaifError
     from rlaif.executors import label_pairs as label_pairs
+    from rlaif.judges.adaptive import AdaptiveJudge as AdaptiveJudge
+    from rlaif.judges.base import Ask as Ask
+    from rlaif.judges.base import EngineJudge as EngineJudge
+    from rlaif.judges.base import Judge as Judge
+    from rlaif.judges.cot import CotJudge as CotJudge
+    from rlaif.judges.listwise import ListwiseJudge as ListwiseJudge
     from rlaif.judges.pairwise import PairwiseJudge as PairwiseJudge
+    from rlaif.judges.reasoning import Reasoning as Reasoning
+    from rlaif.judges.scores import PointwiseJudge as PointwiseJudge
+    from rlaif.judges.scores import RubricJudge as RubricJudge
+    from rlaif.judges.text import TextJudge as TextJudge
     from rlaif.preferences import aggregate as aggregate
+    from rlaif.readers import read_demonstrations as read_demonstrations
     from rlaif.readers import read_pairs as read_pairs
     from rlaif.readers import read_prompts as read_prompts
+    from rlaif.records import Demonstration as Demonstration
     from rlaif.records import Message as Message
     from rlaif.records import Pair as Pair
     from rlaif.records import Preference as Preference
     from rlaif.records import Prompt as Prompt
     from rlaif.records import Verdict as Verdict
+    from rlaif.templates import Template as Template
+    from rlaif.templates import load_template as load_template
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "AdaptiveJudge": "judges.adaptive",
+    "Ask": "judges.base",
     "Constitution": "constitution",
+    "CotJudge": "judges.cot",
+    "Demonstration": "records",
+    "Engine": "engines.base",
+    "EngineJudge": "judges.base",
+    "Generation": "engines.base",
+    "Judge": "judges.base",
+    "ListwiseJudge": "judges.listwise",
     "Message": "records",
     "Pair": "records",
     "PairwiseJudge": "judges.pairwise",
+    "PointwiseJudge": "judges.scores",
     "Preference": "records",
     "Principle": "constitution",
     "Prompt": "records",
+    "Reasoning": "judges.reasoning",
     "RlaifError": "errors",
+    "RubricJudge": "judges.scores",
     "Sampling": "engines.base",
+    "Scores": "engines.base",
+    "ScriptedEngine": "engines.base",
+    "Template": "templates",
+    "TextJudge": "judges.text",
     "Verdict": "records",
     "aggregate": "preferences",
     "label_pairs": "executors",
     "load_engine": "engines.base",
+    "load_template": "templates",
+    "read_demonstrations": "readers",
     "read_pairs": "readers",
     "read_prompts": "readers",
 }

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field, model_validator
 from rlaif.ensembles import Rule
 from rlaif.errors import ConfigError, nearest
 from rlaif.places import Place, seen_from
+from rlaif.preferences import MIN_MARGIN
 from rlaif.resources import find
 from rlaif.store import RunStore
 from rlaif.yamlfile import Written, YamlFile, known_keys, parse_yaml, read_yaml, validate
@@ -358,7 +359,7 @@ class PreferencesConfig(Section):
     """Keep probabilities as labels; false rounds them to 0 or 1."""
     principle_margin: float = Field(default=0.0, ge=0, lt=0.5)
     """Leave out principles with |p − ½| under this: they had nothing to say about the pair."""
-    min_margin: float = Field(default=0.05, ge=0, lt=0.5)
+    min_margin: float = Field(default=MIN_MARGIN, ge=0, lt=0.5)
     """A pair with aggregated |p − ½| under this is a tie and trains nothing."""
 
 

@@ -25,8 +25,14 @@ from rlaif.engines.base import Engine, Sampling, hear, listener
 from rlaif.ensembles import Rule
 from rlaif.errors import EngineError
 from rlaif.judges.base import Ask, Judge, Principles, expand
+from rlaif.judges.protocols import (
+    require_engine,
+    require_judge,
+    require_pairs,
+    require_principles,
+)
 from rlaif.pace import Pace, Saver, pace_of, paced
-from rlaif.preferences import aggregate
+from rlaif.preferences import MIN_MARGIN, aggregate
 from rlaif.records import ORDERS, Completion, Order, Pair, Preference, Prompt, Revision, Verdict
 from rlaif.sampling import completion_keys, sample_prompts
 
@@ -258,6 +264,7 @@ def judge_stream(
     abstained because the model's log-probabilities were not finite: a broken model must not label a
     data set.
     """
+    require_judge(judge)
     find, write = sink.finder(), one_at_a_time(sink.append)
     pace = pace or (pace_of(judge.engine) if isinstance(judge, ByEngine) else Pace())
     guard = FiniteGuard(max_not_finite, judge.name)
@@ -385,6 +392,7 @@ def sample_stream(
 
     A chunk is `chunk` prompts with all their samples, cut by `pace` where the engine is slow.
     """
+    require_engine(engine)
     find, pace, write = sink.finder(), pace or pace_of(engine), one_at_a_time(sink.append)
 
     def look_up(
@@ -460,14 +468,18 @@ def label_pairs(
     orders: Sequence[Order] = ORDERS,
     rule: Rule = "mean",
     principle_margin: float = 0.0,
-    min_margin: float = 0.0,
+    min_margin: float = MIN_MARGIN,
     on_progress: Callable[[float, int | None], None] | None = None,
 ) -> list[Preference]:
     """Judges the pairs in memory and aggregates: the whole of labelling for a notebook.
 
     `on_progress(done, total)` is called with the number of pairs done, a fraction while one is at
-    work, and of all pairs.
+    work, and of all pairs. The defaults are those of a config. TypeError for what is no judge, no
+    pairs or no constitution.
     """
+    require_judge(judge)
+    require_pairs(pairs)
+    require_principles(constitution)
     principles = constitution.principles if isinstance(constitution, Constitution) else constitution
     memory: Memory[Verdict] = Memory()
 

@@ -10,13 +10,22 @@ principle.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from rlaif.ensembles import RULES, Rule, agree, combine, strongest
 from rlaif.errors import ConfigError, require_finite
-from rlaif.records import ORDERS, Order, Pair, Preference, PreferenceStatus, Verdict
+from rlaif.records import (
+    ORDERS,
+    Order,
+    Pair,
+    Preference,
+    PreferenceReason,
+    PreferenceStatus,
+    Verdict,
+)
 
+MIN_MARGIN = 0.05  # |p − ½| under which a label is a tie
 Orders = Sequence[Order] | Mapping[str, Sequence[Order]]  # asked; by judge where they differ
 Columns = dict[str, dict[str, dict[Order, Verdict]]]
 
@@ -32,7 +41,7 @@ def aggregate(
     quorum: int = 1,
     orders: Orders = ORDERS,
     principle_margin: float = 0.0,
-    min_margin: float = 0.0,
+    min_margin: float = MIN_MARGIN,
     soft: bool = True,
 ) -> list[Preference]:
     """One preference a pair, in the pairs' order.
@@ -45,9 +54,9 @@ def aggregate(
 
     `weights` are the principles', `judge_weights` the judges'; `orders` those asked, by the name
     of the judge where judges differ (one that marks each completion by itself has but one). An
-    abstention has a `reason`: `quorum` where too few judges could tell, `judge` where none could.
-    `min_margin`: an aggregate with
-    |p − ½| under it, or exactly ½, is a tie. `soft=False` rounds the label of a preferred pair to 0
+    abstention has a `reason`: `quorum` where too few judges could tell; where none could, the one
+    that most of its verdicts have (`low_mass`, say). `min_margin`: an aggregate with |p − ½| under
+    it, or exactly ½, is a tie. `soft=False` rounds the label of a preferred pair to 0
     or 1.
     """
     require_finite(principle_margin=principle_margin, min_margin=min_margin)
@@ -86,7 +95,7 @@ def aggregate(
                 p_principles=tuple(kept.values()),
                 verdicts=len(made),
                 abstained=sum(v.abstained for v in made),
-                reason=None if status != "abstained" else "quorum" if told else "judge",
+                reason=None if status != "abstained" else "quorum" if told else _reason(made),
             )
         )
     return out
@@ -112,6 +121,12 @@ def debias(
         if len(known) == len(asked):
             out[name] = agree(known) if agreeing else sum(known) / len(known)
     return out
+
+
+def _reason(verdicts: Sequence[Verdict]) -> PreferenceReason:
+    """Why no judge could tell; the first of those that are equally frequent."""
+    found = Counter(v.reason for v in verdicts if v.reason is not None).most_common(1)
+    return found[0][0] if found else "unjudged"
 
 
 def _status(p: float | None, judged: bool, min_margin: float) -> PreferenceStatus:

@@ -221,8 +221,9 @@ class Revision:
 
 
 PreferenceStatus = Literal["preferred", "tie", "abstained"]
-# Why a pair has no label: no judge could tell, or fewer of a jury than its quorum.
-PreferenceReason = Literal["judge", "quorum"]
+# Why a pair has no label: the reason that most of its verdicts abstained for; fewer of a jury than
+# its quorum could tell; or it has not been judged in every order.
+PreferenceReason = Reason | Literal["quorum", "unjudged"]
 
 
 @dataclass(frozen=True, slots=True)

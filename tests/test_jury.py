@@ -101,7 +101,7 @@ def test_an_abstention_says_whether_the_quorum_or_every_judge_was_wanting() -> N
     (row,) = aggregate([PAIR], said, orders=one, quorum=2)
     assert (row.status, row.reason, row.p_first) == ("abstained", "quorum", None)
     (row,) = aggregate([PAIR], said[1:], orders=one, quorum=2)
-    assert (row.status, row.reason) == ("abstained", "judge")
+    assert (row.status, row.reason) == ("abstained", "too_long")
     (row,) = aggregate([PAIR], said, orders=one)
     assert (row.status, row.reason) == ("preferred", None)
 
@@ -213,8 +213,10 @@ def test_lists_judge_a_prompts_pairs_together_wherever_they_stand_in_the_jury() 
 
 
 def test_what_a_juror_said_before_another_one_failed_is_kept() -> None:
-    with pytest.raises(RlaifError, match="nowhere"):
-        label(QUICK, "{name: broken, template: nowhere}")
+    Path("broken").mkdir()
+    Path("broken/config.json").write_text("{}")  # no model, as only its loader can tell
+    with pytest.raises(RlaifError, match="broken"):
+        label(QUICK, "{name: broken, model: ./broken}")
     assert "12 verdicts (4 new)" in label(QUICK, MARKS)
 
 

@@ -16,6 +16,7 @@ from rlaif.errors import ConfigError
 from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.protocols import require_engine
 from rlaif.judges.reasoning import Reasoning
 from rlaif.records import ORDERS, Verdict, content_id
 
@@ -47,6 +48,7 @@ class AdaptiveJudge:
     ) -> None:
         if not 0 <= band <= 0.5:
             raise ConfigError(f"band must be in [0, 0.5], got {band}")
+        require_engine(engine)
         self.engine, self.name, self.band = engine, engine.name, band
         self.fast = PairwiseJudge(engine, template=template, min_mass=min_mass)
         self.slow = CotJudge(engine, template=cot_template, min_mass=min_mass, reasoning=reasoning)

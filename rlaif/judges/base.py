@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Scores, checked, nonsense
 from rlaif.errors import ConfigError, require_finite
+from rlaif.judges.protocols import require_engine
 from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
 from rlaif.templates import Rendered, Template, load_template
 
@@ -91,6 +92,7 @@ class EngineJudge(ABC):
     def __init__(
         self, engine: Engine, template: str | None, min_mass: float, *settings: Any
     ) -> None:
+        require_engine(engine)
         require_finite(min_mass=min_mass)
         self.engine = engine
         self.name = engine.name
