@@ -64,9 +64,15 @@ class Workload:
 
     @classmethod
     def read(
-        cls, source: str | Path, pairs: int, principles: int, layout: str, characters: int = 0
+        cls,
+        source: str | Path | None,
+        pairs: int,
+        principles: int,
+        layout: str,
+        characters: int = 0,
     ) -> Workload:
-        """The first pairs of a source that a judge can judge, each of `characters` or more.
+        """The first pairs of a source that a judge can judge, each of `characters` or more. None
+        takes pairs of the embedded world.
 
         DataError if they are too few.
         """
@@ -75,9 +81,10 @@ class Workload:
         if not 1 <= principles <= len(QUESTIONS):
             raise ConfigError(f"principles must be from 1 to {len(QUESTIONS)}, got {principles}")
         asked = tuple(Principle(id=f"p{i}", compare=q) for i, q in enumerate(QUESTIONS, 1))
-        return cls(
-            tuple(judgeable(source, pairs, characters)), asked[:principles], TEMPLATES[layout]
-        )
+        if source is None and layout != "last":
+            raise ConfigError(f"layout {layout} is for pairs of a file: give --pairs")
+        template = TEMPLATES[layout] if source is not None else "pairwise/tiny"
+        return cls(tuple(judgeable(source, pairs, characters)), asked[:principles], template)
 
     def judge(self, engine: Engine) -> PairwiseJudge:
         """A judge that abstains from nothing: random models give the labels little mass."""
@@ -94,15 +101,23 @@ class Workload:
         return Workload((other,), self.principles, WARM_UP_TEMPLATE)
 
 
-def judgeable(source: str | Path, count: int, characters: int = 0) -> list[Pair]:
+def judgeable(source: str | Path | None, count: int, characters: int = 0) -> list[Pair]:
     """The first `count` pairs with something to judge on either side, each of so much text."""
     if count < 1:
         raise ConfigError(f"the number of pairs must be at least 1, got {count}")
-    asked = (p for p in read_pairs(source, on_bad=lambda _: None) if _can_be_judged(p))
+    found = _embedded(count) if source is None else read_pairs(source, on_bad=lambda _: None)
+    asked = (p for p in found if _can_be_judged(p))
     pairs = list(islice((p for p in asked if _size(p) >= characters), count))
     if len(pairs) < count:
-        raise DataError(f"{source}: {count} pairs were asked for, it has {len(pairs)} to judge")
+        where = "the embedded world" if source is None else source
+        raise DataError(f"{where}: {count} pairs were asked for, it has {len(pairs)} to judge")
     return pairs
+
+
+def _embedded(count: int) -> list[Pair]:
+    from rlaif.bench.methods import draw_work
+
+    return draw_work(count).pairs
 
 
 def _can_be_judged(pair: Pair) -> bool:

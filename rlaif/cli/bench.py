@@ -36,8 +36,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 @app.command()
 def judge(
-    model: ModelOption,
-    pairs: Annotated[str, typer.Option(help="hh-rlhf or TRL preference rows.")],
+    model: ModelOption = "tiny",
+    pairs: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Pairs to judge; the embedded world's unless given."),
+    ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Pairs.")] = 16,
     principles: Annotated[int, typer.Option(help="Principles, each in both orders.")] = 16,
     layout: Annotated[str, typer.Option(help="The principle `last` or `first`.")] = "last",

@@ -193,3 +193,9 @@ def test_a_model_that_cannot_be_loaded_leaves_no_run(tmp_path: Path) -> None:
     with pytest.raises(EngineError):
         calling("label", "--pairs", "ok.jsonl", "--judge", "./empty", "old")
     assert Path("old").is_dir()
+
+
+def test_bench_judge_works_by_its_defaults() -> None:
+    shown = calling("bench", "judge", "--model", "tiny", "--json", "--threads", "1")
+    assert shown.exit_code == 0
+    assert '"max_abs_diff"' in shown.output
