@@ -46,12 +46,14 @@ def main() -> None:
     Console().print(table(rows, args.constitutions))
 
 
-def measured(config: str, constitution: str, seed: int, out: Path) -> dict[str, Any]:
-    """One run with every method, and what its policies do on held-out prompts."""
+def measured(
+    config: str, constitution: str, seed: int, out: Path, seeded: Sequence[str] = SEEDED
+) -> dict[str, Any]:
+    """One run of a config, its `seeded` sections with one seed, and what its policies do."""
     found = out / "evaluation" / "policies.json"
     command = [sys.executable, "-c", RLAIF, "run", "--config", config, "--out", str(out)]
     command += ["--constitution", constitution]
-    command += [f"--set={section}.seed={seed}" for section in SEEDED]
+    command += [f"--set={section}.seed={seed}" for section in seeded]
     subprocess.run(command, check=True)
     policies = json.loads(found.read_text("utf-8"))
     return {"constitution": constitution, "seed": seed, "policies": policies}

@@ -23,6 +23,7 @@ from rlaif import tiny
 from rlaif.engines.base import Sampling, load_engine
 from rlaif.engines.hf import HFEngine
 from rlaif.evaluation.best_of_n import Fit, best_of_n, fit_gao, kl_best_of_n
+from rlaif.evaluation.metrics import bootstrap
 from rlaif.evaluation.policy import gold_rewards, kl_to_base
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.report.svg import Plot, Scale
@@ -99,14 +100,30 @@ def measured(
     cut = {(p.id, g.text) for p, g in flat if g.finish_reason == "length"}
     texts, ids = [g.text for _, g in flat], [g.ids for _, g in flat]
     kl = kl_to_base(policy, base, [p for p, _ in flat], texts, ids=ids, cut=cut)
-    proxy_reward, gold_reward = proxy_of(proxy, prompts, rows), gold_of(prompts, rows)
     found = {
         "policy": folder.name, "kl": kl.value, "kl_stderr": kl.stderr,
-        "proxy": float(proxy_reward.mean()), "gold": float(gold_reward.mean()),
+        **over_prompts("proxy", proxy_of(proxy, prompts, rows).mean(axis=1)),
+        **over_prompts("gold", gold_of(prompts, rows).mean(axis=1)),
     }  # fmt: skip
     known.write_text(json.dumps(found))
     print(json.dumps(found), flush=True)
     return found
+
+
+def over_prompts(name: str, values: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """The mean of (P,) values, one a prompt, and its 95 % interval over prompts."""
+    found = bootstrap(values)
+    return {name: found.value, f"{name}_interval": [found.low, found.high]}
+
+
+def turn(gold: np.ndarray[Any, Any], shown: Sequence[int]) -> dict[str, Any]:
+    """Whether best-of-n's gold (P, N) falls after its best n: the difference, prompt by prompt.
+
+    The best n is chosen on the same prompts, which flatters the difference.
+    """
+    best = max(shown, key=lambda n: float(gold[:, n - 1].mean()))
+    return {"best": best, "most": shown[-1],
+            **over_prompts("difference", gold[:, best - 1] - gold[:, shown[-1] - 1])}  # fmt: skip
 
 
 def run(out: Path, labels: int, samples: int, held_out: int) -> dict[str, Any]:
@@ -121,12 +138,13 @@ def run(out: Path, labels: int, samples: int, held_out: int) -> dict[str, Any]:
     rows = sample(base, test, samples, 2)
     ranked, true = proxy_of(proxy, test, rows), gold_of(test, rows)
     shown = sorted({2**k for k in range(samples.bit_length())} | {samples})
-    curves = {k: best_of_n(ranked, v).mean(axis=0) for k, v in (("proxy", ranked), ("gold", true))}
-    bon = [
-        {"n": n, "kl": float(kl_best_of_n(n))} | {k: float(v[n - 1]) for k, v in curves.items()}
-        for n in shown
-    ]
-    print("best-of-n", json.dumps(bon[-1]), flush=True)
+    curves = {k: best_of_n(ranked, v) for k, v in (("proxy", ranked), ("gold", true))}
+    bon: list[dict[str, Any]] = [{"n": n, "kl": float(kl_best_of_n(n))} for n in shown]
+    for row in bon:
+        for name, curve in curves.items():
+            row |= over_prompts(name, curve[:, row["n"] - 1])
+    turned = turn(curves["gold"], shown)
+    print("best-of-n", json.dumps(bon[-1]), json.dumps(turned), flush=True)
     points: dict[str, list[dict[str, Any]]] = {"best-of-n": bon, "DPO": [], "PPO": []}
 
     scores = proxy_of(proxy, train, pairs)
@@ -150,7 +168,8 @@ def run(out: Path, labels: int, samples: int, held_out: int) -> dict[str, Any]:
         )  # fmt: skip
         train_ppo(train, "tiny", folder, proxy, settings, device="cpu")
         points["PPO"].append(measured(folder, base, proxy, test))
-    return {"labels": len(known), "samples": samples, "prompts": len(test), "points": points}
+    return {"labels": len(known), "samples": samples, "prompts": len(test), "points": points,
+            "turn": turned}  # fmt: skip
 
 
 def fits(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -173,7 +192,7 @@ COLOURS = {"best-of-n": "#2563eb", "DPO": "#d97706", "PPO": "#059669"}
 def panel(found: dict[str, Any], name: str, title: str, left: float) -> str:
     """One reward against √KL: dots measured, curves Gao's fits."""
     points, start = found["points"], found["points"]["best-of-n"][0][name]
-    ys = [row[name] for rows in points.values() for row in rows]
+    ys = [end for rows in points.values() for row in rows for end in row[f"{name}_interval"]]
     most = max(math.sqrt(max(row["kl"], 0)) for rows in points.values() for row in rows)
     pad = (max(ys) - min(ys)) * 0.08
     plot = Plot(Scale(0, most * 1.04, 46, 420), Scale(min(ys) - pad, max(ys) + pad, 240, 26))
@@ -189,6 +208,10 @@ def panel(found: dict[str, Any], name: str, title: str, left: float) -> str:
         )
         for row in rows:
             x, y = plot.x(math.sqrt(max(row["kl"], 0))), plot.y(row[name])
+            low, high = (plot.y(end) for end in row[f"{name}_interval"])
+            parts.append(
+                f'<path d="M{x:.1f},{low:.1f}V{high:.1f}" stroke="{colour}" stroke-opacity=".45"/>'
+            )
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>')
     return f'<g transform="translate({left},0)">{"".join(parts)}</g>'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +21,17 @@ TURNS = (
 )
 
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
     """Imports one of `scripts/` by its name."""
 
     def load(name: str) -> ModuleType:
-        path = Path(__file__).resolve().parents[2] / "scripts" / f"{name}.py"
+        path = SCRIPTS / f"{name}.py"
+        if str(SCRIPTS) not in sys.path:  # scripts may import one another, as when they are run
+            sys.path.append(str(SCRIPTS))
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec
         assert spec.loader
