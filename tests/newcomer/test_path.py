@@ -90,14 +90,12 @@ def project(installed: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory
     return folder / "my-project"
 
 
-def labelled(installed: SimpleNamespace, project: Path, *more: str) -> str:
-    options = ["--prompts", "tiny", "--limit", "12", "--out", "runs/try"]
-    constitution = ["--constitution", "constitutions/mine.yaml"]
-    sampled = ["--policy", "tiny", "--set", "sampling.max_new_tokens=48"]
+def labelled(installed: SimpleNamespace, project: Path) -> str:
+    """Samples twelve prompts of the project's try.yaml where that is not done, and labels."""
+    config = ["--config", "try.yaml"]
     if not (project / "runs/try/pairs").is_dir():
-        shell([installed.rlaif, "sample", *options, *sampled, *constitution], project)
-    judge = ["--judge", "tiny", "--out", "runs/try", *constitution]
-    return shell([installed.rlaif, "label", *judge, *more], project)
+        shell([installed.rlaif, "sample", *config, "--limit", "12"], project)
+    return shell([installed.rlaif, "label", *config], project)
 
 
 def test_make_demo_ends_with_a_report(checkout: Path) -> None:
@@ -150,7 +148,7 @@ def test_a_copied_run_goes_on_by_itself(
 
 
 def test_ctrl_c_answers_once_and_the_run_goes_on(
-    installed: SimpleNamespace, project: Path, tmp_path: Path
+    installed: SimpleNamespace, tmp_path: Path
 ) -> None:
     rows = [
         {"prompt": f"How do I bake bread, way {i}?", "chosen": "Mix flour and water " * 8,
@@ -234,11 +232,11 @@ def score(prompts, completions):
 
 def test_a_reward_of_ones_own(installed: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "my_rewards.py").write_text(REWARD)
-    small = ["sampling.max_new_tokens=8", "train.ppo.batch_size=4"]
+    small = ["prompts.limit=4", "sampling.max_new_tokens=8", "train.ppo.batch_size=4"]
     options = [part for value in small for part in ("--set", value)]
     said = shell(
-        [installed.rlaif, "train", "ppo", "--prompts", "tiny", "--limit", "4", "--policy", "tiny",
-         "--steps", "1", "--reward", "my_rewards:score", "--out", "r", *options],
+        [installed.rlaif, "train", "ppo", "--policy", "tiny", "--steps", "1",
+         "--reward", "my_rewards:score", "--out", "r", *options],
         tmp_path,
     )  # fmt: skip
     assert "1 steps" in said or "1 step" in said
