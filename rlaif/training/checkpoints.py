@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from rlaif.errors import DataError
@@ -28,6 +30,7 @@ from rlaif.training.models import write_json
 JOURNAL, CHECKPOINTS = "training.jsonl", "checkpoints"
 SEAL = "digests.json"
 TRAINER = "trainer.pt"
+SECONDS = 600.0  # of work that a kill may cost, where single steps are not longer
 _KEPT = 2  # checkpoints: the newest, and the one to fall back on
 
 
@@ -81,11 +84,42 @@ def seal(folder: Path, journal: Path) -> None:
     write_json(folder / SEAL, {str(path.relative_to(folder)): _digest(path) for path in files})
 
 
-class Sealing(TrainerCallback):  # type: ignore[misc]
-    """Seals each checkpoint of a Trainer when all processes have written their parts of it."""
+class Due:
+    """Whether a checkpoint is due: every so many steps, and when SECONDS have gone since the last.
 
-    def __init__(self, journal: Path) -> None:
-        self._journal = journal
+    Steps can take minutes; what a kill costs is then bounded by time.
+    """
+
+    def __init__(self, every: int) -> None:
+        self._every, self._last = every, time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        now = time.monotonic()
+        due = step % self._every == 0 or now - self._last >= SECONDS
+        if due:
+            self._last = now
+        return due
+
+
+class Sealing(TrainerCallback):  # type: ignore[misc]
+    """Has Trainer write its checkpoints when they are due, and seals each when all processes have
+    written their parts of it. `whole`: checkpoints can only be of multiples of so many steps."""
+
+    def __init__(self, journal: Path, whole: int = 1) -> None:
+        self._journal, self._whole = journal, whole
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del state, control
+        self._due = Due(args.save_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Trainer itself saves each `save_steps`; this adds those that time has made due."""
+        del args
+        if state.global_step % self._whole == 0 and state.global_step < state.max_steps:
+            due = [self._due(state.global_step)]
+            if PartialState().num_processes > 1:
+                broadcast_object_list(due)  # all save, or none: the main process's clock decides
+            control.should_save |= due[0]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del control

@@ -154,7 +154,7 @@ def train_group(
     with closing(journal), quiet(), _still(), sends_nothing(), own_ends(loaded):
         trainer = _trainer(loaded, sampler, reward, s, arguments, kept)
         trainer.add_callback(Writer(journal))
-        trainer.add_callback(Sealing(folder / JOURNAL))
+        trainer.add_callback(Sealing(folder / JOURNAL, s.iterations))
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loaded.model = trainer.accelerator.unwrap_model(trainer.model)
     made = None

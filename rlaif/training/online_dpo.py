@@ -26,7 +26,13 @@ import torch
 
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Pair, Prompt, content_id
-from rlaif.training.checkpoints import JOURNAL, last_checkpoint, read_checkpoint, write_checkpoint
+from rlaif.training.checkpoints import (
+    JOURNAL,
+    Due,
+    last_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from rlaif.training.data import Row, token_batches
 from rlaif.training.dpo import collator, pair_logprobs, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
@@ -175,12 +181,13 @@ def _run(
     s, checkpoint = trainer.settings, last_checkpoint(out)
     done = 0 if checkpoint is None else trainer.restore(checkpoint)
     journal = Journal(out / JOURNAL, checkpoint, s.steps, 1, on_log, log_to)
+    due = Due(checkpoint_every)
     for index in range(done, s.steps):
         facts = trainer.step(index, prompts_of_step(prompts, index, s.batch_size, s.seed))
         if rank():
             continue  # the main process writes
         journal.write(index + 1, facts)
-        if (index + 1) % checkpoint_every == 0 and index + 1 < s.steps:
+        if index + 1 < s.steps and due(index + 1):
             write_checkpoint(out, index + 1, trainer.state())
     journal.close()
     return journal.lines

@@ -22,7 +22,13 @@ from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Prompt, content_id
 from rlaif.training.actor_critic import ActorCritic
-from rlaif.training.checkpoints import JOURNAL, last_checkpoint, read_checkpoint, write_checkpoint
+from rlaif.training.checkpoints import (
+    JOURNAL,
+    Due,
+    last_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from rlaif.training.held_out import HeldOut, held_out_alarm
 from rlaif.training.loop import Journal, OnLog, finish, prepare
 from rlaif.training.models import Loaded, fingerprint_of, load_policy, save_model
@@ -177,6 +183,7 @@ def _run(
     done = 0 if checkpoint is None else restore(ppo, checkpoint)
     journal = Journal(out / JOURNAL, checkpoint, settings.steps, 1, on_log, log_to)
     told = {name for line in journal.lines for name in line["alarms"]}
+    due = Due(checkpoint_every)
     for index in range(done, settings.steps):
         count = settings.batch_size // settings.samples
         seen = {}
@@ -196,7 +203,7 @@ def _run(
                 warnings.warn(f"PPO step {index + 1}: {facts['alarms'][name]}", stacklevel=3)
         told |= facts["alarms"].keys()
         journal.write(index + 1, facts)
-        if (index + 1) % checkpoint_every == 0 and index + 1 < settings.steps:
+        if index + 1 < settings.steps and due(index + 1):
             save(ppo, index + 1, out)
     journal.close()
     return journal

@@ -184,6 +184,21 @@ def test_each_file_of_a_checkpoint(
     assert same(here, whole)
 
 
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_checkpoint_is_due_by_time_too(
+    name: str, runs: Any, causal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a step takes as long as a kill may cost, each is kept, whatever the number of steps."""
+    monkeypatch.setattr("rlaif.training.checkpoints.SECONDS", 0.0)
+    with pytest.raises(Stopped):
+        TRAINERS[name](causal, tmp_path / "r", checkpoint_every=1000, on_log=stop)
+    monkeypatch.undo()
+    kept = sorted(p.name for p in (tmp_path / "r/checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-3", "checkpoint-4"]
+    assert resumed(name, causal, tmp_path / "r", times="0") == [5, 6]
+    assert same(tmp_path / "r", runs(name)[0])
+
+
 def test_all_checkpoints_damaged_is_from_the_start(runs: Any, causal: str, tmp_path: Path) -> None:
     whole, stopped = runs("dpo")
     shutil.copytree(stopped, tmp_path / "r")
