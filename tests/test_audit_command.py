@@ -82,7 +82,7 @@ def test_the_audit_is_printed_stored_and_shown(tmp_path: Path) -> None:
 
 
 def test_an_audit_without_labels_says_what_to_run() -> None:
-    with pytest.raises(DataError, match="no labels to audit: run `rlaif label` first"):
+    with pytest.raises(DataError, match=r"no run directory runs/none.* run `rlaif label` first"):
         run("eval", "audit", "--out", "runs/none")
 
 

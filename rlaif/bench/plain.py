@@ -42,7 +42,7 @@ class PlainEngine:
 
     def _score(self, prompt: Rendered, options: Sequence[str]) -> Scores:
         ids = self._encode(prompt)
-        encoded = [self.encoder.option(text) for text in options]
+        encoded = self.encoder.options(options)
         if len(ids) + max(map(len, encoded), default=0) > self.max_length:
             return Scores((), "too_long")
         # Options of one token are read off one pass; a longer one needs a pass of its own.

@@ -55,12 +55,18 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
     """
     from rlaif.cli.console import Terminal
     from rlaif.cli.first import check, gone_if_failed
+    from rlaif.errors import ConfigError
     from rlaif.stages import Run, describe, tell_stale
     from rlaif.store import RunStore
 
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and not together:
+        raise ConfigError(
+            "this command runs in one process: only `rlaif train ...` is for `accelerate launch`"
+        )
     check(config, [getattr(stage, "func", stage).__name__ for stage in stages])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _execute_together(config, stages, together)
+    if several:
+        _execute_together(config, stages)
         return
     with (
         gone_if_failed(Path(config.out)), RunStore(config.out) as store,
@@ -72,19 +78,12 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
         tell_stale(run)
 
 
-def _execute_together(
-    config: Config, stages: Sequence[Callable[[Run], None]], together: bool
-) -> None:
+def _execute_together(config: Config, stages: Sequence[Callable[[Run], None]]) -> None:
     from rlaif.cli.console import Silent, Terminal
-    from rlaif.errors import ConfigError
     from rlaif.stages import Run, describe
     from rlaif.store import RunStore
     from rlaif.training.processes import join, rank, wait
 
-    if not together:
-        raise ConfigError(
-            "this command runs in one process: only `rlaif train ...` is for `accelerate launch`"
-        )
     join(config.policy.device)
     main = rank() == 0
     with contextlib.ExitStack() as stack:

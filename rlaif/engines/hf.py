@@ -146,7 +146,7 @@ class HFEngine(Watched):
             ids = self.encoder.prompt(prompt)
             self.usage.requests += 1
             self.usage.submitted_tokens += len(ids)
-            encoded = [self.encoder.option(text) for text in choices]
+            encoded = self.encoder.options(choices)
             ids_of.append(encoded)
             logprobs.append([math.nan] * len(encoded))
             if len(ids) + max(map(len, encoded), default=0) > self.max_length:

@@ -218,6 +218,8 @@ class Server:
             return Trouble("fatal", self._secret.clean(str(error)))
         except Malformed as error:
             return Trouble("retry", str(error))
+        except RecursionError:
+            return Trouble("retry", "its answer is nested deeper than any that is asked for")
 
     def _estimate(self, body: Body | None) -> float:
         """Prompt tokens of a request, by the tokens a byte seen so far."""
@@ -230,7 +232,7 @@ class Server:
     ) -> tuple[int, int, int] | None:
         """The usage, if a request of this size can have it; else None, and a warning."""
         sent = len(json.dumps(body, ensure_ascii=False)) if body else 0
-        if used is not None and used[0] <= 4 * sent + _MOST_ADDED:
+        if used is not None and 0 < used[0] <= 4 * sent + _MOST_ADDED:  # 0 would cost nothing
             return used
         if answer.get("usage") is not None and not self._warned_of_usage:
             self._warned_of_usage = True

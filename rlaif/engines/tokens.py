@@ -42,9 +42,17 @@ _ANCHORS = ("\n", "\x01", "¶", "|")  # text that tokenizers keep apart from wha
 _PROBES = ("x", " x", ".", "The end", "\n\n", "é")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
-# Where a thought begins: <think>, <|thinking|>, <seed:think>, <reasoning>, [THINK]. The end mark
-# is the same with a slash.
-_THOUGHT = re.compile(r"(<\|?|\[)((?:\w+:)?(?:think(?:ing)?|thought|reasoning|THINK))(\|?>|\])")
+# Where a thought begins at the end of a generation prompt: <think>, <|thinking|>, <seed:think>,
+# <reasoning>, [THINK], ◁think▷. The end mark is the same with a slash, or one of these.
+_THOUGHT = re.compile(
+    r"(<\|?|\[|◁)((?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|THINK))(\|?>|\]|▷)\s*\Z"
+)
+_OTHER_THOUGHTS = {
+    "<|START_THINKING|>": "<|END_THINKING|>", "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|channel|>analysis<|message|>": (
+        "<|end|><|start|>assistant<|channel|>final<|message|>"
+    ),
+}  # fmt: skip
 _today: list[
     datetime.date
 ] = []  # the day that templates are told; empty: that of an encoder's making
@@ -117,6 +125,17 @@ class Encoder:
             raise EngineError(f"{self.name}: the option {text!r} has no tokens")
         return ids
 
+    def options(self, texts: Sequence[str]) -> list[Ids]:
+        """The ids of each option. EngineError where two of them are the same tokens, as words that
+        the tokenizer does not know are: each would get the other's probability."""
+        found = [self.option(text) for text in texts]
+        if len({ids.tobytes() for ids in found}) < len(found):
+            raise EngineError(
+                f"{self.name}: two of the options {', '.join(map(repr, texts))} are the same "
+                "tokens, so it cannot tell them apart: give the template other options"
+            )
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens."""
         text: str = self.tokenizer.decode(
@@ -177,17 +196,18 @@ class Encoder:
 
     def _closed(self, text: str) -> str:
         """The generation prompt with its thought closed: else a verdict would be read inside it."""
-        opened = list(_THOUGHT.finditer(text))
-        if not opened or (end := _end_mark(opened[-1])) in text[opened[-1].end() :]:
+        opened, end = _open_thought(text)
+        if not opened:
             return text
         if not self._thought_said:
             self._thought_said = True
             warnings.warn(
                 f"{self.name}: its chat template begins every answer with an open thought "
-                f"({opened[-1][0]}), which is closed at once: it answers without thinking",
+                f"({opened}), which is closed at once: it answers without thinking",
                 stacklevel=6,
             )
-        return f"{text.rstrip()}\n\n{end}\n\n"
+        gap = "" if end.endswith("<|message|>") else "\n\n"
+        return f"{text.rstrip()}{gap}{end}{gap}"
 
     # ---- segments → ids
 
@@ -252,9 +272,13 @@ class Encoder:
         return [i for i in ids if i not in forbidden.ids]  # a control token of one character
 
 
-def _end_mark(begin: re.Match[str]) -> str:
-    """The mark that ends what this one begins: </think> of <think>."""
-    return f"{begin[1]}/{begin[2]}{begin[3]}"
+def _open_thought(text: str) -> tuple[str, str]:
+    """The mark of a thought that a generation prompt ends in, and the one that ends it; or none."""
+    found = _THOUGHT.search(text)
+    if found:
+        return found[0].strip(), f"{found[1]}/{found[2]}{found[3]}"
+    ends = text.rstrip()
+    return next(((a, b) for a, b in _OTHER_THOUGHTS.items() if ends.endswith(a)), ("", ""))
 
 
 @dataclass(frozen=True, slots=True)

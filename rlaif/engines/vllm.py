@@ -187,7 +187,7 @@ class VLLMEngine:
         ids_of: list[list[Ids]] = []  # of each prompt's options
         for prompt, choices in zip(prompts, options, strict=True):
             ids = self._encode(prompt)
-            encoded = [self.encoder.option(text) for text in choices]
+            encoded = self.encoder.options(choices)
             ids_of.append(encoded)
             if len(ids) + max(map(len, encoded), default=0) > self.max_length:
                 plans.append(None)

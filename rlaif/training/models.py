@@ -130,6 +130,12 @@ def load_reward(
     elif loaded.adapter is not None:
         _take_trunk(loaded.model, load_policy(name, adapter=adapter, half=half).model)
     train_faster(loaded.model)
+    trunk = [key for key in missing if key.startswith(f"{loaded.model.base_model_prefix}.")]
+    if trunk:
+        raise TrainingError(
+            f"cannot train {name}: its weights lack {trunk[0]}, and a reward model on random ones "
+            "would learn nothing of it. The folder is damaged, or of another architecture"
+        )
     if missing:
         _init_head(loaded.model, missing, seed)
         loaded.notes.append("the checkpoint has no reward head: a new one is trained from scratch")

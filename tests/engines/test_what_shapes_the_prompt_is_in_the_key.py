@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHATML, bytelevel
 from typer.testing import CliRunner
 
 from rlaif import PairwiseJudge, resources
@@ -19,10 +18,14 @@ from rlaif.config import load_config
 from rlaif.engines import tokens
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.tokens import Encoder, fix_date
-from rlaif.errors import ConfigError
+from rlaif.errors import ConfigError, EngineError
 from rlaif.store import RunStore
 from rlaif.templates import Rendered, RenderedMessage, Segment
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 DAY = "{{ strftime_now('%d %b %Y') }}"
 DATED = f"<|im_start|>system\nToday is {DAY}.<|im_end|>\n{CHATML}"
 # As Llama 3 has it: a variable of the caller's, else the clock.
@@ -45,6 +48,12 @@ def _no_day_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_today", [])
 
 
+@pytest.fixture
+def bytelevel(tokenizers: Any) -> Any:
+    """Makes a tokenizer with a chat template."""
+    return tokenizers["bytelevel"]
+
+
 def ask(cue: str = "The better answer is") -> Rendered:
     user = RenderedMessage("user", (Segment("Which?", False),))
     return Rendered((user, RenderedMessage("assistant", (Segment(cue, False),))))
@@ -55,7 +64,7 @@ def text_of(encoder: Encoder, prompt: Rendered) -> str:
 
 
 @pytest.mark.parametrize("template", [DATED, LLAMA])
-def test_the_day_of_a_template_is_the_runs(template: str) -> None:
+def test_the_day_of_a_template_is_the_runs(template: str, bytelevel: Any) -> None:
     here = Encoder(bytelevel(template))
     assert datetime.date.today().strftime("%d %b %Y") in text_of(here, ask())
     fix_date(datetime.date(2026, 1, 31))
@@ -69,7 +78,7 @@ def test_the_day_of_a_template_is_the_runs(template: str) -> None:
     assert "31 Jan 2026" in text_of(first, ask())  # not in the middle of a run
 
 
-def test_the_day_is_not_in_the_key_of_a_template_that_does_not_ask() -> None:
+def test_the_day_is_not_in_the_key_of_a_template_that_does_not_ask(bytelevel: Any) -> None:
     ids = set()
     for day in (1, 2):
         fix_date(datetime.date(2026, 1, day))
@@ -125,18 +134,35 @@ def test_a_run_keeps_its_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (R1.replace("think", "thinking"), "</thinking>"),
         (R1.replace("<think>", "[THINK]"), "[/THINK]"),
         (R1.replace("<think>", "<seed:think>"), "</seed:think>"),
+        (R1.replace("<think>", "◁think▷"), "◁/think▷"),
+        (R1.replace("<think>", "<|START_THINKING|>"), "<|END_THINKING|>"),
     ],
 )
-def test_an_open_thought_is_closed_before_a_verdict_is_read(template: str, end: str) -> None:
+def test_an_open_thought_is_closed_before_a_verdict_is_read(
+    template: str, end: str, bytelevel: Any
+) -> None:
     encoder = Encoder(bytelevel(template), "thinker")
     with pytest.warns(UserWarning, match="thinker: its chat template begins every answer with an"):
         text = text_of(encoder, ask())
     head, _, tail = text.rpartition(end)
-    assert head.rstrip().endswith(end.replace("/", "", 1))
+    assert head.rstrip().endswith(end.replace("/", "", 1).replace("END_", "START_"))
     assert tail == "\n\nThe better answer is"
 
 
-def test_a_thought_that_the_template_closes_is_left_alone() -> None:
+def test_a_mark_that_is_only_spoken_of_is_no_thought(bytelevel: Any) -> None:
+    spoken = CHATML.replace("{% if add", "Put thoughts in <think> marks.{% if add")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "</think>" not in text_of(Encoder(bytelevel(spoken)), ask())
+
+
+def test_two_labels_of_the_same_tokens_are_refused(make_engine: Any) -> None:
+    """Their probabilities are equal whatever the model says: a label of ½ that means nothing."""
+    with pytest.raises(EngineError, match=r"two of the options .* are the same tokens"):
+        make_engine("llama").score([ask()], [[" A", " A"]])
+
+
+def test_a_thought_that_the_template_closes_is_left_alone(bytelevel: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text = text_of(Encoder(bytelevel(QWEN)), ask())
@@ -144,7 +170,7 @@ def test_a_thought_that_the_template_closes_is_left_alone() -> None:
     assert text.count("</think>") == 1
 
 
-def test_the_judge_reads_its_label_behind_the_thought(make_engine: Any) -> None:
+def test_the_judge_reads_its_label_behind_the_thought(make_engine: Any, bytelevel: Any) -> None:
     """The label's probability is that after the closed thought, by a plain forward pass."""
     import torch
 

@@ -113,6 +113,7 @@ def test_two_labels_of_one_token_are_refused(server, connect, wire):
 
 
 @pytest.mark.parametrize("usage", [
+    {"prompt_tokens": 0, "completion_tokens": 0},
     {"prompt_tokens": -1_000_000, "completion_tokens": 1},
     {"prompt_tokens": 10, "completion_tokens": -1_000_000},
     {"prompt_tokens": True, "completion_tokens": 1},

@@ -79,11 +79,9 @@ def test_the_key_in_answers_and_errors(
 
 
 @pytest.fixture
-def elsewhere(wire: Any) -> Any:
+def elsewhere(server: Any, wire: Any) -> Any:
     """Another host, that answers as well and counts who asks: by name, not by number."""
-    from conftest import Server
-
-    other = Server()
+    other = type(server)()
     http = ThreadingHTTPServer(("127.0.0.1", 0), wire.handler(other))
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -119,6 +117,16 @@ def test_a_redirect_on_the_same_server_is_followed(server: Any, connect: Any, wi
     server.script = script
     (scores,) = connect().score([ASK], [AB])
     assert scores.mass == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900, 5000])
+def test_answers_of_any_depth_end_in_one_paragraph(
+    depth: int, server: Any, connect: Any, wire: Any
+) -> None:
+    deep = '{"choices":' * depth + "1" + "}" * depth
+    server.script = lambda path, *_: wire.reply(200, deep) if path == CHAT else None
+    with pytest.raises(EngineError):
+        connect(retries=0).score([ASK], [AB])
 
 
 def test_an_answer_without_an_end_is_cut(server: Any, connect: Any, wire: Any) -> None:

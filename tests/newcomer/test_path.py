@@ -161,6 +161,8 @@ def test_ctrl_c_answers_once_and_the_run_goes_on(
     running = subprocess.Popen(
         command, cwd=tmp_path, env=clean_environment(), text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # As in a terminal: a test runner's workers ignore Ctrl-C, and so would theirs.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     end = time.monotonic() + 120
     while not list(tmp_path.glob("r/verdicts/*.parquet")):

@@ -6,7 +6,9 @@ import gc
 import json
 import math
 import random
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -287,6 +289,7 @@ def test_what_cannot_be_loaded_is_refused_by_name(folder, tmp_path):
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    shutil.copy(Path(folder("qwen2")) / "tokenizer.json", tmp_path / "bert")
     with pytest.raises(EngineError, match="no language-model head"):
         VLLMEngine(str(tmp_path / "bert"))
 

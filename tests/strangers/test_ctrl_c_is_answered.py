@@ -17,13 +17,18 @@ GOES_ON = "stopped; the same command goes on from here\n"
 RUN = "from rlaif.cli import main; main()"
 
 
+def heard() -> None:
+    """Ctrl-C is heard, as in a terminal: a test runner's workers ignore it, and so would theirs."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(
     folder: Path, *arguments: str, program: str = RUN, **variables: str
 ) -> subprocess.Popen[str]:
     """A command in a process group of its own, as a terminal starts it."""
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments], cwd=folder, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heard,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables},
     )  # fmt: skip
 

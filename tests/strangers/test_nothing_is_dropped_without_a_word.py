@@ -201,7 +201,8 @@ def test_a_run_keeps_such_a_pair_once_with_the_mean_of_its_votes(tmp_path: Path)
     rows = [PLAIN, {"prompt": "q", "chosen": "c", "rejected": "d"}, agreeing, mirror, PLAIN, PLAIN]
     path = write(tmp_path / "rows.jsonl", *rows)
     out = str(tmp_path / "run")
-    result = CliRunner().invoke(app, ["label", "--pairs", str(path), "--out", out])
+    wide = {"COLUMNS": "1000"}
+    result = CliRunner().invoke(app, ["label", "--pairs", str(path), "--out", out], env=wide)
     assert result.exit_code == 0, result.output
     assert "2 pairs read, 4 repeated ones left out" in result.output
     assert "1 rows say the opposite of an earlier row" in result.output

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_models import make_preferences, make_tokenizer, save_causal
 
 from rlaif import stages
@@ -268,6 +269,16 @@ def test_the_stage_reads_references_and_a_human_test_set(causal, tmp_path):
     model = RewardModel(tmp_path / "run/models/reward", device="cpu")
     rewards = model.rewards([p.pair.prompt for p in rows[:6]], [p.chosen for p in rows[:6]])
     assert np.mean(rewards) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_base_that_lacks_a_weight_of_its_trunk_is_refused(tmp_path):
+    folder = save_causal(tmp_path / "base", make_tokenizer())
+    held = load_file(folder / "model.safetensors")
+    for key in [k for k in held if ".layers.1." in k]:
+        del held[key]
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"its weights lack model\.layers\.1\."):
+        train_reward(make_preferences(16), str(folder), tmp_path / "out", device="cpu")
 
 
 def test_a_test_set_of_ties_has_a_calibration_and_no_accuracy(trained):

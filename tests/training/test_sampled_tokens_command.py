@@ -70,5 +70,5 @@ def test_the_stages_train_on_the_ids_of_the_store(tmp_path: Path) -> None:
         for p in prompts
     }
     known = json.loads((tmp_path / "run/models/dpo/reference.json").read_text("utf-8"))
-    assert set(known) == wanted
+    assert set(known["reference"]) == wanted
     assert sampled == {(p.id, t): letter_by_letter(t) for p in prompts for t in texts}
