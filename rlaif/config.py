@@ -271,7 +271,8 @@ class JudgingConfig(EngineConfig):
     orders: Literal["both", "first_second"] = "both"
     """`both` shows each pair in both orders, which removes position bias; one order costs half."""
     min_mass: float = Field(default=0.1, ge=0, le=1)
-    """The judge abstains (`low_mass`) when the labels together have less probability."""
+    """The judge abstains (`low_mass`) when the labels together have less probability. Another
+    value of a `pairwise` judge judges nothing again: what it said is read anew."""
     max_not_finite: float = Field(default=0.01, ge=0, le=1)
     """The stage fails when more than this share of verdicts has NaN or infinite log-probs."""
 

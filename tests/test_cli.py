@@ -108,6 +108,28 @@ def test_labels_that_the_judge_would_hardly_write_are_warned_of(
         assert (found["mass_under_half"] > 0.5) is warned
 
 
+def test_another_threshold_of_mass_judges_nothing_again(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs.jsonl")
+    given = ("--pairs", "pairs.jsonl", "--judge", "tiny", "--set", "threads=1",
+             "--set", "judge.template=pairwise/default")  # fmt: skip
+    masses = {}
+    for value in ("0", "0.2", "1", "0"):  # from all, by some and none, back to all
+        sets = ("--set", f"judge.min_mass={value}")
+        new = 16 if not masses else 0
+        assert f"16 verdicts ({new} new)" in run("label", *given, "--out", "r", *sets)
+        if not (tmp_path / f"fresh-{value}").exists():
+            run("label", *given, "--out", f"fresh-{value}", *sets)
+        preferences = [RunStore(tmp_path / name, read_only=True).table("preferences").read()
+                       for name in ("r", f"fresh-{value}")]  # fmt: skip
+        assert preferences[0] == preferences[1]
+        fresh = RunStore(tmp_path / f"fresh-{value}", read_only=True).table("verdicts").read()
+        rows = RunStore(tmp_path / "r", read_only=True).table("verdicts").read()
+        by_key = {row.key: row for row in rows}
+        assert [by_key[row.key] for row in fresh] == fresh
+        masses[value] = sum(row.reason == "low_mass" for row in fresh)
+    assert masses["0"] == 0 < masses["1"] == 16
+
+
 def test_editing_one_principle_of_sixteen_judges_a_sixteenth(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.jsonl")
     text = (resources.folder("constitutions") / "sixteen.yaml").read_text()

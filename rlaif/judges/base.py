@@ -99,10 +99,15 @@ class EngineJudge(ABC):
         self.template_name = template or engine.templates.get(self.method, f"{self.method}/default")
         self.template: Template = load_template(self.template_name)
         self.min_mass = min_mass
+        self._settings = settings
         self._told_malformed = False
-        # Everything that can change a verdict and is the same for all of them.
-        self.fingerprint = content_id(
-            self.method, engine.fingerprint, self.template.hash, min_mass, *settings
+        self.fingerprint = self.fingerprint_at(min_mass)
+
+    def fingerprint_at(self, min_mass: float) -> str:
+        """Everything that can change a verdict and is the same for all of them, of a judge that is
+        like this one but for the threshold."""
+        return content_id(
+            self.method, self.engine.fingerprint, self.template.hash, min_mass, *self._settings
         )
 
     def key(self, ask: Ask) -> str:
@@ -148,6 +153,7 @@ class EngineJudge(ABC):
             "fingerprint": self.fingerprint,
             "template": self.template_name,
             "template_hash": self.template.hash,
+            "min_mass": self.min_mass,
             "device": self.engine.device,
         }
 

@@ -7,6 +7,7 @@ and take the softmax over the log-probabilities of the two labels. Nothing is de
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from rlaif.engines.base import Engine, Scores
@@ -65,12 +66,22 @@ class PairwiseJudge(EngineJudge):
     def _verdict(self, ask: Ask, scores: Scores) -> Verdict:
         if scores.failure:
             return self.abstain(ask, scores.failure)
-        first, second = of_the_pair(ask, scores)
-        facts = {"logprob_first": first, "logprob_second": second, "mass": scores.mass}
-        if scores.mass < self.min_mass:
+        return self._read(ask, *of_the_pair(ask, scores), scores.mass)
+
+    def _read(self, ask: Ask, first: float, second: float, mass: float) -> Verdict:
+        facts = {"logprob_first": first, "logprob_second": second, "mass": mass}
+        if mass < self.min_mass:
             return self.abstain(ask, "low_mass", **facts)
         # softmax over two log-probabilities is the logistic function of their difference
         return self.verdict(ask, sigmoid(first - second), **facts)
+
+    def reread(self, ask: Ask, said: Verdict) -> Verdict:
+        """The verdict of this judge, from one of a judge that differs in `min_mass` alone: the
+        log-probabilities are in it, so no model is asked."""
+        first, second, mass = said.logprob_first, said.logprob_second, said.mass
+        if first is None or second is None or mass is None:  # it abstained for another reason
+            return replace(said, key=self.key(ask))
+        return self._read(ask, first, second, mass)
 
 
 def of_the_pair(ask: Ask, scores: Scores) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from typing import Any
 from rlaif.config import JudgingConfig
 from rlaif.executors import Done, Judged, Progress, counted
 from rlaif.judges.base import expand
+from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.preferences import Orders
 from rlaif.records import Order, Pair, Verdict
 from rlaif.running import JUDGES, AnyJudge, Work, judging
@@ -105,11 +106,33 @@ class Panel:
 
     def _work(self, juror: Juror) -> Work[Pair, Verdict]:
         run, table = self.run, self.run.store.table("pairs")
+        if run.config.executor == "local":  # on Ray this process has no model, and so no keys
+            self._reread(juror)
         return judging(
             run.config, juror.section, lambda: run.judge(juror.section),
             chain.from_iterable(table.iter_batches(READ_PAIRS)), run.asked(), juror.orders,
             run.store.table("verdicts"),
         )  # fmt: skip
+
+    def _reread(self, juror: Juror) -> None:
+        """Where only `min_mass` is another than the last time, reads the stored verdicts anew."""
+        said = self.run.store.read_manifest().get("judge") or {}
+        if juror.name is not None:
+            said = (said.get("jury") or {}).get(juror.name) or {}
+        before, method = said.get("min_mass"), juror.section.method
+        if method != "pairwise" or before is None or before == juror.section.min_mass:
+            return
+        judge, table = self.run.judge(juror.section), self.run.store.table("verdicts")
+        assert isinstance(judge, PairwiseJudge)
+        find, fingerprint = table.finder(), judge.fingerprint_at(before)
+        for pairs in self.run.store.table("pairs").iter_batches(READ_PAIRS):
+            asks = {judge.key(a): a for a in expand(pairs, self.run.asked(), juror.orders)}
+            known = find(list(asks))
+            then = {k: judge.key_by(fingerprint, a) for k, a in asks.items() if k not in known}
+            found = find(list(then.values()))
+            rows = [judge.reread(asks[k], found[old]) for k, old in then.items() if old in found]
+            if rows:
+                table.append(rows)
 
     def _finish(self, juror: Juror, work: Work[Pair, Verdict]) -> None:
         juror.about, juror.spent = work.about(), work.spent()
