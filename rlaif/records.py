@@ -85,7 +85,7 @@ class Completion:
     policy: str
     index: int
     text: str
-    finish_reason: str  # "stop" | "length" | "too_long"
+    finish_reason: str  # "stop" | "length" | "too_long" | "not_finite" | …: Generation's
     tokens: int  # generated tokens, the end-of-sequence token included
     ids: tuple[int, ...] = ()  # those tokens; empty where the engine did not tell
 
@@ -192,7 +192,7 @@ class Verdict:
 
 
 # Why a round of revision came to nothing: the response stays as it was.
-RevisionReason = Literal["too_long", "empty", "cut", "filtered"]
+RevisionReason = Literal["too_long", "empty", "cut", "filtered", "malformed", "not_finite"]
 
 
 @dataclass(frozen=True, slots=True)

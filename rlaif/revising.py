@@ -139,7 +139,10 @@ def _why_not(generation: Generation) -> RevisionReason | None:
     """Why nothing can go on from a text: half of one is none."""
     if generation.finish_reason == "stop":
         return None if generation.text.strip() else "empty"
-    reasons: dict[str, RevisionReason] = {"length": "cut", "too_long": "too_long"}
+    reasons: dict[str, RevisionReason] = {
+        "length": "cut", "too_long": "too_long", "malformed": "malformed",
+        "not_finite": "not_finite",
+    }  # fmt: skip
     return reasons.get(generation.finish_reason, "filtered")
 
 

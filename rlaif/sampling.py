@@ -54,7 +54,7 @@ def make_pairs(
 
     Equal texts are one completion: a pair of equal answers has no label. Completions that came out
     empty make no pair, nor do those cut by the length limit unless `keep_cut`. `on_skip` is told
-    each prompt that gives no pair and why: "identical", "cut", "empty" or "too_long".
+    each prompt that gives no pair and why: "identical", "cut", "empty", "too_long" or "not_finite".
     """
     by_prompt: dict[str, list[Completion]] = defaultdict(list)
     for completion in completions:
@@ -75,6 +75,7 @@ def _why_no_pair(found: Sequence[Completion], whole: Sequence[Completion]) -> st
     if len(whole) > 1:
         return "identical"
     reasons = {c.finish_reason for c in found}
-    if "too_long" in reasons:
-        return "too_long"
+    for lost in ("too_long", "not_finite"):
+        if lost in reasons:
+            return lost
     return "cut" if "length" in reasons else "empty"

@@ -325,7 +325,8 @@ def default_at(model: type[BaseModel], location: Sequence[str]) -> Any:
         if inner is None:
             raise KeyError(part)
         model = inner
-    return model.model_fields[last].get_default()
+    found = model.model_fields[last]
+    return None if found.is_required() else found.get_default(call_default_factory=True)
 
 
 def _inner_model(annotation: Any) -> type[BaseModel] | None:

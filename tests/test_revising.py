@@ -162,6 +162,8 @@ def test_texts_of_the_principle_and_the_response_are_in_the_key() -> None:
         ("too_long", "too_long"),
         ("empty", "empty"),
         ("content_filter", "filtered"),
+        ("malformed", "malformed"),
+        ("not_finite", "not_finite"),
     ],
 )
 @pytest.mark.parametrize("step", [KIND.critique, KIND.revise])

@@ -47,7 +47,8 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One completion. `finish_reason`: "stop" (end token or stop string), "length", "too_long".
+    """One completion. `finish_reason`: "stop" (end token or stop string), "length", "too_long",
+    or "not_finite" where the model's logits were no numbers; the text is then empty.
 
     `ids` are all tokens sampled, those of the end included, where the engine knows them: a text
     does not tell which tokens it was.

@@ -22,7 +22,10 @@ from rlaif.engines.tokens import Ids
 
 @dataclass(slots=True)
 class Row:
-    """One sequence on its way. `uniforms`: one number in [0, 1) for each token it may have."""
+    """One sequence on its way. `uniforms`: one number in [0, 1) for each token it may have.
+
+    `finish_reason` becomes "stop", "length", or "not_finite" where the model gave no probabilities.
+    """
 
     prompt: int
     sample: int
@@ -113,7 +116,11 @@ def decode_batch(
             picked = heat.gather(-1, chosen[:, None])[:, 0] - heat.logsumexp(-1)
             for row, value in zip(live, picked.tolist(), strict=True):
                 row.logprobs.append(value)
-        for row, token in zip(live, chosen.tolist(), strict=True):
+        sick = (~logits.amax(-1).isfinite()).tolist()  # NaN or +inf somewhere, or -inf everywhere
+        for row, token, lost in zip(live, chosen.tolist(), sick, strict=True):
+            if lost:
+                row.finish_reason = "not_finite"
+                continue
             row.ids.append(token)
             if token in eos or ends(row.ids):
                 row.finish_reason = "stop"

@@ -381,9 +381,11 @@ class HFEngine(Watched):
         return ends
 
     def _finish(self, row: Row, sampling: Sampling) -> Generation:
-        text = self.encoder.completion(row.ids, sampling.stop)
         self.usage.generated_tokens += len(row.ids)
-        self.usage.computed_tokens += len(row.ids) - 1
+        self.usage.computed_tokens += max(0, len(row.ids) - 1)
+        if row.finish_reason == "not_finite":
+            return Generation("", row.finish_reason, len(row.ids))
+        text = self.encoder.completion(row.ids, sampling.stop)
         return Generation(text, row.finish_reason, len(row.ids), tuple(row.ids))
 
     def _pad(self) -> int:

@@ -12,7 +12,7 @@ from rlaif.records import Reason
 
 _REASONS: dict[str, Reason | None] = {
     "stop": None, "length": "cut", "too_long": "too_long", "content_filter": "filtered",
-    "malformed": "malformed",
+    "malformed": "malformed", "not_finite": "not_finite",
 }  # fmt: skip
 
 

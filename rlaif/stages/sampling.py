@@ -78,4 +78,7 @@ def _tell_skipped(run: Run, skipped: Mapping[str, int], prompts: int) -> None:
     if skipped.get("cut"):
         text += f"; raise sampling.max_new_tokens={run.config.sampling.max_new_tokens}, or set "
         text += "sampling.keep_cut=true"
+    if skipped.get("not_finite"):
+        text += "; the policy's logits are NaN there: its weights are damaged, or overflow in "
+        text += "policy.dtype"
     run.reporter.warn(text)

@@ -189,6 +189,12 @@ def _load(
                 f"cannot train {name}: {needed}. Transformers says: {kind}"
             ) from error
     check_plain(model, path)
+    name_of_it = _not_finite(model)
+    if name_of_it:
+        raise TrainingError(
+            f"cannot train {path}: its weight {name_of_it} holds NaN or infinity as it was saved. "
+            "The folder is damaged, or its training failed: take another checkpoint"
+        )
     disable_dropout(model)
     notes: list[str] = []
     with warnings.catch_warnings():
@@ -398,16 +404,24 @@ def fill(model: Any, weights: Mapping[str, Any]) -> None:
         raise TrainingError(f"the trained weights came back without {lacking[0]}: nothing is saved")
 
 
-def _require_finite(model: Any) -> None:
-    """TrainingError where a weight is NaN or infinite: such a model is never called finished."""
+def _not_finite(model: Any) -> str | None:
+    """The name of the first weight that has NaN or infinity in it."""
     import torch
 
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
-            raise TrainingError(
-                f"{name} is not finite after training, so nothing is saved: lower the learning "
-                "rate, or train in float32"
-            )
+            return str(name)
+    return None
+
+
+def _require_finite(model: Any) -> None:
+    """TrainingError where a weight is NaN or infinite: such a model is never called finished."""
+    name = _not_finite(model)
+    if name:
+        raise TrainingError(
+            f"{name} is not finite after training, so nothing is saved: lower the learning "
+            "rate, or train in float32"
+        )
 
 
 def save_model(loaded: Loaded, out: Path, *, lora: bool, merge: bool) -> None:

@@ -23,6 +23,7 @@ from rlaif.engines.checkpoint import end_tokens
 from rlaif.engines.decoding import decode_batch
 from rlaif.engines.prepacked import Prepacked
 from rlaif.engines.tokens import Encoder, Ids
+from rlaif.errors import TrainingError
 from rlaif.records import Prompt
 from rlaif.templates import Rendered
 from rlaif.training.data import pad
@@ -121,6 +122,11 @@ class Sampler:
                 )
             for k, row in enumerate(rows):
                 i = batch[row.prompt]
+                if row.finish_reason == "not_finite":
+                    raise TrainingError(
+                        f"the policy's logits are not finite after {len(row.ids)} tokens of a "
+                        "completion: lower the learning rate, or train in float32"
+                    )
                 out[i, row.sample] = Episode(
                     prompt=prompts[i],
                     prompt_ids=encoded[i],

@@ -98,8 +98,31 @@ def test_nan_weights_are_not_finite(model_of, tokenizer):
     model = type(model_of("qwen2"))(model_of("qwen2").config).eval()
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
-    (score,) = HFEngine.from_loaded(model, tokenizer).score([ask("Hi")], [[" A", " B"]])
+    engine = HFEngine.from_loaded(model, tokenizer)
+    (score,) = engine.score([ask("Hi")], [[" A", " B"]])
     assert (score.logprobs, score.failure) == ((), "not_finite")
+    for sampling in (Sampling(n=2), Sampling(temperature=0), Sampling(top_p=0.9)):
+        (made,) = engine.generate([ask("Hi")], sampling)
+        assert {(g.text, g.finish_reason, g.ids) for g in made} == {("", "not_finite", ())}
+
+
+def test_logits_of_no_numbers_cost_their_own_row_only(model_of, tokenizer):
+    """One word's embedding is NaN: the completions of the prompt that has it are lost."""
+    model = copy.deepcopy(model_of("qwen2"))
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # untied
+    engine = HFEngine.from_loaded(model, tokenizer)
+    prompts, sampling = [ask("Hi"), ask("bread")], Sampling(n=2, max_new_tokens=6)
+    before = engine.generate(prompts, sampling)
+    (lost,) = (
+        set(engine.encoder.prompt(prompts[1]))
+        - {token for row in before[0] for token in row.ids}
+        - set(engine.encoder.prompt(prompts[0]))
+    )
+    with torch.no_grad():
+        model.model.embed_tokens.weight[lost] = math.nan
+    kept, gone = engine.generate(prompts, sampling)
+    assert kept == before[0]
+    assert [g.finish_reason for g in gone] == ["not_finite"] * 2
 
 
 # ---- generate

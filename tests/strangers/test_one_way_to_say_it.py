@@ -58,6 +58,7 @@ def test_help_has_an_example_and_no_types_of_python(name: str) -> None:
     assert f"Example: rlaif {name}" in " ".join(text.split())
     types = r"<[\w\[\]| ]+>|\b(TEXT|INTEGER|FLOAT|PATH|BOOLEAN|DIRECTORY)\b|list\[|\bPath\b"
     assert re.findall(types, text.replace("WHAT=PATH", "")) == []
+    assert "Undefined" not in text  # the default of what has none
     assert "None" not in text
 
 

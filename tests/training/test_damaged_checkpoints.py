@@ -289,6 +289,18 @@ def test_weights_that_are_not_finite_are_not_saved(causal: str, tmp_path: Path) 
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_base_with_weights_of_no_numbers_is_named(name: str, causal: str, tmp_path: Path) -> None:
+    """Not the learning rate is to blame."""
+    base = shutil.copytree(causal, tmp_path / "base")
+    weights = load_file(base / "model.safetensors")
+    weights[sorted(weights)[1]].view(-1)[3] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrainingError, match=r"base.* holds NaN or infinity as it was saved"):
+        TRAINERS[name](str(base), tmp_path / "r")
+    assert not (tmp_path / "r" / "metrics.json").exists()
+
+
 def test_a_base_that_changes_between_kill_and_resume_is_another_run(
     runs: Any, causal: str, tmp_path: Path
 ) -> None:
