@@ -67,6 +67,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         row["kl"] = [run["policies"]["dpo"]["kl"]["value"] for run in mine]
         row["labels_right"] = [run["labels"]["gold_agreement"] for run in mine]
+        row["unseparated"] = [run["labels"]["unseparated"] for run in mine]
         row["seconds"] = [run["seconds"] for run in mine]
         row["others"] = others(mine, trait)
         rows.append(row)
@@ -88,7 +89,7 @@ def others(runs: Sequence[dict[str, Any]], target: str) -> dict[str, list[list[f
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     names = ("constitution", "trait", "and legal, all prompts", "legal", "KL, nats", "labels right",
-             "moved beside")  # fmt: skip
+             "preferred, truth even", "moved beside")  # fmt: skip
     found = Table(*names, title="demo, DPO, mean (least–greatest)")
     for row in rows:
         before, after = row["base"], row["dpo"]
@@ -101,9 +102,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             for name, pairs in row["others"].items()
         )
         right = f"{mean(row['labels_right']):.1%}"
+        even = f"{mean(found['value'] for found in row['unseparated']):.1%}"
         found.add_row(
             row["constitution"], f"{row['trait']} {cells[0]}", cells[1], cells[2],
-            shown(row["kl"], percent=False), right, moved,
+            shown(row["kl"], percent=False), right, even, moved,
         )  # fmt: skip
     return found
 

@@ -34,7 +34,7 @@ from rlaif.evaluation.metrics import (
     slot_intervals,
     wilson,
 )
-from rlaif.report.labels import Cube, agreement, reliability_points
+from rlaif.report.labels import Cube, agreement, reliability_points, unseparated
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -54,7 +54,8 @@ LENGTHS: tuple[tuple[str, float], ...] = (
 class Labels:
     """What an audit looks at, by pair (P,). `p` is the aggregated P(first), NaN where there is
     none; `preferred` says which of them are no ties; `known` is P(first) as known otherwise, NaN
-    where it is not; `lengths` (P, 2) are characters of the first and the second completion."""
+    where it is not; `lengths` (P, 2) are characters of the first and the second completion; `tied`
+    marks pairs without a `known` of which it is known all the same that neither side is better."""
 
     ids: Sequence[str]
     prompts: Sequence[str]
@@ -63,6 +64,7 @@ class Labels:
     known: Floats
     lengths: Floats
     cube: Cube
+    tied: Mask | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(x) for x in (self.ids, self.prompts, self.statuses, self.p, self.known)}
@@ -73,6 +75,12 @@ class Labels:
     def preferred(self) -> Mask:
         status = np.array([s == "preferred" for s in self.statuses], dtype=bool)
         return np.asarray(status & (self.p != 0.5), dtype=bool)
+
+    @cached_property
+    def even(self) -> Mask:
+        """Pairs of which it is known that neither side is better."""
+        equal = self.known == 0.5
+        return np.asarray(equal if self.tied is None else equal | self.tied, dtype=bool)
 
     @cached_property
     def certain(self) -> Mask:
@@ -100,17 +108,18 @@ def audit(labels: Labels) -> Json:
 
 
 def _against_known(labels: Labels) -> Json | None:
-    sure, known = labels.certain, int(np.isfinite(labels.known).sum())
-    if not sure.any():
+    sure = labels.certain
+    if not (sure | labels.even).any():
         return None
     both = sure & labels.preferred
     every = np.where(both, _right(labels), 0.5)[sure]
     out: Json = {
         "pairs": int(sure.sum()),
-        "ties": known - int(sure.sum()),
+        "ties": int(labels.even.sum()),
         "accuracy": None,
+        "unseparated": _unseparated(labels),
         # Over all pairs: one with a tie or an abstention gets half a point, as a guess would.
-        "accuracy_all": share(every, labels.clusters(sure)).as_dict(),
+        "accuracy_all": share(every, labels.clusters(sure)).as_dict() if sure.any() else None,
         "by_principle": {
             name: _dict(agreement(labels.cube.debiased[:, c], labels.known, labels.prompts))
             for c, name in enumerate(labels.cube.principles)
@@ -125,6 +134,16 @@ def _against_known(labels: Labels) -> Json | None:
         "kappa": _kappa(labels.p[both], sides, _turned(labels.ids)[both], prompts),
         **_calibration(labels),
     }
+
+
+def _unseparated(labels: Labels) -> Json | None:
+    """Labels that prefer one of two sides that the truth does not separate: noise to train on,
+    which accuracy and κ leave out. `count` of the `n` preferred pairs whose truth is known."""
+    p = np.where(labels.preferred, labels.p, np.nan)
+    found = unseparated(p, labels.known, labels.even, labels.prompts)
+    if found is None:
+        return None
+    return {**found.as_dict(), "count": int((labels.preferred & labels.even).sum())}
 
 
 def _calibration(labels: Labels) -> Json:

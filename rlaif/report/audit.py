@@ -101,6 +101,7 @@ def _groups(audit: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
 def _known(known: Mapping[str, Any], source: str) -> Iterator[tuple[str, list[Row]]]:
     rows = [
         _row("accuracy, preferred pairs", known.get("accuracy"), percent),
+        _unseparated(known["unseparated"]),
         _row("accuracy, ties and abstentions ½", known["accuracy_all"], percent),
         _row("Cohen’s κ", known.get("kappa"), fixed),
         _row("calibration error (ECE)", known.get("ece"), fixed),
@@ -115,6 +116,12 @@ def _known(known: Mapping[str, Any], source: str) -> Iterator[tuple[str, list[Ro
         yield "Accuracy of each principle", rows
     rows = [_row(g["name"], g if g["n"] else None, percent) for g in known["by_length"]]
     yield "Accuracy where the better response is", rows
+
+
+def _unseparated(found: Mapping[str, Any] | None) -> Row:
+    """Preferred labels of pairs that the truth does not separate; no accuracy counts these."""
+    name = "preferred, though known to be equal"
+    return _row(f"{name}: {count(found['count'])}" if found else name, found, percent)
 
 
 def _temperature(heat: Mapping[str, Any]) -> Iterator[Row]:

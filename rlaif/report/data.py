@@ -197,16 +197,28 @@ class Run:
         return self._truth(*found) if found else self.known
 
     def _truth(self, trait: str, sign: int) -> Floats:
-        gaps = self._gold_gaps.get(trait, np.zeros(len(self._pairs)))
-        return np.where(gaps == 0, np.nan, (gaps * sign > 0).astype(float))
+        gaps = self._gaps(trait)
+        return np.where(np.isfinite(gaps) & (gaps != 0), (gaps * sign > 0).astype(float), np.nan)
+
+    @cached_property
+    def tied(self) -> NDArray[np.bool_]:
+        """Pairs of which `known` has no side because neither is better: a person's label of ½, or
+        the world's truth (no gap, the trait not at stake, an illegal response)."""
+        if self.known_from != "gold" or self.target is None:
+            return np.asarray(self.known == 0.5, dtype=bool)
+        return np.asarray(self._gaps(self.target[0]) == 0, dtype=bool)
+
+    def _gaps(self, trait: str) -> Floats:
+        return self._gold_gaps.get(trait, np.full(len(self._pairs), np.nan))
 
     @cached_property
     def _gold_gaps(self) -> dict[str, Floats]:
         """By trait: the gold value of each pair's first completion less that of its second.
 
-        0 where a trait is not at stake, a completion is illegal, or the prompt is from outside.
+        0 where a trait is not at stake or a completion is illegal, NaN where the prompt is from
+        outside.
         """
-        gaps = {trait: np.zeros(len(self._pairs)) for trait in TRAITS}
+        gaps = {trait: np.full(len(self._pairs), np.nan) for trait in TRAITS}
         sources = pc.starts_with(self._pairs["prompt_source"], "tiny:").fill_null(False)
         if not pc.any(sources).as_py():
             return gaps

@@ -90,6 +90,21 @@ def agreement(p: Floats, truth: Floats, prompts: Sequence[str]) -> Interval | No
     return share(same.astype(np.float64), names) if same.size else None
 
 
+def unseparated(
+    p: Floats, truth: Floats, tied: NDArray[np.bool_], prompts: Sequence[str]
+) -> Interval | None:
+    """Of the pairs whose label prefers a side and whose truth is known, the share whose truth
+    prefers none: such labels are noise, and no accuracy counts them.
+
+    `tied` says of each pair that its truth is known to favour neither side; a `truth` of ½ says the
+    same.
+    """
+    equal = tied | (truth == 0.5)
+    usable = np.isfinite(p) & (p != 0.5) & (np.isfinite(truth) | equal)
+    names = [prompts[i] for i in np.flatnonzero(usable).tolist()]
+    return share(equal[usable].astype(np.float64), names) if names else None
+
+
 @dataclass(frozen=True, slots=True)
 class PrincipleRow:
     """One principle's column of verdicts, summed up; None where there is nothing to count."""

@@ -24,6 +24,7 @@ from rlaif.report.labels import (
     principle_rows,
     reliability_points,
     telling_pairs,
+    unseparated,
 )
 from rlaif.report.summary import ONLINE, STAGES
 
@@ -143,7 +144,8 @@ def labels(run: Run) -> Json | None:
             marker=0.5,
         ),
         "known": truth,
-        "known_pairs": int(np.isfinite(run.known).sum()),
+        "known_pairs": int((np.isfinite(run.known) | run.tied).sum()),
+        "unseparated": unseparated(run.preferred, run.known, run.tied, run.prompts),
         "from_people": bool(np.isfinite(run.labelled).any()),
         "reliability": svg.reliability(points, label="Reliability of the labels")
         if points

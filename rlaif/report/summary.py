@@ -1,8 +1,8 @@
 """`summary.json`: the numbers of a run, in one shape whatever stages were run.
 
     {"target_trait",
-     "labels": {"pairs", "verdicts", "abstained", "gold_agreement", "swap_consistency",
-                "label_mass", "ece"},
+     "labels": {"pairs", "verdicts", "abstained", "gold_agreement", "unseparated",
+                "swap_consistency", "label_mass", "ece"},
      "reward_model": {"accuracy"},
      "policies": {"base": {"traits": {…}, "legal", "and_legal": {trait: {"at_stake", "all"}}},
                   "dpo": {…, "kl", "win_rate": {"value", "low", "high", "n", "wins", "losses",
@@ -12,7 +12,8 @@
 
 `policies` and `seconds` also have "sft", "ppo", "grpo", "rloo" and "online-dpo" where they were
 run, in the shape of "dpo". A number that the run does not have is null; shares are in [0, 1], KL in
-nats. `out_of_date` is a list of what stands on something that has changed since, and why; `state`
+nats. `gold_agreement` is of the preferred pairs that the truth separates; `unseparated` (an interval)
+is the share of the preferred pairs of known truth that it does not. `out_of_date` is a list of what stands on something that has changed since, and why; `state`
 is a hash of all that the run held.
 """
 
@@ -26,7 +27,7 @@ import numpy as np
 from rlaif import lineage
 from rlaif.evaluation.metrics import expected_calibration_error
 from rlaif.report.data import EVALUATE, WIN_RATE, Json, Run, number
-from rlaif.report.labels import Floats, agreement, mean
+from rlaif.report.labels import Floats, agreement, mean, unseparated
 from rlaif.store import write_json
 
 RATE = (
@@ -64,11 +65,13 @@ def summarise(run: Run) -> Json:
 def _labels(run: Run) -> Json:
     cube = run.cube
     slots = cube.slots(run.prompts)
+    without_truth = unseparated(run.preferred, run.known, run.tied, run.prompts)
     return {
         "pairs": len(run.known),
         "verdicts": int(cube.asked.sum()),
         "abstained": int(cube.abstained.sum()),
         "gold_agreement": gold_agreement(run),
+        "unseparated": without_truth.as_dict() if without_truth else None,
         "swap_consistency": slots["swap_consistency"].value if slots else None,
         "label_mass": mean(cube.mass),
         "ece": ece(run),

@@ -48,7 +48,7 @@ def stored_labels(stored: StoredRun) -> Labels:
             lengths.append((len(pair.first), len(pair.second)))
     return Labels(
         ids, prompts, stored.statuses, stored.preference, stored.known,
-        np.array(lengths, dtype=np.float64).reshape(-1, 2), stored.cube,
+        np.array(lengths, dtype=np.float64).reshape(-1, 2), stored.cube, stored.tied,
     )  # fmt: skip
 
 

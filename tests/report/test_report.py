@@ -110,7 +110,7 @@ def test_a_partial_run_says_what_is_missing(labelled_run: Callable[..., Path]) -
     text = text_of(page(labelled_run(n=40)))
     assert "Not in this run: reward, dpo, evaluate." in text
     assert "Agreement with the pairs’ own labels" in text
-    assert "40 pairs came with one" in text
+    assert re.search(r"\d+ preferred pairs came with one that favours a side", text)
     assert "Against what is known" in text
     assert "unlike prefixes" in text
     assert "harmless-base-test.jsonl.gz" in text

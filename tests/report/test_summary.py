@@ -21,9 +21,9 @@ from rlaif.store import RunStore
 SHAPE = {
     "target_trait": None,
     "labels": dict.fromkeys(
-        ["pairs", "verdicts", "abstained", "gold_agreement", "swap_consistency", "label_mass",
-         "ece"]
-    ),
+        ["pairs", "verdicts", "abstained", "gold_agreement",
+         "swap_consistency", "label_mass", "ece"]
+    ) | {"unseparated": dict.fromkeys(["value", "low", "high", "n"])},
     "reward_model": {"accuracy": None},
     "policies": {
         "base": {"traits": {}, "legal": None, "and_legal": {}},
@@ -157,8 +157,8 @@ def test_an_empty_run_directory_is_all_nulls_and_zeros(tmp_path: Path) -> None:
     assert summary.pop("out_of_date") == []
     assert isinstance(summary.pop("state"), str)
     nothing = {k: v for k, v in SHAPE.items() if k not in ("out_of_date", "state")}
-    assert summary == {**nothing, "labels": {**SHAPE["labels"], "pairs": 0, "verdicts": 0,
-                                           "abstained": 0}}  # fmt: skip
+    assert summary == {**nothing, "labels": {**SHAPE["labels"], "unseparated": None, "pairs": 0,
+                                           "verdicts": 0, "abstained": 0}}  # fmt: skip
 
 
 def test_no_directory_is_an_error(tmp_path: Path) -> None:
