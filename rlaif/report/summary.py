@@ -12,9 +12,10 @@
 
 `policies` and `seconds` also have "sft", "ppo", "grpo", "rloo" and "online-dpo" where they were
 run, in the shape of "dpo". A number that the run does not have is null; shares are in [0, 1], KL in
-nats. `gold_agreement` is of the preferred pairs that the truth separates; `unseparated` (an interval)
-is the share of the preferred pairs of known truth that it does not. `out_of_date` is a list of what stands on something that has changed since, and why; `state`
-is a hash of all that the run held.
+nats. `gold_agreement` is of the preferred pairs that the truth separates; `unseparated`, an
+interval, is the share of the preferred pairs of known truth that it does not. `out_of_date` is a
+list of what stands on something that has changed since, and why; `state` is a hash of all that the
+run held.
 """
 
 from __future__ import annotations

@@ -61,7 +61,8 @@ def test_labels_of_pairs_that_the_gold_checker_does_not_separate(tmp_path: Path)
     assert told == {**expected.as_dict(), "count": int(sum(even))}
     assert known["known"]["accuracy"]["n"] == len(even) - sum(even)
     line = next(x for x in printed.splitlines() if "known to be equal" in x)
-    assert f"equal: {told['count']} " in line and line.endswith(f" {len(even)}")
+    assert f"equal: {told['count']} " in line
+    assert line.endswith(f" {len(even)}")
     assert f"{100 * expected.value:.1f} %" in line
     assert build_summary(path)["labels"]["unseparated"] == pytest.approx(expected.as_dict())
     shown = page(path)
