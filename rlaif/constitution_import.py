@@ -24,7 +24,7 @@ import yaml
 
 from rlaif.constitution import Constitution
 from rlaif.errors import DataError
-from rlaif.files import read_text, reason
+from rlaif.files import once, read_text, reason
 
 _BEFORE = re.compile(r"^\s*(CritiqueRequest|RevisionRequest):\s*")
 _AFTER = re.compile(r"\s*(Options|Critique|Revision):\s*$")
@@ -56,7 +56,7 @@ def import_constitution(path: str | Path, name: str | None = None) -> str:
 
 def _from_json(path: Path, text: str) -> Iterator[dict[str, str]]:
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {reason(error)}") from error
     if isinstance(data, dict) and isinstance(data.get("constitutions"), list):

@@ -77,12 +77,31 @@ def read_json(path: Path, made_by: str, shape: Shape = object) -> Any:
     again = f"Remove it and run {made_by} again"
     text = read_text(path, DataError)
     try:
-        found = json.loads(text, parse_int=_whole)
+        found = json.loads(text, parse_int=_whole, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({reason(error)}). {again}") from error
     wrong = misfit(found, shape)
     if wrong:
         raise DataError(f"{path}: {wrong}. {again}")
+    return found
+
+
+class RepeatedKey(ValueError):
+    """A key that stands twice in one JSON object."""
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys all differ, as `object_pairs_hook`.
+
+    Python keeps the last of equal keys and says nothing. Raises RepeatedKey.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise RepeatedKey(f"'{key}' twice in one object: keep one of them")
+            seen.add(key)
     return found
 
 

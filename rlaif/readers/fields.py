@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlaif.files import RepeatedKey, once
+
 BadReason = Literal[
     "malformed",
     "unsupported",  # tool calls, images and the like, which nothing here can judge or train on
@@ -98,16 +100,35 @@ def parse(content: Raw) -> Row:
     row: Any = content
     if isinstance(content, bytes):
         try:
-            row = json.loads(content.decode())
+            row = _decoder.decode(content.decode())
         except UnicodeDecodeError as error:
             got = f"{error.reason} at byte {error.start}"
             raise Left("malformed", f"expected UTF-8, got {got}") from error
+        except RepeatedKey as error:
+            raise Left("malformed", f"expected different keys, got {error}") from error
         except (ValueError, RecursionError) as error:
             detail = f"expected a JSON object, got {_json_error(error)}"
             raise Left("malformed", detail) from error
     if not isinstance(row, dict):
         raise Left("malformed", f"expected a JSON object, got {kind(row)}")
     return row
+
+
+# Made once: `json.loads` makes one for each call with a hook, which takes longer than the hook.
+_decoder = json.JSONDecoder(object_pairs_hook=once)
+_plain = json.JSONDecoder()
+
+
+def item_at(text: str, at: int) -> tuple[Any, int]:
+    """The JSON value that begins at a place, and where it ends; Broken where keys are repeated.
+
+    ValueError where there is no whole value.
+    """
+    try:
+        return _decoder.raw_decode(text, at)
+    except RepeatedKey as error:
+        end = _plain.raw_decode(text, at)[1]
+        return Broken(f"expected different keys, got {error}", text[at:end]), end
 
 
 def _json_error(error: Exception) -> str:

@@ -5,15 +5,12 @@ Nothing here knows what is in a row. Every source is read as it is asked for, a 
 
 from __future__ import annotations
 
-import bz2
 import csv
 import glob
-import gzip
 import io
-import json
 import lzma
+import mmap
 import re
-import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -23,7 +20,7 @@ import pyarrow.parquet as pq
 
 from rlaif.errors import DataError
 from rlaif.hub import offline
-from rlaif.readers.fields import UNREAD, Broken, Raw, Row
+from rlaif.readers.fields import UNREAD, Broken, Raw, Row, item_at
 
 Placed = Iterator[tuple[str, Raw]]
 
@@ -97,20 +94,77 @@ def _each(readers: list[Callable[[], Placed]]) -> Placed:
 # ---------------------------------------------------------------------------- text files
 
 
+_ARROW_NAMES = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
+
 def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path))
+    """The bytes of a file, unpacked. OSError where a stream, or what follows it, is damaged.
+
+    Arrow unpacks, since Python's `gzip` and `bz2` take what is no stream for the end of the file.
+    """
+    if path.suffix in PACKED and path.stat().st_size == 0:
+        raise OSError("it is empty, which no packed file is")
     if path.suffix == ".xz":
-        return cast(IO[bytes], lzma.open(path))
-    if path.suffix == ".bz2":
-        return cast(IO[bytes], bz2.open(path))
-    if path.suffix == ".zst":
-        stream = pa.input_stream(str(path), compression="zstd")
-        return cast(IO[bytes], io.BufferedReader(stream))
+        return io.BufferedReader(_Xz(path), _PIECE)
+    if path.suffix in _ARROW_NAMES:
+        stream = pa.input_stream(str(path), compression=_ARROW_NAMES[path.suffix])
+        return cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, stream)))
     return path.open("rb")
 
 
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, OSError, pa.ArrowException)
+class _Xz(io.RawIOBase):
+    """The streams of an .xz file one after the other, with the padding that may be behind each.
+
+    Python's `lzma` takes whatever is no stream for the end of the file. Padding is zeros, by fours
+    (section 2.2 of the .xz format). So is a lost part of a disk, but of 512 bytes or more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._stream = lzma.LZMADecompressor()
+        self._packed = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        data = b""
+        while not data:
+            if self._stream.eof and not self._next_stream():
+                return 0
+            if self._stream.needs_input and not self._packed:
+                self._packed = self._file.read(_PIECE)
+                if not self._packed:
+                    raise EOFError("the file ends inside a compressed stream")
+            data = self._stream.decompress(self._packed, len(buffer))
+            self._packed = b""
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _next_stream(self) -> bool:
+        """Goes over padding to the next stream, or to the end of the file."""
+        rest, zeros = self._stream.unused_data, 0
+        while True:
+            found = rest.lstrip(b"\0")
+            zeros += len(rest) - len(found)
+            rest = found or self._file.read(_PIECE)
+            if found or not rest:
+                break
+        if zeros % 4 or zeros >= 512:
+            raise OSError(
+                f"{zeros} zero bytes follow a compressed stream, where padding is fewer than 512 "
+                "by fours. If nothing is lost, pack it anew: xz -dc FILE | xz > NEW"
+            )
+        if rest:
+            self._stream, self._packed = lzma.LZMADecompressor(lzma.FORMAT_XZ), rest
+        return bool(rest)
+
+
+_DAMAGE = (EOFError, lzma.LZMAError, OSError, pa.ArrowException)
 
 
 def _unreadable(path: Path, place: str, error: Exception) -> DataError:
@@ -156,7 +210,8 @@ def _json_rows(path: Path) -> Placed:
             yield from _lines(path)
             return
         with _open(path) as file, io.TextIOWrapper(file, "utf-8-sig") as text:
-            for number, row in enumerate(_array_items(text), 1):
+            for row in _array_items(text):
+                number += 1
                 yield f"{path}:{number}", row
     except _DAMAGE as error:
         raise _unreadable(path, f"row {number}", error) from error
@@ -165,26 +220,29 @@ def _json_rows(path: Path) -> Placed:
 
 
 def _array_items(text: io.TextIOBase) -> Iterator[Any]:
-    """The items of a JSON array, parsed one by one; ValueError where it is damaged or cut off."""
-    decode, held, at = json.JSONDecoder().raw_decode, "", 0
-    between = "["
+    """The items of a JSON array, parsed one by one.
+
+    ValueError where it is damaged, cut off, or followed by more than white space.
+    """
+    held, at = "", 0
+    between, first = "[", True
     while True:
         at = _skip_blanks(held, at)
         if at < len(held) and between:
-            if held[at] == "]" and between != ",item":
-                return
-            if held[at] != between[0]:
-                raise ValueError(f"expected '{between[0]}' or ']', got {held[at : at + 20]!r}")
-            at, between = at + 1, ""
+            if held[at] == "]" and between == ",":
+                break
+            if held[at] != between:
+                raise ValueError(f"expected '{between}' or ']', got {held[at : at + 20]!r}")
+            at, between, first = at + 1, "", between == "["
             continue
-        if at < len(held) and held[at] == "]":
-            return  # an empty array
+        if at < len(held) and held[at] == "]" and first:
+            break  # an empty array
         try:
-            item, end = decode(held, at) if at < len(held) else (None, -1)
+            item, end = item_at(held, at) if at < len(held) else (None, -1)
         except ValueError as error:
             item, end = error, -1
         # A number or word at the end of what was read may go on in what was not.
-        if end == -1 or (end == len(held) and not isinstance(item, (dict, list, str))):
+        if end == -1 or (end == len(held) and not isinstance(item, (dict, list, str, Broken))):
             piece = text.read(max(_PIECE, len(held) - at))
             if not piece or len(held) - at > _LONGEST:
                 raise item if isinstance(item, ValueError) else ValueError("it is cut off")
@@ -192,6 +250,15 @@ def _array_items(text: io.TextIOBase) -> Iterator[Any]:
             continue
         yield item
         at, between = end, ","
+    _refuse_more(held[at + 1 :], text)
+
+
+def _refuse_more(held: str, text: io.TextIOBase) -> None:
+    while (at := _skip_blanks(held, 0)) == len(held):
+        held = text.read(_PIECE)
+        if not held:
+            return
+    raise ValueError(f"expected nothing behind the end of the array, got {held[at : at + 20]!r}")
 
 
 def _skip_blanks(text: str, at: int) -> int:
@@ -211,6 +278,7 @@ def _csv_rows(path: Path) -> Placed:
         ):
             rows = csv.reader(text, strict=True)  # a cell that is cut off is an error
             header = next(rows, [])
+            _refuse_repeated(path, header)
             for cells in rows:
                 where, number = f"{path}:{number + 1}", rows.line_num
                 if not cells:
@@ -227,6 +295,20 @@ def _csv_rows(path: Path) -> Placed:
         raise _unreadable(path, f"line {number}", error) from error
 
 
+def _refuse_repeated(path: Path, names: Iterable[str]) -> None:
+    """DataError for columns that one name may mean. Those without a name are nobody's."""
+    first: dict[str, tuple[int, str]] = {}
+    for number, name in enumerate(names, 1):
+        bare = name.strip("\ufeff \t\r\n")
+        if bare and bare in first:
+            other, its = first[bare]
+            raise DataError(
+                f"{path}: expected columns of different names, got {its!r} as column {other} and "
+                f"{name!r} as column {number}: which one is meant? Rename or remove one of them"
+            )
+        first[bare] = (number, name)
+
+
 # ---------------------------------------------------------------------------- tables
 
 
@@ -234,17 +316,44 @@ def _parquet_rows(path: Path, columns: Collection[str]) -> Placed:
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_joined(path, file.metadata)
             names = file.schema_arrow.names
+            _refuse_repeated(path, names)
             wanted = [name for name in names if name in columns]
             others = dict.fromkeys((n for n in names if n not in columns), UNREAD)
             for batch in file.iter_batches(1024, columns=wanted):
                 for row in batch.to_pylist() if wanted else [{}] * batch.num_rows:
                     number += 1
                     yield f"{path}:{number}", {**row, **others} if others else row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # such as a structure's equal names
         raise DataError(
             f"{path}: cannot be read beyond row {number}: {error}. Fetch or write it again"
         ) from error
+
+
+def _refuse_joined(path: Path, footer: pq.FileMetaData) -> None:
+    """DataError where the file is several, of which the last footer points into the first one.
+
+    Between the last column and the footer there may be indexes; of a joined file there is also as
+    much as the files before the last one hold, so that their end lies no further from the start.
+    """
+    groups = (footer.row_group(i) for i in range(footer.num_row_groups))
+    chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+    last = max((_start(chunk) + chunk.total_compressed_size for chunk in chunks), default=4)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        size = int.from_bytes(data[-8:-4], "little")
+        between = len(data) - 8 - size - last
+        if between > 0 and (at := data.find(b"PAR1PAR1", 0, between + 4)) > 0:
+            raise DataError(
+                f"{path}: expected one Parquet file, got another Parquet file behind it, from byte "
+                f"{at + 4} on. Read them as two files (a glob), or write them as one table"
+            )
+
+
+def _start(chunk: pq.ColumnChunkMetaData) -> int:
+    """Where a column's pages begin; its dictionary, if any, is in front."""
+    first = chunk.dictionary_page_offset if chunk.has_dictionary_page else 0
+    return int(first or chunk.data_page_offset)
 
 
 # ---------------------------------------------------------------------------- folders
@@ -296,10 +405,30 @@ def _saved_rows(folder: Path, split: str) -> Placed:
     from datasets import load_from_disk
 
     try:
-        loaded = load_from_disk(str(folder))
+        loaded = _one_split(load_from_disk(str(folder)), str(folder), split)
+        for file in loaded.cache_files:
+            _refuse_cut(Path(file["filename"]))
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{folder}: the saved data set cannot be read: {error}") from error
-    return _numbered(str(folder), _one_split(loaded, str(folder), split))
+    return _numbered(str(folder), loaded)
+
+
+def _refuse_cut(path: Path) -> None:
+    """OSError unless a stream of Arrow's messages has its mark of the end, at the file's end.
+
+    Arrow takes a stream without the mark, and one with more behind it, for a whole one.
+    """
+    with pa.memory_map(str(path)) as file:
+        messages, last, size = pa.ipc.MessageReader.open_stream(file), 0, file.size()
+        try:
+            while True:
+                messages.read_next_message()
+                last = file.tell()
+        except StopIteration:
+            end = file.tell()
+    if end == last or end != size:
+        got = "none" if end == last else f"{size - end} bytes behind it"
+        raise OSError(f"{path}: expected a mark of the end in the last of {size} bytes, got {got}")
 
 
 # ---------------------------------------------------------------------------- the hub
