@@ -258,7 +258,10 @@ def _refuse_more(held: str, text: io.TextIOBase) -> None:
         held = text.read(_PIECE)
         if not held:
             return
-    raise ValueError(f"expected nothing behind the end of the array, got {held[at : at + 20]!r}")
+    raise ValueError(
+        f"expected nothing behind the end of the array, got {held[at : at + 20]!r}; where nothing "
+        "is damaged, put all rows into one array, or each on a line (.jsonl)"
+    )
 
 
 def _skip_blanks(text: str, at: int) -> int:
