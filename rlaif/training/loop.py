@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -307,7 +308,8 @@ def prepare(
     what it writes to.
 
     The key hashes all that decides the weights. What an earlier run with another key left behind,
-    its checkpoints too, belongs to other weights and is cleared.
+    its checkpoints too, belongs to other weights and is cleared. The main process's key is that of
+    all: what a reward function holds, such as its device, may differ between them.
     """
     for name in filter(None, start):
         written = [out.resolve(), out.resolve() / "adapter"]
@@ -317,6 +319,10 @@ def prepare(
                 "model to another folder and name that, or write to another run directory"
             )
     named = out / KEY
+    if PartialState().num_processes > 1:
+        keys = [key]
+        broadcast_object_list(keys)
+        key = keys[0]
     if not PartialState().is_main_process:
         resume = True  # the main process, which goes first, has cleared what was to be cleared
     with PartialState().main_process_first():

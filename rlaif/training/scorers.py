@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from rlaif.errors import ConfigError, RlaifError, TrainingError, nearest
 from rlaif.records import Pair, Preference, Prompt, content_id
+from rlaif.training.function_keys import function_key, source_of
 
 RewardFunction = Callable[[list[Prompt], list[str]], Sequence[float | None]]
 Label = Callable[[Sequence[Pair]], Sequence[Preference]]
@@ -108,10 +109,13 @@ class ModelScorer:
 class FunctionScorer:
     """A Python function of prompts and completions; None is an abstention.
 
-    `name` stands for it in the resume key, beside the source of its module: a function that reads
-    anything else must be renamed when that changes. What the function prints goes to stderr. What
-    it raises, ending the process included, or returns that is not one number or None a completion,
-    becomes a TrainingError that names it.
+    In the resume key stand the source of its module, its code and, by content, all that it holds
+    and reads when the scorer is made: values of a closure, `self`, arguments of a partial, globals
+    (`rlaif.training.function_keys`). What has no content to read, such as a connection, is refused
+    with a ConfigError unless there is a `name`, which stands for it: a function whose connection,
+    or whose files read later, have changed is given another name. What the function prints goes to
+    stderr. What it raises, ending the process included, or returns that is not one number or None
+    a completion, becomes a TrainingError that names it.
     """
 
     def __init__(self, function: RewardFunction, name: str | None = None) -> None:
@@ -121,12 +125,16 @@ class FunctionScorer:
             )
         self._function = function
         self._name = name or _name_of(function)
-        module = inspect.getmodule(_innermost(function))
-        try:
-            source = inspect.getsource(module or type(function))
-        except (OSError, TypeError):
-            source = ""
-        self.key = content_id("function", self._name, source)
+        content, unread = function_key(function)
+        if unread and not name:
+            raise ConfigError(
+                f"the reward function {self._name} holds what no resume key can tell from another "
+                f"of its kind: {', '.join(unread[:3])}{', …' * (len(unread) > 3)}. Give it a name, "
+                "as FunctionScorer(function, name='helpful-v1'), and another one when what it "
+                "holds changes: under an equal key a finished policy is not trained again"
+            )
+        source = source_of(inspect.getmodule(_innermost(function)) or type(function))
+        self.key = content_id("function", name or "", source, content)
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
