@@ -8,7 +8,7 @@ option from the command line. Library functions take plain arguments: only the c
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,15 @@ from rlaif.places import Place, seen_from
 from rlaif.preferences import MIN_MARGIN
 from rlaif.resources import find
 from rlaif.store import RunStore
-from rlaif.yamlfile import Written, YamlFile, known_keys, parse_yaml, read_yaml, validate
+from rlaif.yamlfile import (
+    Location,
+    Written,
+    YamlFile,
+    known_keys,
+    parse_yaml,
+    read_yaml,
+    validate,
+)
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's generators take no other
 
@@ -876,13 +884,17 @@ class Config(Section):
 
 
 def load_config(
-    name: str | None = None, overrides: Sequence[str] = (), defaults: dict[str, Any] | None = None
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    defaults: dict[str, Any] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Config:
     """The config of a run: shipped defaults, then a file (path or shipped name), then overrides.
 
     `overrides` are `key.sub=value` with YAML values. `defaults` hold what named options of a
-    command set. What a run directory's `run.yaml` names by `./` is seen from that directory.
-    ConfigError names every fault with its position.
+    command set; `options` are these options' names, by key, for what is told of them ("": never
+    at fault). What a run directory's `run.yaml` names by `./` is seen from that directory.
+    ConfigError names every fault with its position, or the option that it is of.
     """
     file = read_yaml(find("configs", name, ".yaml")) if name else parse_yaml("{}", "<defaults>")
     if file.data is None:
@@ -897,14 +909,20 @@ def load_config(
             data,
             RunStore.open_readonly(run.parent).read_manifest().get("inputs") or {},
         )
+    given: dict[Location, str] = {}  # what set which keys; a fault of the file was told above
     for key, value in (defaults or {}).items():
-        put(data, key, value)
+        option = (options or {}).get(key, "defaults")
+        put(data, key, value, option)
+        if option and value != {}:  # not a section that only counts as given
+            given[tuple(key.split("."))] = option
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign:
             raise ConfigError(f"--set {text}: expected key=value, such as train.dpo.beta=0.05")
-        put(data, key.strip(), parse_yaml(value, f"--set {key}").data)
-    return validate(Config, YamlFile(file.path if not overrides else "--set", data, {}))
+        put(data, key.strip(), parse_yaml(value, f"--set {key}").data, f"--set {key.strip()}")
+        at = tuple(key.strip().split("."))
+        given = {k: option for k, option in given.items() if k[: len(at)] != at} | {at: "--set"}
+    return validate(Config, YamlFile(file.path, data, {}, given))
 
 
 def _written_out(value: Any) -> Any:
@@ -914,14 +932,15 @@ def _written_out(value: Any) -> Any:
     return list(map(_written_out, value)) if isinstance(value, list) else value
 
 
-def put(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Sets `a.b.c` in nested mappings; ConfigError names the nearest known key."""
+def put(data: dict[str, Any], dotted: str, value: Any, option: str) -> None:
+    """Sets `a.b.c` in nested mappings; ConfigError names the option that asks for it, and the
+    nearest known key."""
     parts = dotted.split(".")
     here = data
     for i, part in enumerate(parts):
         known = known_keys(Config, parts[:i])
         if part not in known:
-            raise ConfigError(f"--set {dotted}: unknown key '{part}'.{nearest(part, known)}")
+            raise ConfigError(f"{option}: unknown key '{part}'.{nearest(part, known)}")
         if i == len(parts) - 1:
             here[part] = value
         else:

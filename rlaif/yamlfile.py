@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -77,11 +77,15 @@ def _usable(value: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class YamlFile:
-    """What a file says, and where: `marks` maps each key path to its (line, column), from 1."""
+    """What a file says, and where: `marks` maps each key path to its (line, column), from 1.
+
+    `given` names the options that set key paths to something else than the file does.
+    """
 
     path: str
     data: Any
     marks: Mapping[Location, tuple[int, int]]
+    given: Mapping[Location, str] = field(default_factory=dict)
 
     def position(self, location: Location) -> tuple[int, int]:
         """(line, column) of a key path, or of its nearest parent that is in the file."""
@@ -91,7 +95,12 @@ class YamlFile:
         return (0, 0)
 
     def where(self, location: Location) -> str:
-        """`file:line:column` of a key path."""
+        """`file:line:column` of a key path, or the options that set it or something in it."""
+        above = [location[:end] for end in range(len(location), 0, -1)]
+        own = next((self.given[key] for key in above if key in self.given), None)
+        inside = [name for key, name in self.given.items() if key[: len(location)] == location]
+        if own or inside:
+            return own or ", ".join(dict.fromkeys(inside))
         line, column = self.position(location)
         return f"{self.path}:{line}:{column}" if line else self.path
 
@@ -312,8 +321,8 @@ def known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[st
     for part in location:
         if isinstance(part, int) or current is None:
             continue
-        field = current.model_fields.get(str(part))
-        current = _inner_model(field.annotation) if field else current
+        known = current.model_fields.get(str(part))
+        current = _inner_model(known.annotation) if known else current
     return list(current.model_fields) if current else []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +14,23 @@ if TYPE_CHECKING:
 
 
 def configure(
-    name: str | None, out: str | None, overrides: list[str] | None, named: dict[str, Any]
+    name: str | None,
+    out: str | None,
+    overrides: list[str] | None,
+    named: dict[str, Any],
+    options: Mapping[str, str] | None = None,
 ) -> Config:
-    """The config of a command. Without --config, a run directory's own run.yaml is taken up."""
+    """The config of a command. Without --config, a run directory's own run.yaml is taken up.
+
+    `named` is what options set, by key of the config; `options` are the names of these options.
+    """
     from rlaif.config import load_config
     from rlaif.errors import ConfigError
 
     if name is None and out is not None and os.path.lexists(Path(out) / "run.yaml"):
         name = str(Path(out) / "run.yaml")
     given = {k: v for k, v in {**named, "out": out}.items() if v is not None}
-    config = load_config(name, overrides or (), given)
+    config = load_config(name, overrides or (), given, {**(options or {}), "out": ""})
     alone = next((key for key in ("judge.model", "judge.method") if key in given), None)
     if config.jury and alone is not None:
         raise ConfigError(
@@ -39,11 +46,12 @@ def with_section(
     out: str | None,
     overrides: list[str] | None,
     named: dict[str, Any],
+    options: Mapping[str, str] | None = None,
 ) -> Config:
     """The config of a training command, whose section of `train` counts as given."""
-    found = configure(name, out, overrides, named)
+    found = configure(name, out, overrides, named, options)
     if getattr(found.train, section) is None:
-        found = configure(name, out, overrides, {f"train.{section}": {}, **named})
+        found = configure(name, out, overrides, {f"train.{section}": {}, **named}, options)
     return found
 
 

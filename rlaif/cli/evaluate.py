@@ -58,7 +58,7 @@ def winrate(config: Config) -> None:
 def best_of_n(
     config: Config,
     samples: Annotated[
-        int, typer.Option("--n", "-n", metavar="N", help="Completions a prompt.")
+        int, typer.Option("--n", "-n", min=2, metavar="N", help="Completions a prompt.")
     ] = 16,
     proxy: Annotated[
         str | None,
@@ -85,7 +85,7 @@ def best_of_n(
 @on_a_run("constitution", "judge", "method", seed="judge.rationale.seed")
 def attacks(
     config: Config,
-    limit: Annotated[int, typer.Option(metavar="N", help="Take at most this many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Take at most this many.")] = 50,
     family: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this family of attacks; may be repeated."),

@@ -145,10 +145,12 @@ def on_a_run(
                 named |= columns_of(key, value) if name == "column" else {key: value}
             if resolve is not None:
                 named = resolve(named, lambda: configure(config, where, overrides, {}))
+            options = {key: _option_of(key, value, wanted) for key, value in named.items()}
             if section is None:
-                function(configure(config, where, overrides, named), **given)
+                made = configure(config, where, overrides, named, options)
             else:
-                function(with_section(section, config, where, overrides, named), **given)
+                made = with_section(section, config, where, overrides, named, options)
+            function(made, **given)
 
         parameters = _parameters(function, wanted)
         command.__dict__["__signature__"] = inspect.Signature(parameters)
@@ -163,6 +165,18 @@ def on_a_run(
         return command
 
     return decorate
+
+
+def _option_of(key: str, value: Any, wanted: dict[str, str]) -> str:
+    """The option that sets a key. A command may set others than the option's own by it, such as
+    `train.dpo.seed` by `--seed`: their last part tells."""
+    _, columns, what = key.partition(".columns.")
+    if columns:
+        return f"--column {what}={value}"
+    last = key.rpartition(".")[2]
+    same = [name for name, own in wanted.items() if own == key]
+    alike = [name for name, own in wanted.items() if own.rpartition(".")[2] == last]
+    return _flag(next(iter([*same, *alike, last])))
 
 
 def _parameters(function: Callable[..., None], wanted: dict[str, str]) -> list[inspect.Parameter]:
@@ -180,10 +194,13 @@ def _parameters(function: Callable[..., None], wanted: dict[str, str]) -> list[i
 
 def _option(name: str) -> Any:
     one = SETTINGS[name]
-    flag = f"--{name.replace('_', '-')}"
     return Annotated[
-        one.type | None, typer.Option(flag, *one.short, metavar=one.metavar, help=one.help)
+        one.type | None, typer.Option(_flag(name), *one.short, metavar=one.metavar, help=one.help)
     ]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def columns_of(section: str, given: list[str] | None) -> dict[str, str]:
