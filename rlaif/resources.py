@@ -6,6 +6,7 @@ them. A path always wins over a shipped name.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from rlaif.errors import ConfigError, nearest
@@ -30,11 +31,17 @@ def find(kind: str, name: str, suffix: str) -> Path:
     shipped = folder(kind) / (name if path.suffix == suffix else name + suffix)
     if not path.is_absolute() and is_file(shipped):
         return shipped
+    beside = {other.stem: str(other) for other in path.parent.glob(f"*{suffix}")}
+    close = get_close_matches(path.stem, beside, n=1, cutoff=0.6)
+    meant = f" Did you mean '{beside[close[0]]}'?" if close else ""
     if looks_like_path:
         raise ConfigError(
-            f"no such file: {name} (looked in {Path.cwd()} and in the shipped {kind})"
+            f"no such file: {name} (looked in {Path.cwd()} and in the shipped {kind}).{meant}"
         )
-    raise ConfigError(f"no {kind} named '{name}'.{nearest(name, names(kind, suffix))}")
+    raise ConfigError(
+        f"'{name}' is no such file (looked in {Path.cwd()}) and none of the shipped {kind}."
+        f"{meant or nearest(name, names(kind, suffix))}"
+    )
 
 
 def names(kind: str, suffix: str) -> list[str]:

@@ -799,7 +799,7 @@ class RunStore:
         return handle
 
 
-def missing_run(root: Path, hint: str = "a stage makes one, such as `rlaif run`") -> DataError:
+def missing_run(root: Path, hint: str = "`rlaif run` makes one") -> DataError:
     """The error for a run directory that is not there, with those that may be meant."""
     if os.path.lexists(root):
         return DataError(f"{root} is no run directory: it is no folder")
@@ -807,11 +807,11 @@ def missing_run(root: Path, hint: str = "a stage makes one, such as `rlaif run`"
     runs = {f.parent.name: f.parent for at in beside for f in at.glob("*/manifest.json")}
     close = get_close_matches(root.name, runs, n=1, cutoff=0.5)
     if close:
-        meant = f" Did you mean {runs[close[0]]}?"
+        meant = f" (did you mean {runs[close[0]]}?)"
     else:
         some = sorted(str(path) for path in runs.values())[:5]
-        meant = f" There are: {', '.join(some)}." if some else ""
-    return DataError(f"no run directory {root}.{meant} Otherwise {hint}")
+        meant = f" (there are {', '.join(some)})" if some else ""
+    return DataError(f"there is no run directory {root}{meant}: {hint}")
 
 
 def _lock(handle: int, root: Path) -> None:

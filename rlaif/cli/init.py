@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 from rlaif.errors import DataError
-from rlaif.files import is_folder, write_text
+from rlaif.files import is_file, is_folder, write_text
 from rlaif.resources import find
 
 PROMPTS = """\
@@ -51,6 +52,16 @@ def make_project(folder: Path) -> str:
         raise
 
 
+def is_project(folder: Path) -> bool:
+    """Whether this is a folder that `rlaif init` made, and no run."""
+    return is_file(folder / "try.yaml") and not is_file(folder / "run.yaml")
+
+
+def next_command(folder: Path) -> str:
+    """What to do first in a new project."""
+    return f"cd {shlex.quote(str(folder))} && rlaif run --config try.yaml"
+
+
 def _fill(folder: Path) -> str:
     shipped = find("constitutions", "harmless", ".yaml").read_text(encoding="utf-8")
     own = shipped.replace("name: harmless", "name: mine", 1)
@@ -69,7 +80,7 @@ def _fill(folder: Path) -> str:
 {folder}/config.yaml               a run of a real model: say which ones at `policy` and `judge`
 {folder}/try.yaml                  the same principles on the embedded model and its own prompts
 
-next: cd {folder} && rlaif run --config try.yaml       # two minutes on a CPU, no network
+next: {next_command(folder)}       # two minutes on a CPU, no network
 then: rlaif run --config config.yaml"""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlaif.cli.init import is_project, next_command
 from rlaif.cli.options import OutOption, RunArgument, the_run
 
 
@@ -73,6 +74,8 @@ def _next(store: Any, manifest: dict[str, Any], stale: list[Any], files: list[st
 
     out = f" --out {shlex.quote(str(store.root))}"
     path = store.path("run.yaml")
+    if is_project(store.root):
+        return next_command(store.root)
     if not path.is_file():
         return f"rlaif run{out}"
     config = load_config(str(path))

@@ -44,6 +44,7 @@ from rlaif.readers.fields import (
     fields_of,
     parse,
     refuse_unsupported,
+    say_which,
 )
 from rlaif.readers.formats import COLUMNS, FORMATS, Format, group_of, pairs_of
 from rlaif.readers.rated import listed, nvidia_prompt, oasst_prompt
@@ -190,7 +191,7 @@ def _asked_and_answered(row: Row) -> tuple[Sequence[Message], Message]:
         return asked[:-1], asked[-1]  # a whole conversation
     if not given:
         detail = f"expected a field 'completion', got the fields: {fields_of(row)}"
-        raise Left("malformed", f"{detail}. Say which it is in `columns` (docs/data.md)")
+        raise Left("malformed", f"{detail}. {say_which(names=('completion',))}")
     if len(given) > 1:
         raise Left("malformed", f"expected one answer, got the fields {' and '.join(given)}")
     said = row[given[0]]

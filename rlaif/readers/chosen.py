@@ -29,6 +29,7 @@ from rlaif.readers.fields import (
     kind,
     need,
     number,
+    say_which,
     text_of,
 )
 from rlaif.records import Message, Pair
@@ -229,9 +230,9 @@ def _no_prompt(row: Row) -> Left:
     hint = ", or `format: trl` where the words that both sides begin with are it"
     return Left(
         "malformed",
-        f"no prompt in it: expected a field 'prompt', got the fields: {fields_of(row)}. Say which "
-        "it is, such as pairs.columns={prompt: question, chosen: chosen, rejected: rejected}"
-        f"{hint if isinstance(row.get('chosen'), str) else ''} (docs/data.md)",
+        f"no prompt in it: expected a field 'prompt', got the fields: {fields_of(row)}. "
+        f"{say_which(names=('prompt', 'chosen', 'rejected'))}"
+        f"{hint if isinstance(row.get('chosen'), str) else ''}",
     )
 
 

@@ -59,7 +59,10 @@ def mapped(row: Row, columns: Columns) -> Row:
     """The row that the paths make: its fields are called what the user says they are."""
     found: dict[str, Any] = {}
     for role, path in columns.items():
-        value = at(row, path)
+        try:
+            value = at(row, path)
+        except Left as left:
+            raise Left(left.reason, f"columns.{role}: {left.detail}") from None
         if value is None and role not in _OPTIONAL:
             detail = f"columns.{role}: '{path}' is null in this row"
             raise Left("malformed", f"{detail}, whose fields are: {fields_of(row)}")
@@ -89,7 +92,8 @@ def _step(here: Any, steps: list[str], path: str) -> Any:
         value = here[name]
     else:
         have = f"the fields: {fields_of(here)}" if isinstance(here, dict) else kind(here)
-        raise Left("malformed", f"no '{name}' for the column '{path}', got {have}")
+        of = "" if name == path else f" for '{path}'"
+        raise Left("malformed", f"there is no '{name}'{of}, got {have}")
     if not each:
         return _step(value, rest, path)
     return None if value is None else [_step(item, rest, path) for item in items(value, path)]

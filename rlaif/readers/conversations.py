@@ -19,6 +19,7 @@ from rlaif.readers.fields import (
     items,
     need,
     refuse_unsupported,
+    say_which,
     text_of,
 )
 from rlaif.records import Message, Pair, Prompt, Role
@@ -171,8 +172,7 @@ def prompt_of(row: Row, *more: str) -> Prefix | None:
         if not _same(asked, _asked(row, other)):
             raise Left(
                 "malformed",
-                f"expected one prompt, got two that differ, '{first}' and '{other}': "
-                "say which it is in `columns` (docs/data.md)",
+                f"expected one prompt, got two that differ, '{first}' and '{other}'. {say_which()}",
             )
     earlier = _history(row["history"]) if row.get("history") and "history" not in names else ()
     return with_system(row, earlier + asked)
@@ -227,8 +227,7 @@ def require_prompt(row: Row, *more: str) -> Prefix:
     if found is None:
         raise Left(
             "malformed",
-            f"expected a field 'prompt', got the fields: {fields_of(row)}. "
-            "Say which it is in `columns` (docs/data.md)",
+            f"expected a field 'prompt', got the fields: {fields_of(row)}. {say_which()}",
         )
     return found
 

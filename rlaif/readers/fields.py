@@ -62,6 +62,12 @@ class Left(Exception):
         self.detail = detail
 
 
+def say_which(what: str = "which it is", names: tuple[str, ...] = ("prompt",)) -> str:
+    """The way out where no known column is found, by a command's option or in a config."""
+    options = " ".join(f"--column {name}=PATH" for name in names)
+    return f"Say {what}: `{options}`, or `columns` in a config (docs/data.md)"
+
+
 @dataclass(frozen=True, slots=True)
 class Broken:
     """A row that a source could not take apart, and why."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from rlaif.readers import chosen, rated
 from rlaif.readers.chosen import RATINGS, SIDES, Made
 from rlaif.readers.conversations import PROMPT_COLUMNS, TURN
-from rlaif.readers.fields import UNSUPPORTED, Left, Row, fields_of, refuse_unsupported
+from rlaif.readers.fields import UNSUPPORTED, Left, Row, fields_of, refuse_unsupported, say_which
 
 Format = Literal[
     "auto", "hh", "hhh", "webgpt", "ultrafeedback", "summarize", "rewardbench", "trl",
@@ -97,8 +97,7 @@ def _recognise(row: Row) -> str:
         raise Left(
             "malformed",
             "expected the fields of a known format (docs/data.md), got the fields: "
-            f"{fields_of(row)}. Say what they are, such as pairs.columns={{prompt: question, "
-            "chosen: good, rejected: bad}",
+            f"{fields_of(row)}. {say_which('what they are', ('prompt', 'chosen', 'rejected'))}",
         )
     first = row.get("chosen")
     transcript = isinstance(first, str) and TURN.match(first)

@@ -156,7 +156,7 @@ FAILING: list[tuple[str, type[RlaifError], str]] = [
     ("train grpo --reward ./gone", ConfigError, "gone"),
     ("train sft --data no.jsonl", DataError, "no.jsonl"),
     ("revise --set revise.template=no.j2", ConfigError, "no.j2"),
-    ("eval audit", DataError, "no run directory runs/dem0. Did you mean runs/demo"),
+    ("eval audit", DataError, "no run directory runs/dem0 (did you mean runs/demo?)"),
     ("eval winrate", DataError, "Did you mean runs/demo"),
     ("train dpo", DataError, "Did you mean runs/demo"),
     ("label", DataError, "nothing to label"),

@@ -225,7 +225,7 @@ def test_any_row_is_read_by_the_paths_of_its_columns(tmp_path: Path, form: str) 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"prompt": "nope", "chosen": "p", "rejected": "p"}, "no 'nope' for the column 'nope'.*"
+        ({"prompt": "nope", "chosen": "p", "rejected": "p"}, "columns.prompt: there is no 'nope'.*"
          "got the fields: meta, corrects, wrong.one, answers, p"),
         ({"prompt": "meta.question", "chosen": "corrects.7", "rejected": "wrong.one"},
          "no item 7 for 'corrects.7': the list has 2"),
