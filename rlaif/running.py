@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from rlaif import executors
 from rlaif.config import Config, EngineConfig, JudgingConfig
-from rlaif.engines.base import Engine, Sampling, load_engine
+from rlaif.engines.base import Engine, Sampling, load_engine, weights_of
 from rlaif.engines.tokens import fix_date
 from rlaif.executors import Finished, Item, Judged, Row, Sink
 from rlaif.judges.adaptive import AdaptiveJudge
@@ -179,7 +179,9 @@ def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:
 
 def about_engine(engine: Engine) -> dict[str, Any]:
     """What the manifest tells of a model."""
-    return {"fingerprint": engine.fingerprint, "device": engine.device}
+    return {
+        "fingerprint": engine.fingerprint, "weights": weights_of(engine), "device": engine.device,
+    }  # fmt: skip
 
 
 def about_judge(judge: AnyJudge) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +22,7 @@ from rlaif.evaluation.jury import JuryAgreement
 from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict
 from rlaif.report.data import Run as StoredRun
+from rlaif.resources import TINY_WEIGHTS
 from rlaif.stages import Run
 from rlaif.stages.jury import Panel
 from rlaif.store import RunStore
@@ -303,6 +305,29 @@ def test_audit_and_report_show_each_principle_once_a_juror() -> None:
 def test_mistakes_in_a_jury_are_named(given: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(None, given)
+
+
+def test_jurors_that_are_one_model_asked_in_one_way_are_refused() -> None:
+    """A copied folder, or settings that change no verdict."""
+    copy = shutil.copytree(TINY_WEIGHTS, "copy")
+    shutil.copyfile("copy/config.json", "copy/notes.txt")
+    for other in (f"{{name: other, model: {copy}}}", "{name: other, vllm: {enforce_eager: true}}"):
+        with pytest.raises(ConfigError, match="'quick' and 'other' are the same model, asked in"):
+            label(QUICK, other)
+    assert RunStore("r", read_only=True).table("preferences").read() == []
+
+
+def test_numbers_of_another_precision_are_another_juror_and_asked_anew() -> None:
+    fine, rough = "{name: fine, dtype: float32}", "{name: rough, dtype: bfloat16}"
+    assert "16 verdicts (16 new)" in label(fine, rough)
+    alone = {}
+    for dtype in ("float32", "bfloat16", "auto"):
+        run("label", "--pairs", "pairs.jsonl", "--constitution", "mine.yaml", "--out", "one",
+            "--set", f"judge.dtype={dtype}", "--set", "preferences.min_margin=0")  # fmt: skip
+        alone[dtype] = labels_of("one")
+    assert alone["float32"] == alone["auto"] != alone["bfloat16"]
+    both = np.array([alone["float32"], alone["bfloat16"]])
+    assert labels_of("r") == pytest.approx(both.mean(0))
 
 
 def test_a_clamp_is_refused_where_no_juror_could_carry_a_label_over_the_margins() -> None:

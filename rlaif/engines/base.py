@@ -77,6 +77,11 @@ def is_text(text: str) -> bool:
     return True
 
 
+def weights_of(engine: Any) -> str:
+    """Hash of an engine's model alone: the same however it is run, where the engine tells it."""
+    return str(getattr(engine, "weights", engine.fingerprint))
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Log-probabilities (nats) of the options after one prompt, and their total probability.

@@ -44,6 +44,18 @@ def folder_fingerprint(*folders: Path) -> str:
     return content_id("model", parts)
 
 
+def run_fingerprint(
+    weights: str, template_id: str, dtype: object, context: int, quantization: str | None = None
+) -> str:
+    """The fingerprint of a model as it is run: of all that can change what it answers.
+
+    The same in every engine that runs it so. In bfloat16 a P differs by hundredths from float32's;
+    with another context, other prompts are too long.
+    """
+    how = () if quantization is None else (quantization,)
+    return content_id(weights, template_id, str(dtype).removeprefix("torch."), context, *how)
+
+
 def module_fingerprint(model: Any, tokenizer: Any) -> str:
     """The fingerprint of a model in memory: it changes with every step of training."""
     import torch

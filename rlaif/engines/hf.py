@@ -34,12 +34,11 @@ from rlaif.engines.checkpoint import (
     source_of,
 )
 from rlaif.engines.decoding import Row, decode_batch
-from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint
+from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
 from rlaif.engines.packed import PackedModel, logits_at, obstacle
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
-from rlaif.records import content_id
 from rlaif.templates import Rendered
 
 T = TypeVar("T")
@@ -122,9 +121,15 @@ class HFEngine(Watched):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights, config, tokenizer, and the chat template as it is rendered."""
-        weights = self._fingerprint or module_fingerprint(self.model, self.tokenizer)
-        return content_id(weights, self.encoder.template_id)
+        """Hash of `weights`, the chat template as it is rendered, dtype and context."""
+        return run_fingerprint(
+            self.weights, self.encoder.template_id, self.model.dtype, self.max_length
+        )
+
+    @property
+    def weights(self) -> str:
+        """Hash of the model alone: weights, config and tokenizer."""
+        return self._fingerprint or module_fingerprint(self.model, self.tokenizer)
 
     def close(self) -> None:
         """Frees the model. The engine cannot be used afterwards."""

@@ -11,7 +11,7 @@ Limits of judging over HTTP, each of which the local engines do not have:
 
 - The server tokenises. Text under judgement could spell a control token such as `<|im_end|>`, so a
   backslash is put into what looks like one.
-- The server's weights cannot be hashed. `fingerprint` is host, model and your own `revision`.
+- The server's weights cannot be hashed. `fingerprint` is address, model and your own `revision`.
 - A server that cuts long prompts silently cannot be noticed, and sampling follows the seed as far
   as the server does.
 
@@ -34,7 +34,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from rlaif.engines import replies
@@ -102,7 +102,8 @@ class HTTPEngine:
         self.name = model
         self.usage = Usage()
         self.templates: dict[str, str] = {}
-        self.host = _host(base_url)
+        address = _address(base_url)  # two servers of one machine may name their models alike
+        self.host = address.host
         self.device = f"server {self.host}"
         self._scoring = scoring
         self._top_logprobs = top_logprobs
@@ -132,8 +133,10 @@ class HTTPEngine:
             raise
         # Everything that can change an answer, as far as it can be known from here.
         self.fingerprint = content_id(
-            "http", self.host, model, revision, self.prefill, scoring, top_logprobs, self._extra
-        )
+            "http", address, model, revision, max_length, self.prefill, scoring, top_logprobs,
+            self._extra,
+        )  # fmt: skip
+        self.weights = content_id("http", address, model, revision)
 
     def __repr__(self) -> str:
         return f"HTTPEngine({self.name!r}, host={self.host!r})"
@@ -434,13 +437,19 @@ def _one_of(name: str, value: str, *known: str) -> None:
         raise ConfigError(f"unknown {name} '{value}'.{nearest(value, known)}")
 
 
-def _host(base_url: str) -> str:
-    """The host of a URL that may hold no secrets."""
+class _Address(NamedTuple):
+    host: str
+    port: int
+    path: str
+
+
+def _address(base_url: str) -> _Address:
+    """Where a server is, by a URL that may hold no secrets."""
     try:
         url = urlsplit(base_url)
-        host = url.hostname
+        host, port = url.hostname, url.port or {"https": 443}.get(url.scheme, 80)
     except ValueError:
-        url, host = urlsplit(""), None
+        url, host, port = urlsplit(""), None, 0
     if url.scheme not in ("http", "https") or not host:
         raise ConfigError(f"base_url must look like {OPENAI}")
     if url.username or url.password or url.query:
@@ -448,7 +457,7 @@ def _host(base_url: str) -> str:
             "base_url holds a user, a password or a query. Keys come from the environment only: "
             "put the key into a variable and its name into api_key_env"
         )
-    return host
+    return _Address(host, port, url.path.rstrip("/"))
 
 
 def _seed(prompt: Rendered, seed: int, index: int) -> int:

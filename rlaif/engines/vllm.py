@@ -43,7 +43,7 @@ from rlaif.engines.checkpoint import (
     own_templates,
     source_of,
 )
-from rlaif.engines.fingerprint import folder_fingerprint
+from rlaif.engines.fingerprint import folder_fingerprint, run_fingerprint
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import common_prefix
 from rlaif.errors import ConfigError, EngineError, missing_extra
@@ -136,6 +136,7 @@ class VLLMEngine:
         # Runs at the interpreter's end as well, before vLLM's own clean-up, which kills after 5 s.
         self._shutdown = weakref.finalize(self, _shut_down, self._llm)
         self.max_length: int = self._llm.model_config.max_model_len
+        self._dtype, self._quantized = self._llm.model_config.dtype, quantization
         self._folder = model_folder(path)
         self._loaded_fingerprint = folder_fingerprint(*source.folders())
         self._fingerprint = self._loaded_fingerprint
@@ -169,8 +170,15 @@ class VLLMEngine:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights, config, tokenizer, chat template and adapter; of updates since."""
-        return content_id(self._fingerprint, self.encoder.template_id)
+        """Hash of `weights`, the chat template as it is rendered, dtype, context, quantisation."""
+        return run_fingerprint(
+            self.weights, self.encoder.template_id, self._dtype, self.max_length, self._quantized
+        )
+
+    @property
+    def weights(self) -> str:
+        """Hash of the model alone: weights, config, tokenizer, adapter; of updates since."""
+        return self._fingerprint
 
     def close(self) -> None:
         """Frees the model and ends its processes. The engine cannot be used afterwards."""

@@ -65,7 +65,8 @@ class AdaptiveJudge:
         """What the manifest tells of a judge."""
         fast, slow = self.fast.about(), self.slow.about()
         both = {k: f"{fast[k]} + {slow[k]}" for k in ("template", "template_hash")}
-        return {"fingerprint": self.fingerprint, "device": self.engine.device, **both}
+        same = {k: fast[k] for k in ("weights", "device")}
+        return {"fingerprint": self.fingerprint, **same, **both}
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         questions = {_question(ask): ask for ask in asks}

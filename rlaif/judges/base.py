@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from rlaif.constitution import Principle
-from rlaif.engines.base import Engine, Scores, checked, nonsense
+from rlaif.engines.base import Engine, Scores, checked, nonsense, weights_of
 from rlaif.errors import ConfigError, require_finite
 from rlaif.judges.protocols import require_engine
 from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
@@ -151,6 +151,7 @@ class EngineJudge(ABC):
         """What the manifest tells of a judge."""
         return {
             "fingerprint": self.fingerprint,
+            "weights": weights_of(self.engine),
             "template": self.template_name,
             "template_hash": self.template.hash,
             "min_mass": self.min_mass,

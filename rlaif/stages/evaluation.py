@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlaif import lineage
-from rlaif.engines.base import Engine, Sampling
+from rlaif.engines.base import Engine, Sampling, weights_of
 from rlaif.errors import ConfigError, DataError
 from rlaif.executors import run_judge, run_sampling
 from rlaif.records import Completion, Pair, Preference, Prompt
@@ -178,12 +178,12 @@ def _about(run: Run, judges: Bench, base: Engine) -> dict[str, Any]:
     """Who compared: whether it is who labelled, and whether it is the policy before training."""
     labelled = run.store.read_manifest().get("judge") or {}
     parts = labelled.get("jury", {"": labelled}).values()
-    said = {part.get("fingerprint") for part in parts if isinstance(part, Mapping)}
+    said = {part.get("weights") for part in parts if isinstance(part, Mapping)}
     each = [(juror.section.model, judge) for juror, judge in judges.seats]
     return {
         "models": [model for model, _ in each],
-        "labelled": any(judge.fingerprint in said for _, judge in each),
-        "is_policy": any(judge.engine.fingerprint == base.fingerprint for _, judge in each),
+        "labelled": any(weights_of(judge.engine) in said for _, judge in each),
+        "is_policy": any(weights_of(judge.engine) == weights_of(base) for _, judge in each),
     }
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any
 
 from rlaif.config import JudgingConfig
+from rlaif.errors import ConfigError
 from rlaif.executors import Done, Judged, Progress, counted
 from rlaif.judges.base import expand
 from rlaif.judges.pairwise import PairwiseJudge
@@ -52,6 +53,14 @@ class Juror:
         if self.name is None:
             return list(verdicts)
         return [replace(v, judge=self.name) for v in verdicts]
+
+
+def one_judge_twice(one: Juror, other: Juror) -> ConfigError:
+    """For jurors whose settings differ in what changes no verdict, or whose folders are copies."""
+    return ConfigError(
+        f"jury: '{one.name}' and '{other.name}' are the same model, asked in the same way, and "
+        "would always agree: leave one out, and give it a weight"
+    )
 
 
 def jurors(run: Run) -> list[Juror]:
@@ -108,11 +117,14 @@ class Panel:
         run, table = self.run, self.run.store.table("pairs")
         if run.config.executor == "local":  # on Ray this process has no model, and so no keys
             self._reread(juror)
-        return judging(
+        work = judging(
             run.config, juror.section, lambda: run.judge(juror.section),
             chain.from_iterable(table.iter_batches(READ_PAIRS)), run.asked(), juror.orders,
             run.store.table("verdicts"),
         )  # fmt: skip
+        if run.config.executor == "local":  # on Ray it is known when the work is done
+            self._alone(juror, work.about())
+        return work
 
     def _reread(self, juror: Juror) -> None:
         """Where only `min_mass` is another than the last time, reads the stored verdicts anew."""
@@ -134,7 +146,14 @@ class Panel:
             if rows:
                 table.append(rows)
 
+    def _alone(self, juror: Juror, about: Mapping[str, Any]) -> None:
+        for other in self.jurors:
+            same = other.about.get("fingerprint") == about["fingerprint"]
+            if other is not juror and same and other.orders == juror.orders:
+                raise one_judge_twice(other, juror)
+
     def _finish(self, juror: Juror, work: Work[Pair, Verdict]) -> None:
+        self._alone(juror, work.about())
         juror.about, juror.spent = work.about(), work.spent()
 
     def _stored(
@@ -225,4 +244,8 @@ def of_one(run: Run, section: JudgingConfig) -> Bench:
 def bench(run: Run) -> Bench:
     """Loads all of a run's judges."""
     asked = jurors(run)
-    return Bench(tuple((j, run.judge(j.section)) for j in asked), orders_of(asked))
+    seats = tuple((j, run.judge(j.section)) for j in asked)
+    for (one, judge), (other, its) in combinations(seats, 2):
+        if judge.fingerprint == its.fingerprint and one.orders == other.orders:
+            raise one_judge_twice(one, other)
+    return Bench(seats, orders_of(asked))

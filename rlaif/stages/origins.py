@@ -26,14 +26,16 @@ def about_constitution(run: Run) -> dict[str, Any]:
 
 # What can change no row, by section; all else counts, so that an option added later does.
 _NO_EFFECT = {
-    "device", "dtype", "batch_tokens", "max_not_finite", "skip_bad", "principles", "draw",
+    "device", "batch_tokens", "max_not_finite", "skip_bad", "principles", "draw",
     "draw_weighted", "draw_seed", "weight",
 }  # fmt: skip
 _NO_EFFECT |= {f"http.{name}" for name in HTTPConfig.model_fields} - {
     "http.base_url", "http.revision", "http.prefill", "http.scoring", "http.top_logprobs",
-    "http.extra_body",
+    "http.extra_body", "http.max_length",
 }  # fmt: skip
-_NO_EFFECT |= {f"vllm.{name}" for name in VLLMConfig.model_fields} - {"vllm.quantization"}
+_NO_EFFECT |= {f"vllm.{name}" for name in VLLMConfig.model_fields} - {
+    "vllm.quantization", "vllm.max_model_len",
+}  # fmt: skip
 
 
 def asked(run: Run, kept: Kept) -> dict[str, Any]:

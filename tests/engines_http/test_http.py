@@ -557,12 +557,16 @@ def test_the_fingerprint_tells_apart_what_can_change_an_answer(server, connect):
     base = connect().fingerprint
     same = {"max_concurrency": 3, "requests_per_minute": 1e6, "tokens_per_minute": 1e9}
     same |= {"price_per_million_input": 1.0, "price_per_million_output": 1.0, "max_cost": 5.0}
-    same |= {"timeout": 9.0, "retries": 1, "backoff": 0.1, "max_length": 99, "api_key_env": None}
+    same |= {"timeout": 9.0, "retries": 1, "backoff": 0.1, "api_key_env": None}
     other = {"revision": "2", "prefill": "continue", "scoring": "decisions", "top_logprobs": 5}
+    other |= {"max_length": 99}  # another one is too long
     other |= {"extra_body": {"seed": 1}, "base_url": server.url.replace("127.0.0.1", "localhost")}
     assert same.keys() | other.keys() == HTTPConfig.model_fields.keys()  # a new option must choose
     assert connect(**same).fingerprint == base
-    assert len({base, *(connect(**{k: v}).fingerprint for k, v in other.items())}) == 7
+    assert len({base, *(connect(**{k: v}).fingerprint for k, v in other.items())}) == 8
+    paths = (server.url, f"{server.url}/", f"{server.url}/other")
+    one, same_, deeper = (connect(base_url=path).fingerprint for path in paths)
+    assert one == same_ == base != deeper
 
 
 def test_the_config_documents_the_engines_own_options_and_defaults(server):

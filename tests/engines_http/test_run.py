@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.errors import EngineError
+from rlaif.store import RunStore
 
 RUNNER = CliRunner()
 
@@ -54,3 +55,41 @@ def test_a_run_stops_at_its_budget_goes_on_and_keeps_the_key_out_of_every_file(
         assert wire.key.encode() not in path.read_bytes(), path
     assert wire.key not in told
     assert all(h["authorization"] == f"Bearer {wire.key}" for h in server.headers)
+
+
+def test_a_server_at_another_port_is_another_judge(
+    server, another, wire, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two servers of one machine that name their models alike, as a judge and as jurors."""
+    monkeypatch.chdir(tmp_path)
+    for one, top in ((server, {" A": 0.8, " B": 0.1}), (another, {" A": 0.1, " B": 0.8})):
+        one.script = lambda path, *_, top=top: (
+            wire.chat(top) if path.endswith("completions") else None
+        )
+    prompt = "\n\nHuman: Thing?\n\nAssistant:"
+    Path("pairs.jsonl").write_text(
+        json.dumps({"chosen": f"{prompt} Good.", "rejected": f"{prompt} No."}) + "\n"
+    )
+
+    def label(out: str, *settings: str) -> float | None:
+        sets = ["judge.model=judge", "judge.engine=http", "preferences.min_margin=0", *settings]
+        options = [word for setting in sets for word in ("--set", setting)]
+        RUNNER.invoke(
+            app, ["label", "--pairs", "pairs.jsonl", "--out", out, *options],
+            catch_exceptions=False,
+        )  # fmt: skip
+        (row,) = RunStore(out, read_only=True).table("preferences").read()
+        return row.p_first
+
+    def at(one) -> str:
+        return json.dumps({"base_url": one.url, "api_key_env": None})
+
+    first = "judge.orders=first_second"
+    assert label("r", first, f"judge.http={at(server)}") == pytest.approx(8 / 9)
+    assert label("r", first, f"judge.http={at(another)}") == pytest.approx(1 / 9)
+    jury = ", ".join(
+        f"{{name: {name}, model: judge, engine: http, orders: first_second, http: {at(one)}}}"
+        for name, one in (("one", server), ("two", another))
+    )
+    assert label("j", f"jury=[{jury}]") == pytest.approx((8 / 9 + 1 / 9) / 2)
+    assert len(server.bodies()) == len(another.bodies()) == 2 * 2  # the principles

@@ -424,6 +424,7 @@ def test_every_method_is_a_judge(name: str) -> None:
     assert isinstance(judge, Judge)
     assert set(judge.about()) - {"min_mass"} == {
         "fingerprint",
+        "weights",
         "template",
         "template_hash",
         "device",

@@ -81,10 +81,12 @@ def test_the_judge_of_win_rates_may_be_another_and_is_told() -> None:
     assert rate["at_stake"]["n"] < 16
     both = read("policies.json")["dpo"]["and_legal"]["harmless"]
     assert both["at_stake"]["n"] < both["all"]["n"] == 16
-    run("eval", "winrate", "--out", "r", sets=("evaluate.judge={method: rubric}",))
-    assert read("winrate.json")["judge"] == {
-        "models": ["tiny"], "labelled": False, "is_policy": True
-    }  # fmt: skip
+    # The same model by another method or threshold is the same model.
+    for same in ("{method: rubric}", "{min_mass: 0.11}"):
+        run("eval", "winrate", "--out", "r", sets=(f"evaluate.judge={same}",))
+        assert read("winrate.json")["judge"] == {
+            "models": ["tiny"], "labelled": True, "is_policy": True
+        }  # fmt: skip
 
 
 def test_best_of_n_needs_samples_that_differ() -> None:
