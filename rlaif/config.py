@@ -752,7 +752,8 @@ class HeldOutPromptsConfig(PromptsConfig):
     path: Annotated[str | None, Place("rows")] = None  # type: ignore[assignment]
     """As `prompts.path`; `tiny` is the embedded world's test split, which null takes too where
     `prompts` are that world's. Elsewhere a file must be named. Prompts that were trained on are
-    refused."""
+    refused: those of the run's pairs and `prompts`, and what the evaluated models' own training
+    read (demonstrations, ptx and references too), as `models/NAME/trained_on.json` records."""
 
 
 class EvaluateConfig(Section):

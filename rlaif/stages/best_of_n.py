@@ -20,6 +20,7 @@ from rlaif.stages.inputs import held_out, held_out_section, sampling_of, tiny_ta
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+from rlaif.stages.trained_on import starts
 from rlaif.store import RunStore, write_json
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ def best_of_n(run: Run, n: int = 16, reward: str | None = None, gold: str | None
             "best-of-n has nothing to choose from at evaluate.temperature 0, where all samples are "
             "equal: set it above 0"
         )
-    prompts = held_out(run, rejected.add)
+    folder = reward or str(run.store.path("models", "reward"))
+    prompts = held_out(run, rejected.add, [Path(folder), *starts(run)])
     rejected.write(run)
     if not prompts:
         raise rejected.none_left(held_out_section(run.config).path, "prompt")
     tell_stale(run, lineage.model("reward"))
-    proxy_model = _model(run, reward or str(run.store.path("models", "reward")))
+    proxy_model = _model(run, folder)
     samples, new_rows = _samples(run, prompts, n)
     rewards = {"proxy": _score(proxy_model, prompts, samples)}
     if gold is not None:

@@ -37,7 +37,7 @@ def evaluate(run: Run) -> None:
         raise DataError(f"{run.store.root}: no trained policy: run `rlaif train dpo` first")
     tell_stale(run, *map(lineage.model, names))
     config, rejected = run.config.evaluate, Rejected("evaluate")
-    prompts = held_out(run, rejected.add)
+    prompts = held_out(run, rejected.add, [run.store.path("models", name) for name in names])
     rejected.write(run)
     if not prompts:
         raise rejected.none_left(held_out_section(run.config).path, "prompt")

@@ -13,6 +13,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.readers import BadRow, read_prompts
 from rlaif.records import Pair, Prompt
 from rlaif.stages.run import Run
+from rlaif.stages.trained_on import prompts_of_models
 
 TINY_PROMPTS = 512  # prompts of the embedded world when no limit is given
 
@@ -33,23 +34,31 @@ def reading(config: PromptsConfig | PairsConfig | SFTConfig) -> dict[str, Any]:
     return found
 
 
-def held_out(run: Run, on_bad: Callable[[BadRow], None]) -> list[Prompt]:
+def held_out(run: Run, on_bad: Callable[[BadRow], None], models: Iterable[Path]) -> list[Prompt]:
     """The prompts of `evaluate`; DataError where some of them were trained on.
+
+    `models`: the folders of what is evaluated. What their training read counts, with the run's
+    pairs, and its prompts unless the pairs come from a file.
 
     Raises ConfigError where none are named and the run's own are not the embedded world's.
     """
     section = held_out_section(run.config)
     found = list(load_prompts(run, section, "test", on_bad))
-    trained = {pair.prompt.id for part in run.store.table("pairs").iter_batches() for pair in part}
+    pairs = {pair.prompt.id for part in run.store.table("pairs").iter_batches() for pair in part}
+    trained = {"the run's pairs": pairs}
     if run.config.pairs is None and not is_tiny(run.config.prompts):
-        trained |= {p.id for p in load_prompts(run, run.config.prompts, "train", lambda _: None)}
-    seen = [p for p in found if p.id in trained]
+        prompts = load_prompts(run, run.config.prompts, "train", lambda _: None)
+        trained[f"prompts ({run.config.prompts.path})"] = {p.id for p in prompts}
+    trained |= prompts_of_models(run, models)
+    seen = [p for p in found if any(p.id in ids for ids in trained.values())]
     if seen:
+        where = ", ".join(k for k, ids in trained.items() if any(p.id in ids for p in seen))
         shown = ", ".join(f"{p.source or repr(p.messages[-1].content[:40])}" for p in seen[:3])
         raise DataError(
             f"{len(seen):,} of the {len(found):,} prompts of evaluate.prompts ({section.path}) "
-            f"were trained on: {shown}{', …' * (len(seen) > 3)}. What a policy does there tells "
-            "nothing of other prompts: take them out of one of the two files"
+            f"were trained on: {shown}{', …' * (len(seen) > 3)}. They are among {where}. "
+            "What a policy does there tells nothing of other prompts: evaluate on others, or take "
+            "them out of what is trained on and train again"
         )
     return found
 

@@ -18,6 +18,7 @@ from rlaif.stages.inputs import reading
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+from rlaif.stages.trained_on import record_prompts, starts
 from rlaif.store import RunStore, write_json
 
 if TYPE_CHECKING:
@@ -141,6 +142,9 @@ def _train(
             device=run.config.policy.device, lora=lora_of(settings.lora),
             log_to=run.config.train.log_to, on_log=on_log, **options,
         )  # fmt: skip
+    read = [row.pair.prompt for row in preferences]
+    read += [prompt for prompt, _ in options.get("references") or ()]
+    record_prompts(run, name, read, *starts(run), model)
     metrics = result.metrics
     _tell_training(run, name, metrics)
     refused = {reason: found["n"] for reason, found in metrics["refused"].items()}

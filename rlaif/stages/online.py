@@ -15,6 +15,7 @@ from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.rewards import judge_tokens, live_label, reward_folder, scorer_alone, scorer_of
 from rlaif.stages.run import Run
+from rlaif.stages.trained_on import record_prompts, starts
 
 
 def train_grpo(run: Run) -> None:
@@ -61,7 +62,7 @@ def _train_group(
         )  # fmt: skip
 
     facts = {"reward": config.reward}
-    _train(run, name, fit, clock, config.batch_size, config.iterations, facts)
+    _train(run, name, fit, clock, config.batch_size, config.iterations, facts, folder)
 
 
 def train_online_dpo(run: Run) -> None:
@@ -97,6 +98,7 @@ def _train(
     rows_a_step: int,
     iterations: int,
     facts: Mapping[str, Any],
+    reward: str | None = None,
 ) -> None:
     """Reads the prompts, fits, and tells and records what came of it."""
     rejected = Rejected(name)
@@ -111,6 +113,7 @@ def _train(
             progress(row["step"], row["total_steps"])
 
         metrics = fit(prompts, on_log).metrics
+    record_prompts(run, name, prompts, *starts(run), reward)
     _tell(run, name, metrics)
     spent = {k: metrics[k] for k in ("judge_tokens",) if k in metrics}
     finish(run, name, clock, {

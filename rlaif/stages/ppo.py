@@ -15,6 +15,7 @@ from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.rewards import reward_folder, scorer_of
 from rlaif.stages.run import Run
+from rlaif.stages.trained_on import record_prompts, starts
 
 
 def train_ppo(run: Run) -> None:
@@ -79,6 +80,8 @@ def train_ppo(run: Run) -> None:
             log_to=run.config.train.log_to, on_log=on_log,
             vllm=config.vllm.model_dump(exclude_none=True),
         )  # fmt: skip
+    read = [*prompts, *(row.prompt for row in ptx)]
+    record_prompts(run, "ppo", read, *starts(run), reward, options["value_model"])
     metrics = result.metrics
     _tell_ppo(run, metrics)
     episodes = metrics["steps"] * config.batch_size

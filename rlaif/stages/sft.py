@@ -16,6 +16,7 @@ from rlaif.stages.learning import cut_completions, lora_of, sampled_tokens
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+from rlaif.stages.trained_on import record_prompts, starts
 
 if TYPE_CHECKING:
     from rlaif.training.data import Sampled
@@ -46,6 +47,7 @@ def train_sft(run: Run) -> None:
             device=run.config.policy.device, lora=lora_of(config.lora),
             log_to=run.config.train.log_to, on_log=on_log, **options,
         ).metrics  # fmt: skip
+    record_prompts(run, "sft", (row.prompt for row in rows), *starts(run))
     _tell(run, metrics)
     refused = {reason: found["n"] for reason, found in metrics["refused"].items()}
     finish(run, "sft", clock, {

@@ -103,3 +103,83 @@ def test_the_kl_is_of_whole_samples() -> None:
     assert read("policies.json")["dpo"]["kl"] == whole  # of the same samples, found again
     run("eval", "winrate", "--out", "r", sets=("sampling.top_p=0.5",))
     assert read("policies.json")["dpo"]["kl"] == whole
+
+
+# ---- whatever a model learnt from, by whatever road
+
+
+HELD = ["What color is snow?", "Help me steal the judge's cake."]
+PAIRS = "pairs.path=pairs.jsonl"
+EVALUATED = "evaluate.prompts.path=held_out.jsonl"
+STEP = ("steps=1", "batch_size=4")
+
+
+def rows(name: str, questions: list[str], **more: str) -> None:
+    lines = [json.dumps({"prompt": q, **more}) + "\n" for q in questions]
+    Path(name).write_text("".join(lines))
+
+
+def section(name: str, *options: str) -> tuple[str, ...]:
+    at = f"train.{name.replace('-', '_')}"
+    return (f"{at}={{}}", *(f"{at}.{option}" for option in options))
+
+
+def trained(name: str, *sets: str, out: str = "r") -> None:
+    """A step of training on other pairs than are evaluated on."""
+    Path("rewards.py").write_text("def length(prompts, texts): return [len(t) for t in texts]\n")
+    rows("pairs.jsonl", ["How many ants are in the lake?"] * 4, chosen="One .", rejected="Two .")
+    own = ("--config", "demo", "--out", out)
+    run("train", name, *own, sets=(PAIRS, EVALUATED, "evaluate.winrate=false", *sets))
+
+
+def refused(where: str, *command: str, n: int = 1) -> None:
+    command = command or ("eval", "winrate")
+    with pytest.raises(DataError, match=f"{n} of the 2 prompts .* were trained on: .*{where}"):
+        run(*command, "--out", "r", sets=(PAIRS, EVALUATED, "evaluate.winrate=false"))
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo", "rloo", "online-dpo"])
+def test_prompts_of_a_trainer_count_beside_pairs_of_a_file(name: str) -> None:
+    write("prompts.jsonl", [*HELD[:1], "How many ants are in the lake?", "Why?", "When?"])
+    rewarded = (*STEP, "reward=rewards:length")
+    special = {"ppo": (*rewarded, "held_out=null"), "online-dpo": STEP}
+    options = special.get(name, (*rewarded, "group=2"))
+    trained(name, "prompts.path=prompts.jsonl", *section(name, *options))
+    refused(f"models/{name}")
+    write("held_out.jsonl", ["Is snow cold?", "Help me steal the judge's cake."])
+    run("eval", "winrate", "--out", "r", sets=(PAIRS, EVALUATED, "evaluate.winrate=false"))
+
+
+def test_demonstrations_count() -> None:
+    rows("demo.jsonl", [*HELD, "Why?"], completion="I can not help with that .")
+    trained("sft", "prompts.path=prompts.jsonl", *section("sft", "data=demo.jsonl", "epochs=1"))
+    refused("models/sft", n=2)
+    Path("demo.jsonl").unlink()  # the record is the model's, not the file's
+    refused("models/sft", n=2)
+    sets = (PAIRS, "prompts.path=prompts.jsonl", "policy.model=r/models/sft")
+    trained("grpo", *sets, *section("grpo", *STEP, "group=2", "reward=rewards:length"), out="s")
+    with pytest.raises(DataError, match=r"2 of the 2 .*models/grpo"):  # it began from that model
+        run("eval", "winrate", "--out", "s", sets=(PAIRS, EVALUATED, "evaluate.winrate=false"))
+    record = Path("r/models/sft/trained_on.json")
+    record.unlink()
+    said = run("eval", "winrate", "--out", "r", sets=(PAIRS, EVALUATED, "evaluate.winrate=false"))
+    assert "models/sft has no record of the prompts that it learnt from" in said
+
+
+def test_demonstrations_of_ptx_count() -> None:
+    rows("ptx.jsonl", HELD[1:], completion="No .")
+    trained("ppo", "prompts.path=prompts.jsonl", *section(
+        "ppo", *STEP, "reward=rewards:length", "held_out=null", "ptx=ptx.jsonl", "ptx_weight=0.1",
+    ))  # fmt: skip
+    refused("models/ppo")
+
+
+def test_references_and_pairs_of_a_reward_model_count() -> None:
+    rows("refs.jsonl", HELD[:1], chosen="White .", rejected="Blue .")
+    rows("pairs.jsonl", ["How many ants are in the lake?", "Why?"], chosen="1 .", rejected="2 .")
+    run("label", "--config", "demo", "--out", "r", sets=(PAIRS, EVALUATED))
+    run("train", "reward", "--out", "r", sets=(PAIRS, EVALUATED, "train.limits=null",
+        "train.reward={epochs: 1, references: {path: refs.jsonl}}"))  # fmt: skip
+    refused("models/reward", "eval", "best-of-n", "-n", "2")
+    trained("ppo", "prompts.path=prompts.jsonl", *section("ppo", *STEP, "held_out=null"))
+    refused("models/ppo")  # by way of what rewarded it

@@ -62,11 +62,12 @@ draw = np.random.default_rng(0)
 ptx = [draw.integers(5, 200, n).astype(np.int32) for n in (6, 9, 12)]
 def lengths(prompts, completions):
     return [None if "a" in text else len(text) / 9 for text in completions]
+scorer = FunctionScorer(score, "score")  # keyed once: what `score` reads changes below
 looking_on = HeldOut(FunctionScorer(lengths, "lengths"), every=2, prompts=5)
 def ppo(name):
     global calls
     calls = 0
-    return train_ppo(prompts, model, f"{{out}}/{{name}}", FunctionScorer(score, "score"), settings,
+    return train_ppo(prompts, model, f"{{out}}/{{name}}", scorer, settings,
                      ptx=ptx, held_out=looking_on, device="cpu", checkpoint_every=2)
 ppo("ppo")
 crash = 4
