@@ -63,9 +63,7 @@ def test_a_wrong_column_says_what_it_was_for() -> None:
     columns = {"prompt": "q", "chosen": "gud", "rejected": "bad"}
     with pytest.raises(DataError, match=r"columns\.chosen: there is no 'gud'"):
         list(read_pairs("p.jsonl", columns=columns))
-    with pytest.raises(
-        DataError, match=r"columns\.rejected: no item 3 for 'bad.3'|columns\.rejected"
-    ):
+    with pytest.raises(DataError, match=r"columns\.rejected: .*'bad\.3'"):
         list(read_pairs("p.jsonl", columns={**columns, "chosen": "good", "rejected": "bad.3"}))
 
 

@@ -157,12 +157,12 @@ FAILING: list[tuple[str, type[RlaifError], str]] = [
     ("train sft --data no.jsonl", DataError, "no.jsonl"),
     ("revise --set revise.template=no.j2", ConfigError, "no.j2"),
     ("eval audit", DataError, "no run directory runs/dem0 (did you mean runs/demo?)"),
-    ("eval winrate", DataError, "Did you mean runs/demo"),
-    ("train dpo", DataError, "Did you mean runs/demo"),
+    ("eval winrate", DataError, "did you mean runs/demo"),
+    ("train dpo", DataError, "did you mean runs/demo"),
     ("label", DataError, "nothing to label"),
-    ("report", DataError, "Did you mean runs/demo"),
-    ("status", DataError, "Did you mean runs/demo"),
-    ("export x.jsonl", DataError, "Did you mean runs/demo"),
+    ("report", DataError, "did you mean runs/demo"),
+    ("status", DataError, "did you mean runs/demo"),
+    ("export x.jsonl", DataError, "did you mean runs/demo"),
 ]
 
 

@@ -56,7 +56,7 @@ def test_a_row_without_a_known_prompt_is_refused_and_its_columns_named(
 ) -> None:
     with pytest.raises(DataError) as refused:
         pairs(tmp_path, {**extra, **BOTH})
-    for name in (*extra, "chosen", "rejected", "pairs.columns", "rows.jsonl:1"):
+    for name in (*extra, "chosen", "rejected", "--column prompt=", "rows.jsonl:1"):
         assert name in str(refused.value)
     single = {**extra, "chosen": [says("a")], "rejected": [says("b")]}
     with pytest.raises(DataError, match=r"no prompt in it.*pairs\.columns"):
