@@ -154,6 +154,13 @@ def tokens_used(body: Body) -> tuple[int, int, int] | None:
     return counts if all(map(_is_count, counts)) else None  # type: ignore[return-value]
 
 
+def answered(body: Body) -> bool:
+    """Whether a chat completion has text, and so cannot have generated no token."""
+    choices = body.get("choices")
+    rows = choices if isinstance(choices, list) else []
+    return any(bool(_at(row, "message", "content")) for row in rows)
+
+
 def _is_count(value: Any) -> bool:
     """Whether this may be a number of tokens: a negative one would lower the money spent."""
     return type(value) is int and 0 <= value <= _MOST_TOKENS

@@ -22,6 +22,7 @@ from rlaif.engines.replies import (
     Body,
     Malformed,
     Trouble,
+    answered,
     parse,
     short,
     status_trouble,
@@ -233,11 +234,15 @@ class Server:
         """The usage, if a request of this size can have it; else None, and a warning."""
         sent = len(json.dumps(body, ensure_ascii=False)) if body else 0
         if used is not None and 0 < used[0] <= 4 * sent + _MOST_ADDED:  # 0 would cost nothing
-            return used
-        if answer.get("usage") is not None and not self._warned_of_usage:
+            _, cached, generated = used
+            if cached <= used[0] and (generated or not answered(answer)):
+                return used
+        if not self._warned_of_usage:
             self._warned_of_usage = True
+            said = answer.get("usage")
+            what = "no usage" if said is None else f"a usage that cannot be: {short(said)}"
             warnings.warn(
-                f"{self.url}: a usage that cannot be: {short(answer['usage'])}. The cost of such "
+                f"{self.url}: its answers tell {what}. The cost of such "
                 "answers is estimated from the requests' length, and their tokens are not counted",
                 stacklevel=2,
             )

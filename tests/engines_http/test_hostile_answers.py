@@ -121,16 +121,23 @@ def test_two_labels_of_one_token_are_refused(server, connect, wire):
     {"prompt_tokens": 10, "completion_tokens": 1e300},
     {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": -5}},
     {"prompt_tokens": 50_000_000, "completion_tokens": 1},  # of a request of forty bytes
+    {"prompt_tokens": 1e308, "completion_tokens": -4},
+    {"prompt_tokens": 10, "completion_tokens": 0},  # of a text
+    {"prompt_tokens": 10},
+    {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 11}},
+    None,
 ])  # fmt: skip
 def test_impossible_usage_lowers_no_bill(server, connect, wire, usage):
     reply = wire.chat({" A": 0.6, " B": 0.3})
     reply.body["usage"] = usage
     server.script = lambda path, *_: reply if path == CHAT else None
-    engine = connect(price_per_million_input=1000.0, max_cost=1000.0, tokens_per_minute=1e6)
-    with pytest.warns(UserWarning, match="usage.*estimated"):
+    prices = {"price_per_million_input": 1000.0, "price_per_million_output": 10_000.0}
+    engine = connect(**prices, max_cost=1000.0, tokens_per_minute=1e6)
+    with pytest.warns(UserWarning, match="usage.*estimated") as told:
         scores = engine.score([ask("x" * 40)] * 3, [AB] * 3)
+    assert len(told) == 1
     assert [s.logprobs for s in scores] == [GOOD] * 3
-    assert 0 < engine.usage.cost < 1  # as estimated from the requests' bytes
+    assert 0.03 < engine.usage.cost < 1  # as estimated from the requests' bytes
     assert engine.usage.submitted_tokens == 0
     assert engine.usage.computed_tokens == 0
 
