@@ -53,6 +53,7 @@ class Stale:
 
     product: str
     reasons: tuple[str, ...]
+    after: tuple[str, ...] = ()  # those of its inputs that are out of date too
 
     @property
     def text(self) -> str:
@@ -123,7 +124,8 @@ def stale(store: RunStore, manifest: Mapping[str, Any] | None = None) -> list[St
             continue
         reasons = list(_reasons(record[product], now, found))
         if reasons:
-            found[product] = Stale(product, tuple(dict.fromkeys(reasons)))
+            after = tuple(name for name in record[product] if name in found)
+            found[product] = Stale(product, tuple(dict.fromkeys(reasons)), after)
     return list(found.values())
 
 
@@ -180,11 +182,33 @@ def changed_files(store: RunStore, manifest: Mapping[str, Any]) -> list[str]:
     return unread(manifest.get("inputs") or {}, store.root)
 
 
+def remedy(product: str, found: Iterable[Stale], store: RunStore) -> str:
+    """The command to begin with, so that a product is made again of what is up to date."""
+    by = {one.product: one for one in found}
+    while product in by and by[product].after:
+        product = by[product].after[0]
+    return command(product, store)
+
+
+def removed(store: RunStore, manifest: Mapping[str, Any]) -> list[str]:
+    """What was made once and is no longer there; each with why, and what makes it again."""
+    of = {AUDIT: ", which was of other labels"}
+    gone = [one for one in manifest.get("made") or {} if not present(store, one)]
+    return [
+        f"{title(one)}{of.get(one, '')}; to make it again: {command(one, store)}"
+        for one in sorted(gone, key=_rank)
+    ]
+
+
 def command(product: str, store: RunStore) -> str:
-    """What makes a product again."""
-    name = product.removeprefix("models/")
+    """What makes a product again. Pairs that were read from a file are read by `label`."""
+    name, manifest = product.removeprefix("models/"), store.read_manifest()
+    pairs = "label" if "source" in (manifest.get("asked") or {}) else "sample"
+    labels = (manifest.get("made") or {}).get(LABELS)
+    if labels is not None and "judge" not in labels:  # no judge was asked: pairs of `contrast`
+        pairs = "contrast"
     verb = {
-        PAIRS: "sample", LABELS: "label", AUDIT: "eval audit", EVALUATION: "eval winrate",
+        PAIRS: pairs, LABELS: "label", AUDIT: "eval audit", EVALUATION: "eval winrate",
         BEST_OF_N: "eval best-of-n",
     }.get(product, "eval attacks" if product.startswith(ATTACKS) else f"train {name}")  # fmt: skip
     return f"rlaif {verb} --out {shlex.quote(str(store.root))}"

@@ -54,7 +54,8 @@ def make_pairs(
 
     Equal texts are one completion: a pair of equal answers has no label. Completions that came out
     empty make no pair, nor do those cut by the length limit unless `keep_cut`. `on_skip` is told
-    each prompt that gives no pair and why: "identical", "cut", "empty", "too_long" or "not_finite".
+    each prompt that gives no pair and why: "identical", "cut", "empty", "too_long", "not_finite",
+    or "alone" where one completion is whole and was the only one.
     """
     by_prompt: dict[str, list[Completion]] = defaultdict(list)
     for completion in completions:
@@ -74,6 +75,8 @@ def make_pairs(
 def _why_no_pair(found: Sequence[Completion], whole: Sequence[Completion]) -> str:
     if len(whole) > 1:
         return "identical"
+    if len(found) == len(whole) == 1:
+        return "alone"
     reasons = {c.finish_reason for c in found}
     for lost in ("too_long", "not_finite"):
         if lost in reasons:

@@ -64,7 +64,7 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
     from rlaif.cli.console import Terminal
     from rlaif.cli.first import check, gone_if_failed
     from rlaif.errors import ConfigError
-    from rlaif.stages import Run, describe, tell_stale
+    from rlaif.stages import Run, described, tell_stale
     from rlaif.store import RunStore
 
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -80,15 +80,15 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
         gone_if_failed(Path(config.out)), RunStore(config.out) as store,
         Run(config, store, Terminal()) as run,
     ):  # fmt: skip
-        describe(run)
-        for stage in stages:
-            stage(run)
+        with described(run):
+            for stage in stages:
+                stage(run)
         tell_stale(run)
 
 
 def _execute_together(config: Config, stages: Sequence[Callable[[Run], None]]) -> None:
     from rlaif.cli.console import Silent, Terminal
-    from rlaif.stages import Run, describe
+    from rlaif.stages import Run, described
     from rlaif.store import RunStore
     from rlaif.training.processes import join, rank, wait
 
@@ -102,6 +102,6 @@ def _execute_together(config: Config, stages: Sequence[Callable[[Run], None]]) -
             store = stack.enter_context(RunStore.open_readonly(config.out))
         run = stack.enter_context(Run(config, store, Terminal() if main else Silent()))
         if main:
-            describe(run)
+            stack.enter_context(described(run))
         for stage in stages:
             stage(run)

@@ -32,6 +32,8 @@ def told(root: Path) -> Iterator[str]:
     yield _head(root, manifest)
     yield from _rows(store)
     for name, stage in (manifest.get("stages") or {}).items():
+        if name == lineage.AUDIT and not lineage.present(store, name):
+            continue  # told below: what it made is no longer there
         if isinstance(stage.get("seconds"), int | float):
             yield f"  stage {name:<12} {stage.get('rows', 0):>8,} rows, {stage['seconds']:,.1f} s"
     stale = lineage.stale(store, manifest)
@@ -39,6 +41,7 @@ def told(root: Path) -> Iterator[str]:
     if stale:
         yield "out of date:"
         yield from (f"  {one.text}" for one in stale)
+    yield from (f"no longer there: {text}" for text in lineage.removed(store, manifest))
     for name in files:
         yield f"changed since this run took it: {name}"
     unknown = [name for name in lineage.contents(store) if name not in (manifest.get("made") or {})]

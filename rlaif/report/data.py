@@ -144,7 +144,8 @@ class Run:
         """What stands on something that has changed since, and why."""
         stale = [one.text for one in lineage.stale(self.store, self.manifest)]
         files = lineage.changed_files(self.store, self.manifest)
-        return stale + [f"{name} has changed since the run took it" for name in files]
+        gone = [f"no longer there: {text}" for text in lineage.removed(self.store, self.manifest)]
+        return stale + gone + [f"{name} has changed since the run took it" for name in files]
 
     @property
     def _principles(self) -> list[Json]:

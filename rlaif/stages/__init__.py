@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from rlaif.stages.origins import tell_stale as tell_stale
     from rlaif.stages.ppo import train_ppo as train_ppo
     from rlaif.stages.record import Rejected as Rejected
-    from rlaif.stages.record import describe as describe
     from rlaif.stages.record import finish as finish
     from rlaif.stages.record import git_commit as git_commit
     from rlaif.stages.record import versions as versions
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from rlaif.stages.run import Reporter as Reporter
     from rlaif.stages.run import Run as Run
     from rlaif.stages.sampling import sample as sample
+    from rlaif.stages.settings import described as described
     from rlaif.stages.sft import train_sft as train_sft
 
 _HOME = {
@@ -71,7 +71,7 @@ _HOME = {
     "contrast": "revising",
     "current_verdicts": "labelling",
     "cut_completions": "learning",
-    "describe": "record",
+    "described": "settings",
     "evaluate": "evaluation",
     "finish": "record",
     "git_commit": "record",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from rlaif import lineage
 from rlaif.config import Config
 from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
@@ -66,7 +67,7 @@ def label(run: Run) -> None:
     store = run.store
     total = len(store.table("pairs"))
     if not total:
-        raise DataError(f"{store.root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
+        raise _nothing(run)
     principles, panel = run.principles(), Panel(run)
     require(principles, "label")
     require_short_lists(run)
@@ -81,7 +82,7 @@ def label(run: Run) -> None:
             prefer_stream(run.config, parts, principles, panel.orders, quality)
         )
     _tell_labels(run, panel.new_rows, quality, reasoned)
-    store.path("evaluation", "audit.json").unlink(missing_ok=True)  # it was of other labels
+    _remove_audit(run)
     found = quality.result()
     if jurors is not None:
         found["jury"] = jurors.result()
@@ -93,6 +94,26 @@ def label(run: Run) -> None:
         "rows": quality.verdicts, "new_rows": panel.new_rows, "abstained": dict(quality.reasons),
         "preferences": dict(quality.status), **reasoned.facts(), **panel.facts(),
     })  # fmt: skip
+
+
+def _nothing(run: Run) -> DataError:
+    """The error for a run without pairs: what to do depends on why there are none."""
+    config, root = run.config, run.store.root
+    if config.pairs is None and config.sampling.n == 1 and len(run.store.table("completions")):
+        return DataError(
+            f"{root}: nothing to label: one completion of each prompt was sampled, and pairs need "
+            "two: run `rlaif sample -n 2`"
+        )
+    return DataError(f"{root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
+
+
+def _remove_audit(run: Run) -> None:
+    """The audit was of other labels."""
+    path = run.store.path("evaluation", "audit.json")
+    if path.is_file():
+        path.unlink()
+        again = lineage.command(lineage.AUDIT, run.store)
+        run.reporter.say(f"the audit was of the labels before: `{again}` looks at these")
 
 
 def _warn_of_mass(run: Run, low: float | None) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rlaif import lineage
 from rlaif.config import HTTPConfig, VLLMConfig
+from rlaif.errors import ConfigError
 from rlaif.places import Kept
 from rlaif.records import content_id
 from rlaif.stages.run import Run
@@ -142,8 +143,19 @@ def tell_stale(run: Run, *inputs: str) -> None:
     shown = [one for one in found if not inputs or one.product in inputs]
     if shown:
         lines = "".join(f"\n  {one.text}" for one in shown)
-        first = lineage.command(shown[0].product, run.store)
+        first = lineage.remedy(shown[0].product, found, run.store)
         run.reporter.warn(f"out of date in {run.store.root}:{lines}\nto make it again: {first}")
+
+
+def require_not_read(run: Run) -> None:
+    """ConfigError where the run's pairs came from a file: others would take their place."""
+    source = run.config.pairs
+    if source is not None and len(run.store.table("pairs")):
+        raise ConfigError(
+            f"the pairs of {run.store.root} are read from {source.path}, and pairs made of "
+            "completions would take their place: give another --out; or, to replace them, "
+            "--set pairs=null"
+        )
 
 
 def pair_ids(run: Run) -> pa.ChunkedArray:

@@ -17,7 +17,7 @@ from rlaif.records import Pair, Preference, Revision
 from rlaif.revising import Reviser, chains_of, contrast_stream, revise_stream
 from rlaif.running import about_engine, spent
 from rlaif.stages.inputs import is_tiny, load_prompts, sampling_of
-from rlaif.stages.origins import pair_ids, tell_replaced
+from rlaif.stages.origins import pair_ids, require_not_read, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.stages.sampling import sampled
@@ -80,6 +80,7 @@ def contrast(run: Run) -> None:
     They become the run's pairs and preferences, each with the label 1.
     """
     clock = time.monotonic()
+    require_not_read(run)
     rejected = Rejected("contrast")
     prompts = list(load_prompts(run, run.config.prompts, "train", rejected.add))
     engine = run.engine(run.config.policy)

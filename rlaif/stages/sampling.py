@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from rlaif.errors import DataError
 from rlaif.executors import Done, counted
 from rlaif.records import Completion, Prompt
 from rlaif.running import Work, sampling
 from rlaif.sampling import make_pairs
 from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.lists import require_room
-from rlaif.stages.origins import pair_ids, tell_replaced
+from rlaif.stages.origins import pair_ids, require_not_read, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 
@@ -22,6 +23,10 @@ def sample(run: Run) -> None:
     """prompts → completions → pairs."""
     clock = time.monotonic()
     require_room(run, run.config.sampling.n, f"sampling.n={run.config.sampling.n}")
+    require_not_read(run)
+    before = pair_ids(run)
+    if len(before) and run.config.sampling.n == 1:
+        raise _none(run, len(before), _reasons(run, {"alone": 1}))
     rejected = Rejected("sample")
     prompts, completions, done, work = sampled(run, rejected)
     store, settings = run.store, sampling_of(run.config)
@@ -31,9 +36,12 @@ def sample(run: Run) -> None:
         prompts, completions, keep_cut=run.config.sampling.keep_cut,
         on_skip=lambda why, _: skipped.update([why]),
     )  # fmt: skip
-    before = pair_ids(run)
+    told = _reasons(run, skipped)
+    if len(before) and not pairs:
+        raise _none(run, len(before), told)
     store.table("pairs").replace(pairs)
-    _tell_skipped(run, skipped, len(prompts))
+    if skipped:
+        run.reporter.warn(f"{skipped.total():,} of {len(prompts):,} prompts gave no pair: {told}")
     run.reporter.say(
         f"{len(completions):,} completions of {len(prompts):,} prompts "
         f"({done.new_rows:,} new), {len(pairs):,} pairs"
@@ -70,15 +78,25 @@ def sampled(
     return prompts, completions, done, work
 
 
-def _tell_skipped(run: Run, skipped: Mapping[str, int], prompts: int) -> None:
-    if not skipped:
-        return
-    reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(skipped.items()))
-    text = f"{sum(skipped.values()):,} of {prompts:,} prompts gave no pair: {reasons}"
+def _none(run: Run, had: int, why: str) -> DataError:
+    """The error for completions that would put no pairs in the place of those stored."""
+    return DataError(
+        f"{run.store.root}: no prompt gives a pair: {why}. Nothing is replaced: the {had:,} pairs "
+        "that the run has stay. To sample apart from them, give another --out"
+    )
+
+
+def _reasons(run: Run, skipped: Mapping[str, int]) -> str:
+    """Why prompts gave no pair, and what helps."""
+    if run.config.sampling.n == 1 and set(skipped) == {"alone"}:
+        return "one completion each: pairs need two (sampling.n=2)"
+    text = ", ".join(f"{n:,} {why}" for why, n in sorted(skipped.items()))
+    if skipped.get("alone"):
+        text += "; alone: one completion each, and pairs need two (sampling.n=2)"
     if skipped.get("cut"):
         text += f"; raise sampling.max_new_tokens={run.config.sampling.max_new_tokens}, or set "
         text += "sampling.keep_cut=true"
     if skipped.get("not_finite"):
         text += "; the policy's logits are NaN there: its weights are damaged, or overflow in "
         text += "policy.dtype"
-    run.reporter.warn(text)
+    return text
