@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import ROUND_HALF_UP, Decimal, localcontext
 
 MISSING = "–"
 THIN = "\u202f"  # narrow no-break space, between a number and its unit
@@ -15,6 +16,15 @@ def _known(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def rounded(value: float, digits: int, scale: int = 1) -> str:
+    """The number times `scale` with so many decimals, a half rounded away from 0 as it is written:
+    0.945 and 0.935 by 100 are 95 and 94. Never −0."""
+    step = Decimal(1).scaleb(-digits)
+    exact = Decimal(repr(float(value))) * scale
+    with localcontext(prec=400):  # the largest float has 309 digits before the point
+        return f"{exact.quantize(step, ROUND_HALF_UP):z,f}"
+
+
 def count(value: float | None) -> str:
     """12,345"""
     return f"{value:,.0f}" if value is not None and _known(value) else MISSING
@@ -24,10 +34,10 @@ def percent(value: float | None, digits: int = 1) -> str:
     """A share as a percentage. A share that is not all is never rounded up to all, nor to none."""
     if value is None or not _known(value):
         return MISSING
-    text = f"{value * 100:.{digits}f}"
-    if float(text) in (0.0, 100.0):
+    text = rounded(value, digits, 100)
+    if float(text.replace(",", "")) in (0.0, 100.0):
         if value in (0.0, 1.0):
-            text = f"{value * 100:.0f}"
+            text = rounded(value, 0, 100)
         elif digits < 2:
             return percent(value, digits + 1)
     return f"{text}{THIN}%".replace("-", "−")
@@ -46,7 +56,7 @@ def fixed(value: float | None, digits: int = 3) -> str:
     """A plain number with so many decimals."""
     if value is None or not _known(value):
         return MISSING
-    return f"{value:,.{digits}f}".replace("-", "−")
+    return rounded(value, digits).replace("-", "−")
 
 
 def duration(value: float | None) -> str:

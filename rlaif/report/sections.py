@@ -211,6 +211,7 @@ _CHARTS: tuple[tuple[str, str, tuple[float, float] | None, tuple[tuple[str, str]
     ),
     ("Reward", "margin, chosen over rejected", None, (("margin", "margin"),)),
     ("Score", "mean score of the completions", None, (("score", "score"),)),
+    ("KL", "nats a completion, to the start", None, (("KL, k3", "kl_k3"),)),
     ("KL", "nats a completion, to the start", None, (("KL", "kl"),)),
 )
 
@@ -236,7 +237,22 @@ def _training(run: Run, stage: str) -> Json | None:
                 y_range=y_range,
                 y_tick=svg.percent_tick if title == "Accuracy" else svg.plain,
             )
-    return {"stage": stage, "charts": charts, "metrics": _flat(metrics), "steps": len(steps)}
+    notes = {}
+    nll = number((metrics.get("settings") or {}).get("nll")) if stage == "dpo" else None
+    if nll:
+        notes["Loss"] = (
+            f"With {formats.plain(nll)} times the negative log-likelihood a token (train.dpo.nll) "
+            "of the chosen response, so it does not start at ln 2."
+        )
+    if stage in ("rloo", "online-dpo"):
+        notes["KL"] = "The mean log-ratio (k1): by chance it may fall below 0."
+    return {
+        "stage": stage,
+        "charts": charts,
+        "notes": notes,
+        "metrics": _flat(metrics),
+        "steps": len(steps),
+    }
 
 
 def _flat(metrics: Json) -> dict[str, float | str]:

@@ -12,7 +12,7 @@ from rlaif.records import Prompt
 from rlaif.stages.inputs import load_prompts
 from rlaif.stages.learning import lora_of
 from rlaif.stages.lists import require_room
-from rlaif.stages.record import Rejected, finish
+from rlaif.stages.record import Rejected, finish, told_kl
 from rlaif.stages.rewards import judge_tokens, live_label, reward_folder, scorer_alone, scorer_of
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts, starts
@@ -127,7 +127,7 @@ def _train(
 def _tell(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
     means = [f"the {k} is {metrics[k]:.3f}" for k in ("accuracy", "score") if k in metrics]
     if "kl" in metrics:
-        means.append(f"the KL to the reference is {metrics['kl']:.2f} nats a completion")
+        means.append(told_kl(name, metrics, "a completion"))
     told = "over the last tenth " + " and ".join(means) if means else "none of them had a label"
     run.reporter.say(f"{name}: {metrics['steps']:,} steps; {told}")
     if metrics["abstained"]:

@@ -12,7 +12,7 @@ from rlaif.records import Demonstration
 from rlaif.stages.inputs import load_prompts
 from rlaif.stages.learning import lora_of
 from rlaif.stages.lists import require_room
-from rlaif.stages.record import Rejected, finish
+from rlaif.stages.record import Rejected, finish, told_kl
 from rlaif.stages.rewards import reward_folder, scorer_of
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts, starts
@@ -95,7 +95,7 @@ def train_ppo(run: Run) -> None:
 def _tell_ppo(run: Run, metrics: Mapping[str, Any]) -> None:
     run.reporter.say(
         f"ppo: {metrics['steps']:,} steps; over the last tenth the score is "
-        f"{metrics['score']:.3f} and the KL to the reference {metrics['kl']:.2f} nats an episode"
+        f"{metrics['score']:.3f} and {told_kl('ppo', metrics, 'an episode')}"
     )
     if metrics["abstained"]:
         run.reporter.warn(f"{metrics['abstained']:,} episodes not trained on: no score for them")

@@ -99,6 +99,17 @@ def finish(run: Run, stage: str, started: float, facts: Mapping[str, Any]) -> No
     record_inputs(run, stage)
 
 
+def told_kl(name: str, metrics: Mapping[str, Any], unit: str) -> str:
+    """The KL of a method's last steps in words, with its estimator: k1, the mean log-ratio, may
+    fall below 0 by chance; k3 never does (Schulman 2020). GRPO's is k3, RLOO's and ours k1."""
+    k1, k3 = metrics["kl"], metrics.get("kl_k3")
+    if k3 is not None:
+        value, what = k3, f"k3; k1: {k1:z.2f}"
+    else:
+        value, what = k1, "k3" if name == "grpo" else "k1: by chance it may fall below 0"
+    return f"the KL to the reference is {value:z.2f} nats {unit} ({what})"
+
+
 def describe(run: Run) -> None:
     """run.yaml and the manifest's head: what is run, with which versions, from which commit."""
     store = run.store

@@ -59,7 +59,7 @@ def test_a_row_without_a_known_prompt_is_refused_and_its_columns_named(
     for name in (*extra, "chosen", "rejected", "--column prompt=", "rows.jsonl:1"):
         assert name in str(refused.value)
     single = {**extra, "chosen": [says("a")], "rejected": [says("b")]}
-    with pytest.raises(DataError, match=r"no prompt in it.*pairs\.columns"):
+    with pytest.raises(DataError, match=r"no prompt in it.*--column prompt="):
         pairs(tmp_path, single)
 
 
