@@ -21,6 +21,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from rlaif.report.formats import rounded
+
 CONSTITUTIONS = ("harmless", "concise")  # each one's trait has its name
 TRAINED = ("reward", "sft", "dpo", "ppo", "grpo", "rloo", "online_dpo")
 SEEDED = ("sampling", *(f"train.{name}" for name in TRAINED))
@@ -88,8 +90,8 @@ def table(rows: Sequence[dict[str, Any]], traits: Sequence[str]) -> Table:
 def shown(values: Sequence[float], percent: bool) -> str:
     """The mean, and in brackets the least and the greatest of the seeds."""
     scale, digits = (100, 0) if percent else (1, 2)
-    low, high = min(values) * scale, max(values) * scale
-    return f"{mean(values) * scale:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+    middle, low, high = (rounded(f(values), digits, scale) for f in (mean, min, max))
+    return f"{middle} ({low}–{high})"
 
 
 if __name__ == "__main__":

@@ -76,10 +76,12 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
     if several:
         _execute_together(config, stages)
         return
-    with (
-        gone_if_failed(Path(config.out)), RunStore(config.out) as store,
-        Run(config, store, Terminal()) as run,
-    ):  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(gone_if_failed(Path(config.out)))
+        store = stack.enter_context(RunStore(config.out))
+        terminal = Terminal()
+        with terminal.waiting("starting: PyTorch is being loaded, slowly the first time"):
+            run = stack.enter_context(Run(config, store, terminal))
         with described(run):
             for stage in stages:
                 stage(run)

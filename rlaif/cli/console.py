@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,17 @@ class Terminal:
 
     def warn(self, text: str) -> None:
         self.err.print("note: " + text, style="yellow", markup=False)
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Says what is waited for, off a terminal or on one, where it takes long."""
+        timer = threading.Timer(LINE_SECONDS, self.err.print, [what], {"markup": False})
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @contextmanager
     def progress(self, title: str, total: int | None) -> Iterator[ProgressCallback]:

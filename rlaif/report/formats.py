@@ -47,7 +47,7 @@ def points(value: float | None) -> str:
     """A difference of two shares, in percentage points, with its sign."""
     if value is None or not _known(value):
         return MISSING
-    whole = round(value * 100)
+    whole = int(rounded(value, 0, 100).replace(",", ""))
     unit = "point" if abs(whole) == 1 else "points"
     return f"{whole:+d}{THIN}{unit}".replace("-", "−").replace("+0", "0")
 
