@@ -16,6 +16,7 @@ FLOORS = {
     "rlaif": 8,  # the package's own __init__: lazy names only
     "rlaif.errors": 0,
     "rlaif.files": 0,
+    "rlaif.stopping": 0,
     "rlaif.records": 0,
     "rlaif.resources": 0,
     "rlaif.hub": 1,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,13 @@ def told(root: Path) -> Iterator[str]:
     yield from (f"no longer there: {text}" for text in lineage.removed(store, manifest))
     for name in files:
         yield f"changed since this run took it: {name}"
-    unknown = [name for name in lineage.contents(store) if name not in (manifest.get("made") or {})]
+    stopped = _stopped(root)
+    yield from stopped.values()
+    made = {*(manifest.get("made") or {}), *stopped}
+    unknown = [name for name in lineage.contents(store) if name not in made]
     if unknown:
         yield f"not known what made of (by an older version): {', '.join(unknown)}"
-    yield f"next: {_next(store, manifest, stale, files)}"
+    yield f"next: {_next(store, manifest, stale, files, [*stopped])}"
 
 
 def _head(root: Path, manifest: dict[str, Any]) -> str:
@@ -70,7 +75,31 @@ def _rows(store: Any) -> Iterator[str]:
         yield f"  {name:<18} {n:>8,} rows{more}"
 
 
-def _next(store: Any, manifest: dict[str, Any], stale: list[Any], files: list[str]) -> str:
+def _stopped(root: Path) -> dict[str, str]:
+    """The trainings that were begun and not ended, by their products, each with where it is."""
+    from rlaif.files import is_file
+
+    found = {}
+    for key in sorted(root.glob("models/*/run.key")):
+        folder = key.parent
+        journal = folder / "training.jsonl"
+        if is_file(folder / "metrics.json") or not is_file(journal):
+            continue
+        with suppress(OSError, LookupError, TypeError, ValueError):
+            lines = [line for line in journal.read_text("utf-8").split("\n")[:-1] if line]
+            total = json.loads(lines[-1])["total_steps"]
+            sealed = folder.glob("checkpoints/checkpoint-*/digests.json")
+            at = max((int(path.parent.name.rpartition("-")[2]) for path in sealed), default=0)
+            where = f"goes on after step {at:,}" if at else "begins anew: no checkpoint was written"
+            found[f"models/{folder.name}"] = (
+                f"stopped: training {folder.name}, {len(lines):,} of {total:,} steps done; {where}"
+            )
+    return found
+
+
+def _next(
+    store: Any, manifest: dict[str, Any], stale: list[Any], files: list[str], stopped: list[str]
+) -> str:
     """What makes the first thing again that is out of date, else the first not yet made."""
     from rlaif import lineage
     from rlaif.config import load_config
@@ -95,6 +124,8 @@ def _next(store: Any, manifest: dict[str, Any], stale: list[Any], files: list[st
         return f"rlaif sample{out}" if config.pairs is None else label
     if lineage.LABELS not in made or files:
         return label
+    if stopped:
+        return lineage.command(stopped[0], store)
     trained = ("reward", "sft", "dpo", "ppo", "grpo", "rloo", "online_dpo")
     wanted = [name.replace("_", "-") for name in trained if getattr(config.train, name)]
     for name in wanted:

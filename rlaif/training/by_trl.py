@@ -18,7 +18,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
-from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint
+from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
 from rlaif.training.loop import Journal, OnLog, collect
 from rlaif.training.models import Loaded, empty_copy, own_ends, quiet
 from rlaif.training.processes import spread
@@ -86,7 +86,8 @@ def fit(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Writer(journal, {**_ALWAYS, **names}))
         trainer.add_callback(Sealing(out / JOURNAL))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with steps_from(checkpoint):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loaded.model = trainer.accelerator.unwrap_model(trainer.model)
         if mould is not None:
             collect(loaded, mould, trainer)

@@ -14,6 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
+from rlaif import stopping
 from rlaif.errors import DataError
 from rlaif.files import is_file, read_object
 from rlaif.records import content_id
@@ -115,7 +117,9 @@ class Sealing(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Trainer itself saves each `save_steps`; this adds those that time has made due."""
         del args
-        if state.global_step % self._whole == 0 and state.global_step < state.max_steps:
+        whole = state.global_step % self._whole == 0
+        control.should_save |= whole and stopping.asked()
+        if whole and state.global_step < state.max_steps:
             due = [self._due(state.global_step)]
             if PartialState().num_processes > 1:
                 broadcast_object_list(due)  # all save, or none: the main process's clock decides
@@ -126,6 +130,9 @@ class Sealing(TrainerCallback):  # type: ignore[misc]
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self._journal)
+        stopping.saved(state.global_step)
+        if stopping.asked():
+            stopping.leave()
 
 
 def write_checkpoint(out: Path, step: int, state: Mapping[str, Any]) -> None:
@@ -144,6 +151,7 @@ def write_checkpoint(out: Path, step: int, state: Mapping[str, Any]) -> None:
     aside.rename(root / f"checkpoint-{step}")
     for folder in _newest_first(out)[_KEPT:]:
         shutil.rmtree(folder, ignore_errors=True)
+    stopping.saved(step)
 
 
 def read_checkpoint(checkpoint: Path, device: Any) -> tuple[int, dict[str, Any]]:
@@ -174,6 +182,12 @@ def kept_reference(path: Path) -> dict[str, list[float]]:
 
 def _digest_of(reference: Mapping[str, list[float]]) -> str:
     return content_id(json.dumps(dict(reference), sort_keys=True))
+
+
+def steps_from(checkpoint: Path | None) -> AbstractContextManager[None]:
+    """The steps of a training that goes on from a checkpoint, or begins: Ctrl-C ends them whole."""
+    done = 0 if checkpoint is None else step_of(checkpoint)
+    return stopping.in_steps(done, alone=PartialState().num_processes == 1)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -30,7 +30,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.training.by_trl import sends_nothing
-from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint
+from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
 from rlaif.training.loop import Journal, OnLog, argument_values, finish, one_gpu, prepare
 from rlaif.training.models import (
     Loaded,
@@ -155,7 +155,8 @@ def train_group(
         trainer = _trainer(loaded, sampler, reward, s, arguments, kept)
         trainer.add_callback(Writer(journal))
         trainer.add_callback(Sealing(folder / JOURNAL, s.iterations))
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with steps_from(checkpoint):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loaded.model = trainer.accelerator.unwrap_model(trainer.model)
     made = None
     if PartialState().is_main_process:

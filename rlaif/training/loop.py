@@ -35,6 +35,7 @@ from rlaif.training.checkpoints import (
     check,
     last_checkpoint,
     step_of,
+    steps_from,
 )
 from rlaif.training.data import Plan, Row, plan_steps
 from rlaif.training.models import Loaded, empty_copy, fill, fingerprint_of, quiet, write_json
@@ -73,7 +74,7 @@ def run_loop(
     mould = empty_copy(loaded.model) if spread() else None
     trainer = PairTrainer(loaded.model, arguments, plan, pair_loss, journal)
     trainer.add_callback(Sealing(out / JOURNAL))
-    with closing(journal), quiet():
+    with closing(journal), quiet(), steps_from(checkpoint):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     loaded.model = trainer.accelerator.unwrap_model(trainer.model)
     if mould is not None:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlaif import stopping
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Pair, Prompt, content_id
 from rlaif.training.checkpoints import (
@@ -31,6 +32,7 @@ from rlaif.training.checkpoints import (
     Due,
     last_checkpoint,
     read_checkpoint,
+    steps_from,
     write_checkpoint,
 )
 from rlaif.training.data import Row, token_batches
@@ -182,13 +184,16 @@ def _run(
     done = 0 if checkpoint is None else trainer.restore(checkpoint)
     journal = Journal(out / JOURNAL, checkpoint, s.steps, 1, on_log, log_to)
     due = Due(checkpoint_every)
-    for index in range(done, s.steps):
-        facts = trainer.step(index, prompts_of_step(prompts, index, s.batch_size, s.seed))
-        if rank():
-            continue  # the main process writes
-        journal.write(index + 1, facts)
-        if index + 1 < s.steps and due(index + 1):
-            write_checkpoint(out, index + 1, trainer.state())
+    with steps_from(checkpoint):
+        for index in range(done, s.steps):
+            facts = trainer.step(index, prompts_of_step(prompts, index, s.batch_size, s.seed))
+            if rank():
+                continue  # the main process writes
+            journal.write(index + 1, facts)
+            if (stop := stopping.asked()) or (index + 1 < s.steps and due(index + 1)):
+                write_checkpoint(out, index + 1, trainer.state())
+            if stop:
+                stopping.leave()
     journal.close()
     return journal.lines
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlaif import stopping
 from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Prompt, content_id
@@ -27,6 +28,7 @@ from rlaif.training.checkpoints import (
     Due,
     last_checkpoint,
     read_checkpoint,
+    steps_from,
     write_checkpoint,
 )
 from rlaif.training.held_out import HeldOut, held_out_alarm
@@ -184,27 +186,30 @@ def _run(
     journal = Journal(out / JOURNAL, checkpoint, settings.steps, 1, on_log, log_to)
     told = {name for line in journal.lines for name in line["alarms"]}
     due = Due(checkpoint_every)
-    for index in range(done, settings.steps):
-        count = settings.batch_size // settings.samples
-        seen = {}
-        if held_out is not None and held_out.due(index, settings.steps):
-            seen["held_out"] = held_out.measure(ppo, prompts)
-        facts = ppo.step(index, prompts_of_step(prompts, index, count, settings.seed)) | seen
-        if rank():
-            continue  # the main process writes
-        first = journal.lines[0] if journal.lines else facts
-        facts["alarms"] = find_alarms(facts, first, settings.alarms)
-        if held_out is not None:
-            lines, limit = [*journal.lines, facts], settings.alarms.held_out
-            if parted := held_out_alarm(lines, held_out.every, limit):
-                facts["alarms"]["held_out"] = parted
-        if on_log is None:
-            for name in facts["alarms"].keys() - told:
-                warnings.warn(f"PPO step {index + 1}: {facts['alarms'][name]}", stacklevel=3)
-        told |= facts["alarms"].keys()
-        journal.write(index + 1, facts)
-        if index + 1 < settings.steps and due(index + 1):
-            save(ppo, index + 1, out)
+    with steps_from(checkpoint):
+        for index in range(done, settings.steps):
+            count = settings.batch_size // settings.samples
+            seen = {}
+            if held_out is not None and held_out.due(index, settings.steps):
+                seen["held_out"] = held_out.measure(ppo, prompts)
+            facts = ppo.step(index, prompts_of_step(prompts, index, count, settings.seed)) | seen
+            if rank():
+                continue  # the main process writes
+            first = journal.lines[0] if journal.lines else facts
+            facts["alarms"] = find_alarms(facts, first, settings.alarms)
+            if held_out is not None:
+                lines, limit = [*journal.lines, facts], settings.alarms.held_out
+                if parted := held_out_alarm(lines, held_out.every, limit):
+                    facts["alarms"]["held_out"] = parted
+            if on_log is None:
+                for name in facts["alarms"].keys() - told:
+                    warnings.warn(f"PPO step {index + 1}: {facts['alarms'][name]}", stacklevel=3)
+            told |= facts["alarms"].keys()
+            journal.write(index + 1, facts)
+            if (stop := stopping.asked()) or (index + 1 < settings.steps and due(index + 1)):
+                save(ppo, index + 1, out)
+            if stop:
+                stopping.leave()
     journal.close()
     return journal
 

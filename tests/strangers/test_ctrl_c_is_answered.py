@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from rlaif.cli.app import app
 
 GOES_ON = "stopped; the same command goes on from here\n"
 RUN = "from rlaif.cli import main; main()"
@@ -84,20 +89,95 @@ def test_while_a_model_labels_and_what_is_stored_stays(tmp_path: Path) -> None:
         assert len(store.table("verdicts").read()) > 0
 
 
-def test_while_a_model_trains(tmp_path: Path) -> None:
-    program = (
-        "import time\nfrom rlaif.cli import main\nimport rlaif.training.loop as loop\n"
-        "write = loop.Journal.write\n"
-        "def slow(*given):\n    write(*given)\n    time.sleep(30)\n"
-        "loop.Journal.write = slow\nmain()\n"
-    )
-    pairs(tmp_path, 8)
-    done = start(tmp_path, *LABEL, "--set", "preferences.min_margin=0")
-    assert done.wait(60) == 0
-    child = start(tmp_path, "train", "dpo", "--out", "run", "--policy", "tiny", program=program)
-    wait_for(child, tmp_path, "run/models/dpo/training.jsonl")
+WAITS = "stopping when this step is done, with a checkpoint; Ctrl-C again stops at once\n"
+SLOW = (
+    "import time\nfrom rlaif.cli import main\nimport rlaif.training.loop as loop\n"
+    "write = loop.Journal.write\n"
+    "def slow(*given):\n    write(*given)\n    time.sleep(SECONDS)\n"
+    "loop.Journal.write = slow\nmain()\n"
+)
+TRAIN = {
+    "dpo": ("--set", "train.dpo.batch_size=4", "--set", "train.dpo.epochs=4"),
+    "sft": ("--data", "answers.jsonl", "--set", "train.sft.batch_size=2",
+            "--set", "train.sft.epochs=2"),
+    "ppo": ("--reward", "own:score", "--steps", "4", "--set", "train.ppo.batch_size=4",
+            "--set", "train.ppo.held_out=null"),
+    "grpo": ("--reward", "own:score", "--steps", "2", "--set", "train.grpo.batch_size=4",
+             "--set", "train.grpo.group=2", "--set", "train.grpo.iterations=2"),
+    "online-dpo": ("--steps", "4", "--set", "train.online_dpo.batch_size=4"),
+}  # fmt: skip
+
+
+def labelled(folder: Path) -> None:
+    pairs(folder, 8)
+    texts = "".join(f"Can you help me {i} ?\n" for i in range(8))
+    (folder / "prompts.txt").write_text(texts)
+    (folder / "own.py").write_text("def score(p, c):\n    return [len(x) / 99 for x in c]\n")
+    rows = [{"prompt": f"Help {i} ?", "answer": "Yes , I can ."} for i in range(4)]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = start(folder, *LABEL, "--set", "preferences.min_margin=0",
+                 "--set", "sampling.max_new_tokens=8", "--set", "train.limits=null")  # fmt: skip
+    assert done.wait(60) == 0, done.communicate()
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ready")
+    labelled(folder)
+    return folder
+
+
+def training(name: str, *more: str) -> tuple[str, ...]:
+    live = name in ("ppo", "grpo", "online-dpo")
+    prompts = ("--prompts", "prompts.txt", "--judge", "tiny") if live else ()
+    return ("train", name, "--out", "run", "--policy", "tiny", *prompts, *TRAIN[name], *more)
+
+
+@pytest.mark.parametrize("name", TRAIN)
+def test_a_training_ends_its_step_and_goes_on_from_it(
+    ready: Path, tmp_path: Path, name: str
+) -> None:
+    """Bit for bit as without; checkpoints are otherwise 20 steps and more apart."""
+    here, whole = tmp_path / "here", tmp_path / "whole"
+    for folder in (here, whole):
+        shutil.copytree(ready, folder)
+    undisturbed = start(whole, *training(name))
+    assert undisturbed.wait(120) == 0, undisturbed.communicate()
+    model = f"run/models/{name}"
+    child = start(here, *training(name), program=SLOW.replace("SECONDS", "1"))
+    wait_for(child, here, f"{model}/training.jsonl")
+    while not (here / model / "training.jsonl").read_text():
+        time.sleep(0.02)
+    _, err = stop(child, within=20)
+    told = re.fullmatch(f"(?s).*{WAITS}stopped; the same command goes on after step (\\d+)\n", err)
+    assert told, err
+    lines = (here / model / "training.jsonl").read_text().splitlines()
+    assert len(lines) == int(told[1])
+    shown = CliRunner().invoke(app, ["status", str(here / "run")]).output
+    assert f"goes on after step {told[1]}" in shown
+    assert f"next: rlaif train {name}" in shown
+    again = start(here, *training(name))
+    assert again.wait(120) == 0, again.communicate()
+    steps = [json.loads(x)["step"] for x in (here / model / "training.jsonl").open()]
+    assert steps == [json.loads(x)["step"] for x in (whole / model / "training.jsonl").open()]
+    weights = [(folder / model / "model.safetensors").read_bytes() for folder in (here, whole)]
+    assert weights[0] == weights[1]
+
+
+def test_a_second_one_ends_at_once_and_says_where_it_goes_on(ready: Path, tmp_path: Path) -> None:
+    shutil.copytree(ready, tmp_path / "here")
+    child = start(tmp_path / "here", *training("dpo"), program=SLOW.replace("SECONDS", "60"))
+    wait_for(child, tmp_path / "here", "run/models/dpo/training.jsonl")
+    while not (tmp_path / "here/run/models/dpo/training.jsonl").read_text():
+        time.sleep(0.02)
+    assert child.stderr is not None
+    os.killpg(child.pid, signal.SIGINT)
+    while (line := child.stderr.readline()) != WAITS:  # it comes while the step goes on
+        assert line, "no answer"
     _, err = stop(child)
-    assert err == GOES_ON
+    assert (
+        err == "stopped; the same command goes on at the first step: no checkpoint is written yet\n"
+    )
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
