@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from rlaif.records import Preference, content_id
+from rlaif.training.before import keeps_the_model
 from rlaif.training.data import (
     Cut,
     Plan,
@@ -52,6 +53,7 @@ class DPOResult:
     metrics: dict[str, Any]
 
 
+@keeps_the_model
 def train_dpo(
     preferences: Sequence[Preference],
     model: str,

@@ -29,6 +29,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Message, Prompt, content_id, messages_to_json
+from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import sends_nothing
 from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
 from rlaif.training.loop import Journal, OnLog, argument_values, finish, one_gpu, prepare
@@ -105,6 +106,7 @@ class GroupResult:
     metrics: dict[str, Any]
 
 
+@keeps_the_model
 def train_group(
     prompts: Sequence[Prompt],
     model: str,

@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from rlaif.errors import ConfigError, DataError, TrainingError
-from rlaif.files import is_file, read_bytes, read_object, remove
+from rlaif.files import is_file, is_folder, read_bytes, read_object, remove
 from rlaif.records import Preference, content_id
+from rlaif.training.before import BEFORE, bring_back, let_go, set_aside
 from rlaif.training.checkpoints import (
     CHECKPOINTS,
     JOURNAL,
@@ -309,8 +310,9 @@ def prepare(
     what it writes to.
 
     The key hashes all that decides the weights. What an earlier run with another key left behind,
-    its checkpoints too, belongs to other weights and is cleared. The main process's key is that of
-    all: what a reward function holds, such as its device, may differ between them.
+    its checkpoints too, belongs to other weights and is cleared; a finished model is put aside till
+    this one is finished, and comes back where its key is asked for again. The main process's key is
+    that of all: what a reward function holds, such as its device, may differ between them.
     """
     for name in filter(None, start):
         written = [out.resolve(), out.resolve() / "adapter"]
@@ -336,13 +338,38 @@ def prepare(
                 if PartialState().is_main_process:
                     check(out)
                 return None
-        old = _files_of(out)
-        for name in (CHECKPOINTS, "tensorboard", "adapter"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in (METRICS, JOURNAL, REFERENCE, KEY, FILES, *old):
-            remove(out / name)
+        if resume and is_folder(out / BEFORE) and _key_of(out / BEFORE) == key:
+            _back(out)
+            return read_metrics(out)
+        if is_file(out / METRICS):
+            set_aside(out, (METRICS, JOURNAL, REFERENCE, KEY, FILES, *_files_of(out)))
+        _clear(out)
         named.write_text(key + "\n", "utf-8")
     return None
+
+
+def _clear(out: Path) -> None:
+    """Takes away all that a training has written, but for what it put aside."""
+    old = _files_of(out)
+    for name in (CHECKPOINTS, "tensorboard", "adapter"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (METRICS, JOURNAL, REFERENCE, KEY, FILES, *old):
+        remove(out / name)
+
+
+def _back(out: Path) -> None:
+    _clear(out)
+    bring_back(out)
+
+
+def back_if_nothing_was_learnt(out: Path) -> None:
+    """After a failure: the model that was there is more than what has no checkpoint."""
+    if (
+        PartialState().is_main_process
+        and not is_file(out / METRICS)
+        and last_checkpoint(out) is None
+    ):
+        _back(out)
 
 
 def finish(out: Path, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -354,6 +381,7 @@ def finish(out: Path, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
         write_json(out / FILES, {name: (out / name).stat().st_size for name in _written(out)})
         write_json(out / METRICS, metrics)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        let_go(out)
     PartialState().wait_for_everyone()
     return read_metrics(out)
 

@@ -27,6 +27,7 @@ import torch
 from rlaif import stopping
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Pair, Prompt, content_id
+from rlaif.training.before import keeps_the_model
 from rlaif.training.checkpoints import (
     JOURNAL,
     Due,
@@ -106,6 +107,7 @@ class OnlineDPOResult:
     metrics: dict[str, Any]
 
 
+@keeps_the_model
 def train_online_dpo(
     prompts: Sequence[Prompt],
     model: str,

@@ -23,6 +23,7 @@ from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Prompt, content_id
 from rlaif.training.actor_critic import ActorCritic
+from rlaif.training.before import keeps_the_model
 from rlaif.training.checkpoints import (
     JOURNAL,
     Due,
@@ -53,6 +54,7 @@ class PPOResult:
     metrics: dict[str, Any]
 
 
+@keeps_the_model
 def train_ppo(
     prompts: Sequence[Prompt],
     model: str,

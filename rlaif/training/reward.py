@@ -24,6 +24,7 @@ from rlaif.errors import DataError, TrainingError, require_finite
 from rlaif.intervals import Clusters, bootstrap, bootstrap_of, share
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.resources import model_path
+from rlaif.training.before import keeps_the_model
 from rlaif.training.calibration import brier, expected_calibration_error, log_loss
 from rlaif.training.data import (
     Cut,
@@ -91,6 +92,7 @@ class Normalisation:
         return cls(gain, mean - gain * float(np.mean(references if len(references) else scores)))
 
 
+@keeps_the_model
 def train_reward(
     preferences: Sequence[Preference],
     model: str,

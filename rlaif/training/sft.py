@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Preference, content_id
+from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.data import Cut, Refused, Sampled, sampled_key
 from rlaif.training.loop import OnLog, argument_values, finish, one_gpu, prepare
@@ -36,6 +37,7 @@ class SFTResult:
     metrics: dict[str, Any]
 
 
+@keeps_the_model
 def train_sft(
     demonstrations: Sequence[Demonstration],
     model: str,

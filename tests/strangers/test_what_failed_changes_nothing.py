@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.errors import RlaifError
+from rlaif.resources import TINY_WEIGHTS
 from rlaif.store import RunStore
 
 RULES = "name: mine\nprinciples:\n  - {id: calm, compare: 'Which response is calmer?'}\n"
@@ -60,9 +61,10 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def settled(run: str) -> dict[str, object]:
-    """All that a run says of itself: its settings, its manifest, its copies of what it reads."""
+    """All that a run says of itself, its copies of what it reads, and what was trained."""
     root = Path(run)
     files = [root / "run.yaml", root / "manifest.json", *sorted(root.glob("inputs/*/*"))]
+    files += filter(Path.is_file, sorted(root.rglob("models/**/*")))
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
@@ -80,6 +82,7 @@ def settled(run: str) -> dict[str, object]:
         ("label", "read", "--constitution", "other.yaml", "--judge", "nosuch"),
         ("train", "ppo", "sampled", "--policy", "broken", "--set", "train.ppo.steps=1"),
         ("train", "dpo", "sampled", "--policy", "broken"),
+        ("train", "dpo", "sampled", "--policy", "cut"),  # found when the old model was cleared
     ],
 )  # fmt: skip
 def test_a_setting_that_made_a_command_fail_does_not_stay(words: tuple[str, ...]) -> None:
@@ -87,6 +90,8 @@ def test_a_setting_that_made_a_command_fail_does_not_stay(words: tuple[str, ...]
     Path("other.yaml").write_text(RULES.replace("calmer", "kinder"))
     Path("broken").mkdir()
     Path("broken/config.json").write_text("{}")
+    weights = shutil.copytree(TINY_WEIGHTS, Path("cut")) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
     name = next(word for word in words if word in ("sampled", "read"))
     before, stale = settled(name), calling("status", name).partition("next:")
     failing(*words)

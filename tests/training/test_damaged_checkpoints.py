@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import make_preferences
 
-from rlaif.errors import TrainingError
+from rlaif.errors import RlaifError, TrainingError
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.stages.run import is_finished
 from rlaif.training.checkpoints import SEAL
@@ -313,3 +313,36 @@ def test_a_base_that_changes_between_kill_and_resume_is_another_run(
     steps: list[int] = []
     dpo(str(tmp_path / "base"), tmp_path / "r", on_log=lambda line: steps.append(line["step"]))
     assert steps == list(range(1, STEPS + 1))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_training_that_fails_costs_nobody_the_model_that_was_there(
+    name: str, runs: Any, causal: str, tmp_path: Path
+) -> None:
+    whole, _ = runs(name)
+    out = shutil.copytree(whole, tmp_path / "r")
+    before, base = contents(out), shutil.copytree(causal, tmp_path / "base")
+    other = shutil.copytree(causal, tmp_path / "other")
+    changed = load_file(other / "model.safetensors")
+    changed[sorted(changed)[0]] += 0.01
+    save_file(changed, other / "model.safetensors", metadata={"format": "pt"})
+    cut(base / "model.safetensors")
+    with pytest.raises(RlaifError):
+        TRAINERS[name](str(base), out)
+    assert contents(out) == before
+
+    def stop(_: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # it may go on, so it stays; so does the other
+        TRAINERS[name](str(other), out, on_log=stop)
+    assert not is_finished(out)
+    TRAINERS[name](causal, out, checkpoint_every=2)  # as `whole` was made
+    assert contents(out) == before
+    TRAINERS[name](str(other), out)
+    assert not (out / ".before").exists()
+    assert contents(out)["run.key"] != before["run.key"]
