@@ -35,7 +35,7 @@ from rlaif.engines.checkpoint import (
 )
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
-from rlaif.engines.packed import PackedModel, logits_at, obstacle
+from rlaif.engines.packed import TIMES_ITS_NOISE, PackedModel, logits_at, obstacle
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
@@ -307,9 +307,11 @@ class HFEngine(Watched):
                 shared = np.array(self._forward(rows, 12, self._prefill(draw[0, :12])))
             except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
                 shared = np.full(len(rows), np.inf)  # its cache cannot be copied or goes unused
+            alone = np.array([value for row in rows for value in self._forward([row])])
+            noise = TIMES_ITS_NOISE * np.abs(whole - alone).max()
+            least = 1e-4 if self.model.dtype == torch.float32 else 0.1
             self.usage.computed_tokens = before
-            exact = self.model.dtype == torch.float32
-            self._sharing = bool(np.abs(whole - shared).max() <= (1e-4 if exact else 0.1))
+            self._sharing = bool(np.abs(whole - shared).max() <= max(noise, least))
         return self._sharing
 
     def _can_pack(self, longest: int) -> bool:

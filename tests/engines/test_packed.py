@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gzip
 import itertools
 import json
@@ -11,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from rlaif.engines import packed
 from rlaif.engines import trie as t
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.packed import obstacle
+from rlaif.resources import TINY_WEIGHTS
 from rlaif.templates import Rendered, RenderedMessage, Segment
 
 PACKABLE = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"]
@@ -153,8 +158,6 @@ def test_obstacles_are_read_from_the_config(model_of):
 
 def test_a_model_that_packs_wrongly_is_found_out(make_engine, monkeypatch):
     """The trial is what protects against code that takes the mask but not the positions."""
-    from rlaif.engines import packed
-
     dense = packed._dense
 
     def wrong(q, k, v, *rest):
@@ -181,3 +184,73 @@ def test_real_pairs_cost_their_distinct_tokens(make_engine):
     assert np.abs(found - logprobs(plain(make_engine, "qwen2"), asked)).max() <= 1e-4
     assert engine.usage.computed_tokens == engine.usage.bound_tokens
     assert engine.usage.bound_tokens < engine.usage.submitted_tokens / 3
+
+
+# ---- the trial
+
+
+def lost_key(first: bool):
+    def wrong(q, k, v, causal, *rest):
+        if causal or k.shape[2] == 1:
+            return DENSE(q, k, v, causal, *rest)
+        cut = slice(1, None) if first else slice(None, -1)
+        return DENSE(q, k[:, :, cut], v[:, :, cut], causal, *rest)
+
+    return wrong
+
+
+def twice(q, k, v, causal, *rest):
+    if not causal:
+        k, v = (torch.cat([x, x[:, :, -1:]], 2) for x in (k, v))
+    return DENSE(q, k, v, causal, *rest)
+
+
+def one_off(self, trie, begin, end, nodes):
+    """The position of each path's last token is one too great, for all but the attention's plan."""
+    plan, depths = packed.attention_plan, trie.depths.copy()
+    depths[nodes] += 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "attention_plan", lambda _, *rest: plan(trie, *rest))
+        return LOGITS(self, dataclasses.replace(trie, depths=depths), begin, end, nodes)
+
+
+DENSE, LOGITS = packed._dense, packed.PackedModel.logits
+FAULTS = {
+    "a key of the path lost": ("_dense", lost_key(first=True)),
+    "the nearest key lost": ("_dense", lost_key(first=False)),
+    "a key seen twice": ("_dense", twice),
+    "later tokens seen": ("_dense", lambda q, k, v, _, *rest: DENSE(q, k, v, False, *rest)),
+    "a position one off": ("logits", one_off),
+}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Weights that are no random ones: the embedded model's."""
+    return AutoModelForCausalLM.from_pretrained(str(TINY_WEIGHTS)).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fault", [None, *FAULTS])
+@pytest.mark.parametrize("shape", ["llama", "gemma", "gpt2", "trained"])
+def test_the_trial_tells_rounding_from_faults(model_of, trained, monkeypatch, shape, fault, dtype):
+    model = copy.deepcopy(trained if shape == "trained" else model_of(shape)).to(dtype)
+    if fault is not None:
+        name, wrong = FAULTS[fault]
+        monkeypatch.setattr(packed if name == "_dense" else packed.PackedModel, name, wrong)
+    said = packed.PackedModel(model).check(2**30)
+    assert ("differ by" in said) == (fault is not None), said
+
+
+def test_the_models_own_noise_is_the_measure():
+    """Noise as real weights have it, a hundred times a small model's, in plain passes: the trial
+    lets so much pass in packed ones, and no more."""
+    plain = torch.randn(12, 500) * 8
+    noise = torch.randn_like(plain)
+    told = [
+        packed._difference(plain, plain + 2e-4 * noise, plain + size * noise.flip(0))
+        for size in (2e-4, 4e-4, 1e-3)
+    ]
+    assert told[:2] == ["", ""]
+    assert "differ by 0.001" in told[2]
+    assert "differ by" in packed._difference(plain, plain, plain + 2e-4 * noise)
