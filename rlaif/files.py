@@ -195,6 +195,20 @@ def aside(folder: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def is_written_now(path: Path) -> bool:
+    """Whether the process of this machine that made a path by `aside` still runs."""
+    pid = path.name.removeprefix(ASIDE).partition("-")[0]
+    if os.name != "posix" or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True  # another user's
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
     """Turns what the file system refuses into an error that says what to do."""

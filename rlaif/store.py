@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import DataError, nearest
-from rlaif.files import ASIDE, Shape, aside, commit, explained, read_object, sync
+from rlaif.files import ASIDE, Shape, aside, commit, explained, is_written_now, read_object, sync
 from rlaif.files import write_json as write_json
 from rlaif.keyindex import KeyIndex, hash_all, hashes_of, repeated
 from rlaif.records import (
@@ -695,7 +695,8 @@ class RunStore:
                 for leftover in itertools.chain(
                     self.root.glob(ASIDE + "*"), self.root.glob(f"*/{ASIDE}*")
                 ):
-                    leftover.unlink(missing_ok=True)
+                    if not is_written_now(leftover):
+                        leftover.unlink(missing_ok=True)
             for table in self._tables.values():
                 table._last = None  # others may have written since
             self._tables.clear()

@@ -238,7 +238,8 @@ def _training(run: Run, stage: str) -> Json | None:
                 y_tick=svg.percent_tick if title == "Accuracy" else svg.plain,
             )
     notes = {}
-    nll = number((metrics.get("settings") or {}).get("nll")) if stage == "dpo" else None
+    settings = metrics.get("settings")
+    nll = number(settings.get("nll")) if stage == "dpo" and isinstance(settings, dict) else None
     if nll:
         notes["Loss"] = (
             f"With {formats.plain(nll)} times the negative log-likelihood a token (train.dpo.nll) "

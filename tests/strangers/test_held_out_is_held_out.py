@@ -126,7 +126,7 @@ def section(name: str, *options: str) -> tuple[str, ...]:
 
 def trained(name: str, *sets: str, out: str = "r") -> None:
     """A step of training on other pairs than are evaluated on."""
-    Path("rewards.py").write_text("def length(prompts, texts): return [len(t) for t in texts]\n")
+    Path("of_length.py").write_text("def length(prompts, texts): return [len(t) for t in texts]\n")
     rows("pairs.jsonl", ["How many ants are in the lake?"] * 4, chosen="One .", rejected="Two .")
     own = ("--config", "demo", "--out", out)
     run("train", name, *own, sets=(PAIRS, EVALUATED, "evaluate.winrate=false", *sets))
@@ -141,7 +141,7 @@ def refused(where: str, *command: str, n: int = 1) -> None:
 @pytest.mark.parametrize("name", ["ppo", "grpo", "rloo", "online-dpo"])
 def test_prompts_of_a_trainer_count_beside_pairs_of_a_file(name: str) -> None:
     write("prompts.jsonl", [*HELD[:1], "How many ants are in the lake?", "Why?", "When?"])
-    rewarded = (*STEP, "reward=rewards:length")
+    rewarded = (*STEP, "reward=of_length:length")
     special = {"ppo": (*rewarded, "held_out=null"), "online-dpo": STEP}
     options = special.get(name, (*rewarded, "group=2"))
     trained(name, "prompts.path=prompts.jsonl", *section(name, *options))
@@ -157,7 +157,7 @@ def test_demonstrations_count() -> None:
     Path("demo.jsonl").unlink()  # the record is the model's, not the file's
     refused("models/sft", n=2)
     sets = (PAIRS, "prompts.path=prompts.jsonl", "policy.model=r/models/sft")
-    trained("grpo", *sets, *section("grpo", *STEP, "group=2", "reward=rewards:length"), out="s")
+    trained("grpo", *sets, *section("grpo", *STEP, "group=2", "reward=of_length:length"), out="s")
     with pytest.raises(DataError, match=r"2 of the 2 .*models/grpo"):  # it began from that model
         run("eval", "winrate", "--out", "s", sets=(PAIRS, EVALUATED, "evaluate.winrate=false"))
     record = Path("r/models/sft/trained_on.json")
@@ -169,7 +169,7 @@ def test_demonstrations_count() -> None:
 def test_demonstrations_of_ptx_count() -> None:
     rows("ptx.jsonl", HELD[1:], completion="No .")
     trained("ppo", "prompts.path=prompts.jsonl", *section(
-        "ppo", *STEP, "reward=rewards:length", "held_out=null", "ptx=ptx.jsonl", "ptx_weight=0.1",
+        "ppo", *STEP, "reward=of_length:length", "held_out=null", "ptx=ptx.jsonl", "ptx_weight=0.1",
     ))  # fmt: skip
     refused("models/ppo")
 

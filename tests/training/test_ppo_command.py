@@ -9,7 +9,7 @@ import pytest
 
 from rlaif.config import load_config
 from rlaif.errors import ConfigError, DataError
-from rlaif.stages import Run, describe, evaluate, train_ppo, write_report
+from rlaif.stages import Run, described, evaluate, train_ppo, write_report
 from rlaif.store import RunStore
 
 
@@ -35,8 +35,7 @@ class Silent:
 def run_stages(out: Path, settings: list[str], *stages) -> list[str]:
     config = load_config("demo", settings, {"out": str(out)})
     reporter = Silent()
-    with RunStore(config.out) as store, Run(config, store, reporter) as run:
-        describe(run)
+    with RunStore(config.out) as store, Run(config, store, reporter) as run, described(run):
         for stage in stages:
             stage(run)
     return reporter.said
