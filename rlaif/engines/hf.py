@@ -35,7 +35,7 @@ from rlaif.engines.checkpoint import (
 )
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
-from rlaif.engines.packed import TIMES_ITS_NOISE, PackedModel, logits_at, obstacle
+from rlaif.engines.packed import TIMES_ITS_NOISE, TRIAL_WINDOW, PackedModel, logits_at, obstacle
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
@@ -325,10 +325,13 @@ class HFEngine(Watched):
 
     def _try_packing(self) -> int:
         """The longest path that may be packed: 0 if packed and plain passes differ."""
-        why, longest = obstacle(self.model.config)
+        why, longest = obstacle(self.model.config, windows=True)
         if not why:
             with self._inference():
-                why = self._packed.check(longest)
+                why = self._packed.check(longest, TRIAL_WINDOW)
+                _, within = obstacle(self.model.config)
+                if why and within < longest:  # its windows may be what cannot be done
+                    longest, why = within, self._packed.check(within)
         if why:
             self._say_unpacked(why)
         return 0 if why else longest

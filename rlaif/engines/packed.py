@@ -7,8 +7,10 @@ of an `attention_plan`: queries against the keys of the path, which earlier pass
 each long run above them; and against the short rest of their way. The pieces' softmaxes are merged
 by their log-sum-exp, so the sum is the tree's attention and nothing masked is ever computed.
 
-Simplified away: sliding windows, recurrent layers, position biases and attention sinks. Callers
-check for them (`obstacle`), compare with plain passes, and use those where packing cannot work.
+A sliding window takes from each piece the keys that none of its queries sees, and masks the rest.
+
+Simplified away: recurrent layers, position biases and attention sinks. Callers check for them
+(`obstacle`), compare with plain passes, and use those where packing cannot work.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from rlaif.engines.trie import SHORT, Ints, Plan, Trie, attention_plan, build, p
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError)
 # Measured on trials: packed passes 0.8 to 1.8 times, a wrong mask, key or position 7 and more.
 TIMES_ITS_NOISE = 3.0
+TRIAL_WINDOW = 7  # shorter than the trial's paths and trunks
+_MASKED = 2**24  # scores that a masked piece makes at a time
 _NAME = "rlaif_tree"
 _now = threading.local()  # the pass that is running in this thread: models carry no room for it
 
@@ -81,7 +85,7 @@ class PackedModel:
         target = end if end < len(trie) else len(trie) - 1
         plan = attention_plan(trie, begin, end, target, self._short)
         device = self.model.device
-        run = _Pass(plan, self.kept, device)
+        run = _Pass(plan, self.kept, trie.depths[begin:end], device)
         ids = torch.from_numpy(trie.tokens[begin:end].astype(np.int64))[None].to(device)
         positions = torch.from_numpy(trie.depths[begin:end].astype(np.int64))[None].to(device)
         where = torch.from_numpy(nodes - begin)
@@ -99,12 +103,17 @@ class PackedModel:
         self._faster = None
 
     @torch.no_grad()
-    def check(self, longest: int) -> str:
+    def check(self, longest: int, window: int | None = None) -> str:
         """Compares packed with plain passes on a small tree; "" if equal, else what was found.
 
         The tree has all that real ones have: a shared prefix, long and short runs, a way that ends
-        inside another, and packs that cut it.
+        inside another, and packs that cut it. `window` narrows the model's windows for the trial,
+        so that its small paths are longer than they.
         """
+        with _windows(self.model, window):
+            return self._check(longest)
+
+    def _check(self, longest: int) -> str:
         paths = _trial_paths(self.model.get_input_embeddings().weight.shape[0])
         if max(map(len, paths)) > longest:
             return f"only paths of {longest} tokens could be packed"
@@ -183,8 +192,10 @@ def _spread(x: torch.Tensor) -> tuple[float, float]:
 class _Pass:
     """The attention of one forward pass."""
 
-    def __init__(self, plan: Plan, kept: KeptPath, device: torch.device) -> None:
+    def __init__(self, plan: Plan, kept: KeptPath, depths: Ints, device: torch.device) -> None:
         self.plan, self.kept = plan, kept
+        self.depths = torch.from_numpy(depths.astype(np.int64)).to(device)  # (N,)
+        self._deepest = int(depths.max(initial=0))
         self.rows = [
             tuple(torch.from_numpy(x).to(device) for x in (r.gather, r.source, r.target))
             for r in plan.rows
@@ -205,21 +216,42 @@ class _Pass:
         v: torch.Tensor,
         scale: float,
         softcap: float | None,
+        window: int | None = None,
     ) -> torch.Tensor:
-        """Queries (1, H, N, D), keys and values (1, Hkv, N, D) → (1, N, H, D)."""
+        """Queries (1, H, N, D), keys and values (1, Hkv, N, D) → (1, N, H, D).
+
+        `window`: a token sees those less than so many positions before it, itself included.
+        """
         total = _Merged(q.shape[2])
         softcap = softcap if self.softcaps else None
+        if window is not None and window > self._deepest:
+            window = None  # it holds every path
+
+        def add(a: int, b: int, keys: Any, values: Any, depths: torch.Tensor) -> None:
+            """The queries a…b against keys above all of them, which stand at `depths`."""
+            if window is None:
+                total.add(a, b, *_dense(q[:, :, a:b], keys, values, False, scale, softcap))
+                return
+            seen = depths > self.depths[a:b, None] - window  # (n, m)
+            some = seen.any(0).nonzero()
+            if len(some):
+                near = slice(int(some[0]), None)
+                part = q[:, :, a:b], keys[:, :, near], values[:, :, near]
+                total.add(a, b, *_dense(*part, False, scale, softcap, seen[:, near]))
+
         for a, b, depth in self.plan.path:
-            keys, values = self.kept.read(layer, depth)
-            total.add(a, b, *_dense(q[:, :, a:b], keys, values, False, scale, softcap))
+            add(a, b, *self.kept.read(layer, depth), torch.arange(depth, device=q.device))
         for a, b, stop in self.plan.trunks:
             keys, values = k[:, :, a:b], v[:, :, a:b]
-            total.add(a, b, *_dense(q[:, :, a:b], keys, values, True, scale, softcap))
+            inside = _band(b - a, window, q.device)
+            part = q[:, :, a:b], keys, values
+            total.add(a, b, *_dense(*part, inside is None, scale, softcap, inside))
             if stop > b:
-                total.add(b, stop, *_dense(q[:, :, b:stop], keys, values, False, scale, softcap))
+                add(b, stop, keys, values, self.depths[a:b])
         for gather, source, target in self.rows:
             rq, rk, rv = (x[0].transpose(0, 1)[gather].transpose(1, 2) for x in (q, k, v))
-            out, lse = _dense(rq, rk, rv, True, scale, softcap)  # (B, H, L, D), (B, H, L)
+            inside = _band(gather.shape[1], window, q.device)
+            out, lse = _dense(rq, rk, rv, inside is None, scale, softcap, inside)  # (B, H, L, ·)
             out = out.transpose(1, 2).flatten(0, 1)[source]
             lse = lse.transpose(1, 2).flatten(0, 1)[source]
             total.add_at(target, out, lse)
@@ -248,15 +280,14 @@ class _Merged:
             self.out, self.lse, self._empty = out, lse, False
             return
         self._start(out, lse)
-        self.out[a:b].lerp_(out, torch.sigmoid(lse - self.lse[a:b])[..., None])
+        self.out[a:b].lerp_(out, _weight(lse, self.lse[a:b]))
         torch.logaddexp(self.lse[a:b], lse, out=self.lse[a:b])
 
     def add_at(self, index: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> None:
         """Adds a part for the queries `index` (n,): out (n, H, D), lse (n, H)."""
         self._start(out, lse)
         before = self.lse[index]
-        weight = torch.sigmoid(lse - before)[..., None]
-        self.out[index] = torch.lerp(self.out[index], out, weight)
+        self.out[index] = torch.lerp(self.out[index], out, _weight(lse, before))
         self.lse[index] = torch.logaddexp(before, lse)
 
     def _start(self, out: torch.Tensor, lse: torch.Tensor) -> None:
@@ -266,6 +297,20 @@ class _Merged:
             self._empty = False
 
 
+def _weight(lse: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """That of a part (n, H, 1) against what was there; 0 where neither saw a key."""
+    return torch.sigmoid(lse - before).nan_to_num(0.0)[..., None]
+
+
+def _band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Who sees whom in a run (n, n) that is longer than the window; None where it is not."""
+    if window is None or length <= window:
+        return None
+    at = torch.arange(length, device=device)
+    apart = at[:, None] - at
+    return (apart >= 0) & (apart < window)
+
+
 def _dense(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -273,12 +318,16 @@ def _dense(
     causal: bool,
     scale: float,
     softcap: float | None,
+    seen: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention without a mask, and the log-sum-exp of its scores, in float32.
+    """Attention, and the log-sum-exp of its scores, in float32.
 
-    q (B, H, n, D), k and v (B, Hkv, m, D) → (B, H, n, D), (B, H, n). `causal` needs n = m.
+    q (B, H, n, D), k and v (B, Hkv, m, D) → (B, H, n, D), (B, H, n). `causal` needs n = m. `seen`
+    (n, m): which keys a query sees; one that sees none gets zeros, and −∞.
     """
     aten = torch.ops.aten
+    if seen is not None and not seen.all():
+        return _masked(q, k, v, scale, softcap, seen)
     if softcap is None and q.shape[-1] == v.shape[-1]:
         if q.device.type == "cpu":
             # The query heads of one key head as one long head: larger products, keys read once.
@@ -305,6 +354,30 @@ def _dense(
     return torch.exp(scores - lse[..., None]) @ v, lse
 
 
+def _masked(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    seen: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same with a mask, some queries at a time."""
+    k, v = _per_head(k, q).float(), _per_head(v, q).float()
+    rows = max(1, _MASKED // (q.shape[0] * q.shape[1] * k.shape[2]))
+    outs, sums = [], []
+    for start in range(0, q.shape[2], rows):
+        part, sees = q[:, :, start : start + rows], seen[start : start + rows]
+        scores = part.float() @ k.transpose(-1, -2) * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        scores = scores.masked_fill(~sees, -torch.inf)
+        lse = scores.logsumexp(-1)
+        outs.append(torch.exp(scores - lse[..., None]).nan_to_num(0.0) @ v)
+        sums.append(lse)
+    return torch.cat(outs, 2), torch.cat(sums, 2)
+
+
 def _per_head(x: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """Keys or values (B, Hkv, m, D) repeated for the query heads that share them."""
     return x.repeat_interleave(q.shape[1] // x.shape[1], 1) if x.shape[1] != q.shape[1] else x
@@ -326,7 +399,8 @@ def _interface(
         raise NotImplementedError(f"tree attention cannot do {unknown or 'two-way attention'}")
     run: _Pass = _now.run
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return run.attend(module.layer_idx, query, key, value, scale, softcap), None
+    window = kwargs.get("sliding_window")
+    return run.attend(module.layer_idx, query, key, value, scale, softcap, window), None
 
 
 AttentionInterface.register(_NAME, _interface)
@@ -376,8 +450,30 @@ def logits_at(model: Any, where: torch.Tensor) -> Iterator[list[torch.Tensor]]:
             hook.remove()
 
 
-def obstacle(config: Any) -> tuple[str, int]:
-    """Why a model cannot be packed ("" if nothing is known), and the longest path that can be."""
+@contextlib.contextmanager
+def _windows(model: Any, size: int | None) -> Iterator[None]:
+    """Gives all sliding windows of a model, wherever they are said, another size while inside."""
+    parts = [*model.modules(), *{id(c): c for c in map(_config_of, model.modules())}.values()]
+    said = [p for p in parts if isinstance(getattr(p, "sliding_window", None), int)]
+    before = [p.sliding_window for p in said]
+    try:
+        for part in said if size is not None else ():
+            part.sliding_window = size
+        yield
+    finally:
+        for part, old in zip(said, before, strict=True):
+            part.sliding_window = old
+
+
+def _config_of(module: Any) -> Any:
+    return getattr(module, "config", None)
+
+
+def obstacle(config: Any, *, windows: bool = False) -> tuple[str, int]:
+    """Why a model cannot be packed ("" if nothing is known), and the longest path that can be.
+
+    `windows`: whether sliding windows are computed, and so bound no path.
+    """
     text = config.get_text_config(decoder=True)
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     other = kinds - {"full_attention", "sliding_attention"}
@@ -386,7 +482,11 @@ def obstacle(config: Any) -> tuple[str, int]:
     longest = 2**30
     window = getattr(text, "sliding_window", None)
     # Configs without layer types that name a window use it in every layer.
-    if window and ("sliding_attention" in kinds or not getattr(text, "layer_types", None)):
+    if (
+        not windows
+        and window
+        and ("sliding_attention" in kinds or not getattr(text, "layer_types", None))
+    ):
         longest = min(longest, int(window))
     rope = getattr(text, "rope_parameters", None) or {}
     if "longrope" in str(rope):  # its frequencies change with the length of the input

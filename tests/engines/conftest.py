@@ -118,6 +118,19 @@ SHAPES = {
 
 
 SHAPES["window"] = {**SHAPES["mistral"], "sliding_window": 32}
+SHAPES["gemma3"] = {
+    "model_type": "gemma3_text",
+    **SMALL,
+    "head_dim": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+SHAPES["gemma2"] = {
+    **SHAPES["gemma"],
+    "sliding_window": 10,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
 SHAPES["bloom"] = {
     "model_type": "bloom",
     "hidden_size": 32,

@@ -135,7 +135,28 @@ def test_what_cannot_be_packed_is_scored_in_padded_batches(make_engine, shape, r
         assert engine.usage.computed_tokens < reference.usage.computed_tokens / 1.3
 
 
-def test_a_window_shorter_than_the_path_is_not_packed(make_engine):
+@pytest.mark.parametrize(("shape", "size"), [("window", 32), ("gemma3", 16), ("gemma2", 10)])
+def test_windows_shorter_than_the_path_are_packed(make_engine, shape, size):
+    asked = prompts()
+    expected = logprobs(plain(make_engine, shape, batch_tokens=1), asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a fall-back would warn
+        for budget in (10_000, 100, 23):
+            engine = make_engine(shape, batch_tokens=budget)
+            assert np.abs(logprobs(engine, asked) - expected).max() <= 2e-5
+            assert engine.usage.computed_tokens == engine.usage.bound_tokens
+    assert engine.model.config.sliding_window == size  # as it was before the trial
+
+
+def test_a_long_piece_is_masked_part_by_part(make_engine, monkeypatch):
+    whole = logprobs(make_engine("gemma3"), prompts())
+    monkeypatch.setattr(packed, "_MASKED", 1_000)
+    assert np.abs(logprobs(make_engine("gemma3"), prompts()) - whole).max() <= 2e-5
+
+
+def test_a_window_that_attention_is_not_told_bounds_the_path(make_engine, monkeypatch):
+    attend = packed._Pass.attend
+    monkeypatch.setattr(packed._Pass, "attend", lambda self, *rest: attend(self, *rest[:6]))
     asked = prompts()
     engine = make_engine("window")
     with pytest.warns(UserWarning, match="window holds 32 tokens") as caught:
@@ -150,10 +171,25 @@ def test_a_window_shorter_than_the_path_is_not_packed(make_engine):
     assert engine.usage.computed_tokens - before == bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("off", [-1, 0, 1])
+@pytest.mark.parametrize("shape", ["window", "gemma3", "gemma2"])
+def test_the_trial_tells_a_window_one_token_off(model_of, monkeypatch, shape, off, dtype):
+    model, attend = copy.deepcopy(model_of(shape)).to(dtype), packed._Pass.attend
+
+    def other(self, *rest):
+        return attend(self, *rest[:6], rest[6] and rest[6] + off)
+
+    monkeypatch.setattr(packed._Pass, "attend", other)
+    said = packed.PackedModel(model).check(2**30, packed.TRIAL_WINDOW)
+    assert ("differ by" in said) == (off != 0), said
+
+
 def test_obstacles_are_read_from_the_config(model_of):
     assert obstacle(model_of("qwen2").config) == ("", 2**30)
     assert obstacle(model_of("mistral").config) == ("", 2**30)
     assert obstacle(model_of("window").config) == ("", 32)
+    assert obstacle(model_of("window").config, windows=True) == ("", 2**30)
 
 
 def test_a_model_that_packs_wrongly_is_found_out(make_engine, monkeypatch):
