@@ -29,7 +29,9 @@ from rlaif.engines.trie import SHORT, Ints, Plan, Trie, attention_plan, build, p
 
 # What a model's code raises when it is called in a way that it does not know.
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError)
-# Measured on trials: packed passes 0.8 to 1.8 times, a wrong mask, key or position 7 and more.
+# Measured on six models: packed passes 0.3 to 1.4 times. In float32 wrong keys, masks and positions
+# 600 times and more. In bfloat16 mostly 4 to 100, but what is small beside its rounding passes: a
+# position one off in a freshly initialised Llama (0.5), a key twice in Gemma's full layers (2.9).
 TIMES_ITS_NOISE = 3.0
 TRIAL_WINDOW = 7  # shorter than the trial's paths and trunks
 _MASKED = 2**24  # scores that a masked piece makes at a time
