@@ -79,7 +79,8 @@ def is_text(text: str) -> bool:
 
 def weights_of(engine: Any) -> str:
     """Hash of an engine's model alone: the same however it is run, where the engine tells it."""
-    return str(getattr(engine, "weights", engine.fingerprint))
+    weights = getattr(engine, "weights", None)
+    return str(engine.fingerprint if weights is None else weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,19 +14,28 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def set_aside(out: Path, names: Iterable[str]) -> None:
-    """Moves a finished model's files, named below `out`, into `out/.before`."""
+def set_aside(out: Path, names: Iterable[str], mark: str) -> None:
+    """Moves a finished model's files, named below `out`, into `out/.before`.
+
+    The file `mark` goes last and comes back first: where it lies tells whether a kill came between.
+    """
     let_go(out)
-    for name in names:
+    for name in (*names, mark):
         if (out / name).exists():
             (out / BEFORE / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).rename(out / BEFORE / name)
 
 
-def bring_back(out: Path) -> None:
+def half_moved(out: Path, mark: str) -> bool:
+    """Whether a kill came while files were moved either way: `bring_back` makes it whole."""
+    return (out / BEFORE).is_dir() and not (out / BEFORE / mark).exists()
+
+
+def bring_back(out: Path, mark: str) -> None:
     """Moves them back over what lies there now."""
     aside = out / BEFORE
-    for path in sorted(p for p in aside.rglob("*") if not p.is_dir()):
+    files = [p for p in aside.rglob("*") if not p.is_dir()]
+    for path in sorted(files, key=lambda path: path != aside / mark):
         to = out / path.relative_to(aside)
         to.parent.mkdir(parents=True, exist_ok=True)
         path.replace(to)

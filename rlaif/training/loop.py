@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from rlaif.errors import ConfigError, DataError, TrainingError
-from rlaif.files import is_file, is_folder, read_bytes, read_object, remove
+from rlaif.files import is_file, read_bytes, read_object, remove
 from rlaif.records import Preference, content_id
-from rlaif.training.before import BEFORE, bring_back, let_go, set_aside
+from rlaif.training.before import BEFORE, bring_back, half_moved, let_go, set_aside
 from rlaif.training.checkpoints import (
     CHECKPOINTS,
     JOURNAL,
@@ -330,6 +330,10 @@ def prepare(
         resume = True  # the main process, which goes first, has cleared what was to be cleared
     with PartialState().main_process_first():
         out.mkdir(parents=True, exist_ok=True)
+        if half_moved(out, METRICS):
+            bring_back(out, METRICS)
+        if resume and _key_of(out) != key and _key_of(out / BEFORE) == key:
+            _back(out)
         if resume and _key_of(out) == key:
             done = read_metrics(out)
             if done and not _lost(out):
@@ -338,11 +342,8 @@ def prepare(
                 if PartialState().is_main_process:
                     check(out)
                 return None
-        if resume and is_folder(out / BEFORE) and _key_of(out / BEFORE) == key:
-            _back(out)
-            return read_metrics(out)
         if is_file(out / METRICS):
-            set_aside(out, (METRICS, JOURNAL, REFERENCE, KEY, FILES, *_files_of(out)))
+            set_aside(out, (JOURNAL, REFERENCE, KEY, FILES, *_files_of(out)), METRICS)
         _clear(out)
         named.write_text(key + "\n", "utf-8")
     return None
@@ -359,7 +360,7 @@ def _clear(out: Path) -> None:
 
 def _back(out: Path) -> None:
     _clear(out)
-    bring_back(out)
+    bring_back(out, METRICS)
 
 
 def back_if_nothing_was_learnt(out: Path) -> None:

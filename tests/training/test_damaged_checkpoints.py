@@ -17,6 +17,7 @@ from small_models import make_preferences
 from rlaif.errors import RlaifError, TrainingError
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.stages.run import is_finished
+from rlaif.training.before import bring_back, set_aside
 from rlaif.training.checkpoints import SEAL
 from rlaif.training.dpo import train_dpo
 from rlaif.training.group import GroupSettings, train_group
@@ -346,3 +347,43 @@ def test_a_training_that_fails_costs_nobody_the_model_that_was_there(
     TRAINERS[name](str(other), out)
     assert not (out / ".before").exists()
     assert contents(out)["run.key"] != before["run.key"]
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("moved", range(6))
+def test_a_kill_while_the_old_model_is_moved_loses_nothing(
+    back: bool, moved: int, runs: Any, causal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On its way aside, for another training that is not asked for again, or on its way back."""
+    whole, _ = runs("sft")
+    out = shutil.copytree(whole, tmp_path / "r")
+    before, names = contents(out), [name for name in contents(out) if name != "metrics.json"]
+    if back:
+        set_aside(out, names, "metrics.json")
+    left = iter(range(moved))
+
+    def kill(self: Path, to: Path) -> Path:
+        if next(left, None) is None:
+            raise Stopped
+        return Path(shutil.move(self, to))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", kill)
+        patch.setattr(Path, "replace", kill)
+        with pytest.raises(Stopped):
+            bring_back(out, "metrics.json") if back else set_aside(out, names, "metrics.json")
+    sft(causal, out, checkpoint_every=2)
+    assert contents(out) == before
+
+
+def test_a_damaged_model_that_comes_back_is_told_and_trained_anew(
+    runs: Any, causal: str, tmp_path: Path
+) -> None:
+    whole, _ = runs("sft")
+    out = shutil.copytree(whole, tmp_path / "r")
+    names = [name for name in contents(out) if name != "metrics.json"]
+    set_aside(out, names, "metrics.json")
+    cut(out / ".before" / "model.safetensors")
+    with pytest.warns(UserWarning, match="The model is trained anew"):
+        sft(causal, out, checkpoint_every=2)
+    assert same(out, whole)
