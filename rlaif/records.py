@@ -191,8 +191,10 @@ class Verdict:
         )
 
 
+# Why nothing can be made of a text that a model wrote.
+Unusable = Literal["too_long", "cut", "filtered", "malformed", "not_finite"]
 # Why a round of revision came to nothing: the response stays as it was.
-RevisionReason = Literal["too_long", "empty", "cut", "filtered", "malformed", "not_finite"]
+RevisionReason = Literal[Unusable, "empty"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from rlaif.constitution import Principle, require
 from rlaif.engines.base import Engine, Generation, Sampling, hear, listener
 from rlaif.executors import Sink, chunks, items_of, one_at_a_time, overlapped
+from rlaif.judges.reasoning import unusable
 from rlaif.pace import Pace, Saver, pace_of, paced
 from rlaif.records import Completion, Pair, Prompt, Revision, RevisionReason, content_id
 from rlaif.templates import Rendered, Template, load_template
@@ -137,13 +138,8 @@ def request(
 
 def _why_not(generation: Generation) -> RevisionReason | None:
     """Why nothing can go on from a text: half of one is none."""
-    if generation.finish_reason == "stop":
-        return None if generation.text.strip() else "empty"
-    reasons: dict[str, RevisionReason] = {
-        "length": "cut", "too_long": "too_long", "malformed": "malformed",
-        "not_finite": "not_finite",
-    }  # fmt: skip
-    return reasons.get(generation.finish_reason, "filtered")
+    why = unusable(generation)
+    return "empty" if why is None and not generation.text.strip() else why
 
 
 def revise_stream(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from rlaif.engines.base import Generation, Sampling
 from rlaif.errors import ConfigError, require_finite_fields
-from rlaif.records import Reason
+from rlaif.records import Reason, Unusable
 
-_REASONS: dict[str, Reason | None] = {
+_REASONS: dict[str, Unusable | None] = {
     "stop": None, "length": "cut", "too_long": "too_long", "content_filter": "filtered",
     "malformed": "malformed", "not_finite": "not_finite",
 }  # fmt: skip
@@ -61,7 +61,7 @@ class Reasoning:
         return p if self.clamp is None else min(max(p, self.clamp), 1.0 - self.clamp)
 
 
-def unusable(generation: Generation) -> Reason | None:
+def unusable(generation: Generation) -> Unusable | None:
     """Why nothing can be made of a text: half a rationale is none."""
     return _REASONS.get(generation.finish_reason, "filtered")
 

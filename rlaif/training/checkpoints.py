@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,14 @@ class Due:
         if due:
             self._last = now
         return due
+
+    def after(self, step: int, steps: int, write: Callable[[int], None]) -> None:
+        """Ends a step of so many: writes a checkpoint where one is due, and stops where asked."""
+        stop = stopping.asked()
+        if stop or (step < steps and self(step)):
+            write(step)
+        if stop:
+            stopping.leave()
 
 
 class Sealing(TrainerCallback):  # type: ignore[misc]

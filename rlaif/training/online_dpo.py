@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif import stopping
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.records import Pair, Prompt, content_id
 from rlaif.training.before import keeps_the_model
@@ -192,10 +191,7 @@ def _run(
             if rank():
                 continue  # the main process writes
             journal.write(index + 1, facts)
-            if (stop := stopping.asked()) or (index + 1 < s.steps and due(index + 1)):
-                write_checkpoint(out, index + 1, trainer.state())
-            if stop:
-                stopping.leave()
+            due.after(index + 1, s.steps, lambda n: write_checkpoint(out, n, trainer.state()))
     journal.close()
     return journal.lines
 

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif import stopping
 from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Prompt, content_id
@@ -208,10 +207,7 @@ def _run(
                     warnings.warn(f"PPO step {index + 1}: {facts['alarms'][name]}", stacklevel=3)
             told |= facts["alarms"].keys()
             journal.write(index + 1, facts)
-            if (stop := stopping.asked()) or (index + 1 < settings.steps and due(index + 1)):
-                save(ppo, index + 1, out)
-            if stop:
-                stopping.leave()
+            due.after(index + 1, settings.steps, lambda n: save(ppo, n, out))
     journal.close()
     return journal
 
