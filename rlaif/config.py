@@ -255,6 +255,9 @@ class RationaleConfig(Section):
     `cot/default`."""
 
 
+_WITHOUT_EXAMPLES = ("cot", "listwise", "text")
+
+
 class JudgingConfig(EngineConfig):
     """A model that compares, and how: what a judge and a juror share."""
 
@@ -268,6 +271,17 @@ class JudgingConfig(EngineConfig):
     template: Annotated[str | None, Place("template")] = None
     """A prompt template by path or shipped name; null takes the model's own or `METHOD/default`.
     With `adaptive` it is the pairwise one."""
+    examples: Annotated[str | None, Place("examples")] = None
+    """Worked examples that are shown before each question: a YAML or JSONL file of them, by path
+    or shipped name, or `none`. Null, or `auto`: `examples/default` for a model without a chat
+    template that brings no judge templates of its own, none for others. Taken by `pairwise`,
+    `pointwise`, `rubric` and the pairwise part of `adaptive` (`docs/judges.md`)."""
+    shots: int | None = Field(default=None, ge=1)
+    """How many of the examples are drawn; null takes 4, or as many as the file has. `auto` takes
+    fewer where 4 would fill more than a quarter of the model's context."""
+    examples_seed: Seed = 0
+    """Of the draw: which examples, in which order, and which of them have the better response
+    first. Half of them have."""
     rationale: RationaleConfig = RationaleConfig()
     """What `cot`, `text` and `adaptive` write before they decide."""
     band: float = Field(default=0.1, ge=0, le=0.5)
@@ -283,6 +297,16 @@ class JudgingConfig(EngineConfig):
     value of a `pairwise` judge judges nothing again: what it said is read anew."""
     max_not_finite: float = Field(default=0.01, ge=0, le=1)
     """The stage fails when more than this share of verdicts has NaN or infinite log-probs."""
+
+    @model_validator(mode="after")
+    def _takes_examples(self) -> JudgingConfig:
+        if self.examples not in (None, "auto", "none") and self.method in _WITHOUT_EXAMPLES:
+            raise ValueError(
+                f"method {self.method} takes no worked examples, and examples names "
+                f"{self.examples}: set examples to none, or take pairwise, adaptive, pointwise or "
+                "rubric"
+            )
+        return self
 
 
 class JudgeConfig(JudgingConfig):

@@ -30,12 +30,17 @@ from rlaif.resources import find
 from rlaif.templates import load_template
 from rlaif.yamlfile import Location
 
-Kind = Literal["run", "constitution", "template", "rows", "model", "adapter", "reward"]
+Kind = Literal[
+    "run", "constitution", "template", "examples", "rows", "model", "adapter", "reward"
+]  # fmt: skip
 INPUTS = "inputs"
 KEPT_BYTES = 2**30  # a larger file or folder of rows is named by its path, not copied
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _COPYING = ".copying-"  # what a killed copy leaves; the next one replaces it
-_WORDS = {"rows": ("tiny", "best"), "model": ("tiny",), "reward": ("model", "judge")}
+_WORDS = {
+    "rows": ("tiny", "best"), "model": ("tiny",), "reward": ("model", "judge"),
+    "examples": ("auto", "none"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,8 @@ def located(one: Named) -> Path | None:
             return None
         case "template":
             return path if path.is_file() else None
+        case "examples" if value not in _WORDS["examples"]:
+            return path if path.is_file() else None
         case "rows" if path.is_file() or (path.is_dir() and value not in _WORDS["rows"]):
             return path
         case "rows" if ":" in value and Path(value.rpartition(":")[0]).exists():
@@ -112,9 +119,11 @@ def missing(one: Named) -> str | None:
             Constitution.load(value)
         elif one.kind == "template":
             load_template(value)
+        elif one.kind == "examples":
+            _read_examples(value)
     except (ConfigError, DataError) as error:
         return str(error)
-    if one.kind in ("constitution", "template"):
+    if one.kind in ("constitution", "template", "examples"):
         return None
     if one.kind == "reward" and ":" in value and not Path(value).is_dir():
         return _missing_module(value)
@@ -132,6 +141,12 @@ def missing(one: Named) -> str | None:
     if needed and not any((path / name).is_file() for name in needed):
         return f"no model in {value}: expected a folder with {' or '.join(needed)}"
     return None
+
+
+def _read_examples(value: str) -> None:
+    from rlaif.readers.examples import read_examples
+
+    read_examples(find("prompts", value, ".yaml"))
 
 
 def _maybe_on_hub(one: Named) -> bool:

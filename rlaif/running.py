@@ -16,6 +16,7 @@ from rlaif.executors import Finished, Item, Judged, Row, Sink
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import EngineJudge, Principles
 from rlaif.judges.cot import CotJudge
+from rlaif.judges.examples import FewShot
 from rlaif.judges.listwise import ListwiseJudge
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.reasoning import Reasoning
@@ -156,20 +157,21 @@ def load_judge(
 def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:
     """The judge of a section, with its engine loaded."""
     method, template, min_mass = config.method, config.template, config.min_mass
+    few_shot = FewShot(config.examples, config.shots, config.examples_seed)
     reasoning = Reasoning(**config.rationale.model_dump(exclude={"template"}))
     if method == "pairwise":
-        return PairwiseJudge(engine, template=template, min_mass=min_mass)
+        return PairwiseJudge(engine, template=template, min_mass=min_mass, few_shot=few_shot)
     if method == "cot":
         return CotJudge(engine, template=template, min_mass=min_mass, reasoning=reasoning)
     if method == "adaptive":
         return AdaptiveJudge(
             engine, template=template, cot_template=config.rationale.template, min_mass=min_mass,
-            reasoning=reasoning, band=config.band,
+            reasoning=reasoning, band=config.band, few_shot=few_shot,
         )  # fmt: skip
     if method == "pointwise":
-        return PointwiseJudge(engine, template=template, min_mass=min_mass)
+        return PointwiseJudge(engine, template=template, min_mass=min_mass, few_shot=few_shot)
     if method == "rubric":
-        return RubricJudge(engine, template=template, min_mass=min_mass)
+        return RubricJudge(engine, template=template, min_mass=min_mass, few_shot=few_shot)
     if method == "listwise":
         return ListwiseJudge(
             engine, template=template, min_mass=min_mass, rotations=config.rotations

@@ -115,7 +115,8 @@ class Template:
     """One prompt file. `hash` covers its bytes.
 
     `options` are the labels the judge scores, `stop` the strings that end what it writes, `fences`
-    the names of the literal text's tags.
+    the names of the literal text's tags. `has_turns`: it holds answers of the assistant's, before
+    the one that is asked for.
     """
 
     def __init__(self, name: str, source: str) -> None:
@@ -131,6 +132,7 @@ class Template:
         self._own = {"labels": tuple(Trusted(o.strip()) for o in self.options)}
         if not _MARKER.match(body.lstrip("\n")):
             raise ConfigError(f"{name}: the body must start with a line such as '=== user ==='")
+        self.has_turns = "assistant" in _MARKER.findall(body)[:-1]
         self.fences = _fence_words(body)
         self._guards = _guards(body, self.fences)
         self._environment = SandboxedEnvironment(

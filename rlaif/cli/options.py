@@ -62,6 +62,10 @@ SETTINGS = {
         str, "NAME", "How it judges: pairwise, cot, adaptive, pointwise, rubric, listwise or text.",
         "judge.method",
     ),
+    "examples": Setting(
+        str, "FILE", "Worked examples shown before each question: YAML or JSONL, `none`, or "
+        "`auto`: ours for a model without a chat template.", "judge.examples",
+    ),
     "model": Setting(str, "MODEL", "Checkpoint to start from; the policy's unless given."),
     "data": Setting(
         str, "FILE", "Rows with `messages`, or `prompt` and `completion`; or `best`.",

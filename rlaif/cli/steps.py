@@ -93,7 +93,7 @@ def sample(config: Config) -> None:
 
 
 @on_a_run(
-    "pairs", "format", "constitution", "judge", "method", "executor",
+    "pairs", "format", "constitution", "judge", "method", "examples", "executor",
     column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad", seed="judge.rationale.seed",
 )  # fmt: skip
 def label(config: Config) -> None:

@@ -114,9 +114,11 @@ class Encoder:
     def template_id(self) -> str:
         """A hash of what the chat template puts round messages on this encoder's day, so that a
         template which says something else tomorrow, or in another version, has other keys."""
-        return content_id(
-            [self._skeleton(roles) for roles in _ROLES] if not self.transcript else []
-        )
+        if not self.transcript:
+            return content_id([self._skeleton(roles) for roles in _ROLES])
+        said = (Segment("x", False),)
+        turns = [RenderedMessage("user", said), RenderedMessage("assistant", said)]
+        return content_id([s.text for s in _transcript(turns, said)])
 
     def option(self, text: str) -> Ids:
         """The ids of an option: trusted text that goes on after the prompt."""
@@ -397,13 +399,21 @@ def _shift_spaces(segments: Sequence[Segment]) -> list[Segment]:
 def _transcript(messages: Sequence[RenderedMessage], cue: tuple[Segment, ...]) -> list[Segment]:
     out: list[Segment] = []
     for message in messages:
-        if message.role != "system":
-            label = HUMAN if message.role == "user" else ASSISTANT
-            out.append(Segment(label + " " * bool(message.text), False))
-        out += message.segments
-    if cue:
-        return [*out, Segment(ASSISTANT, False), replace(cue[0], text=" " + cue[0].text), *cue[1:]]
-    return [*out, Segment(ASSISTANT, False)]
+        if message.role == "system":
+            out += message.segments
+        else:
+            out += _turn(HUMAN if message.role == "user" else ASSISTANT, message.segments)
+    return [*out, *_turn(ASSISTANT, cue)]
+
+
+def _turn(label: str, segments: Sequence[Segment]) -> list[Segment]:
+    """What is said after its label. The space between goes with the first word, where tokenizers
+    of words expect it: an answer is the same tokens said, and to be gone on with."""
+    if not any(segment.text for segment in segments):
+        return [Segment(label, False), *segments]
+    first, *rest = segments
+    space = "" if not first.data and first.text[:1].isspace() else " "
+    return [Segment(label, False), replace(first, text=space + first.text), *rest]
 
 
 def _fold_system(messages: tuple[RenderedMessage, ...]) -> tuple[RenderedMessage, ...]:

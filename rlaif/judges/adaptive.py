@@ -15,6 +15,7 @@ from rlaif.engines.base import Engine
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.cot import CotJudge
+from rlaif.judges.examples import FewShot
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.protocols import require_engine
 from rlaif.judges.reasoning import Reasoning
@@ -29,7 +30,7 @@ class AdaptiveJudge:
 
     It looks at both orders of each pair whichever are asked, so that no verdict depends on what
     else is asked. A verdict by chain of thought has rationales and decoded tokens, others none.
-    `template` is the pairwise one, `cot_template` the other.
+    `template` is the pairwise one, `cot_template` the other; `few_shot` is of the pairwise one.
     """
 
     method = "adaptive"
@@ -45,12 +46,13 @@ class AdaptiveJudge:
         min_mass: float = 0.1,
         reasoning: Reasoning | None = None,
         band: float = 0.1,
+        few_shot: FewShot | None = None,
     ) -> None:
         if not 0 <= band <= 0.5:
             raise ConfigError(f"band must be in [0, 0.5], got {band}")
         require_engine(engine)
         self.engine, self.name, self.band = engine, engine.name, band
-        self.fast = PairwiseJudge(engine, template=template, min_mass=min_mass)
+        self.fast = PairwiseJudge(engine, template=template, min_mass=min_mass, few_shot=few_shot)
         self.slow = CotJudge(engine, template=cot_template, min_mass=min_mass, reasoning=reasoning)
         self.fingerprint = content_id(
             "adaptive", self.fast.fingerprint, self.slow.fingerprint, band
@@ -66,6 +68,8 @@ class AdaptiveJudge:
         fast, slow = self.fast.about(), self.slow.about()
         both = {k: f"{fast[k]} + {slow[k]}" for k in ("template", "template_hash")}
         same = {k: fast[k] for k in ("weights", "device")}
+        if "examples" in fast:
+            same["examples"] = fast["examples"]
         return {"fingerprint": self.fingerprint, **same, **both}
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:

@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Scores, checked, nonsense, weights_of
 from rlaif.errors import ConfigError, require_finite
+from rlaif.judges.examples import Examples, FewShot, examples_for
 from rlaif.judges.protocols import require_engine
+from rlaif.readers.examples import Example
 from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
 from rlaif.templates import Rendered, Template, load_template
 
@@ -83,6 +85,7 @@ class EngineJudge(ABC):
 
     `template`: a path or shipped name; None takes the model's own, else `METHOD/default`.
     `min_mass`: a judge that gives its labels together less probability abstains (`low_mass`).
+    `few_shot`: the worked examples it reads first, where the method takes any (`worked`).
     """
 
     method: ClassVar[str]
@@ -90,7 +93,12 @@ class EngineJudge(ABC):
     both_orders: ClassVar[bool] = True  # whether the order shown can change a verdict
 
     def __init__(
-        self, engine: Engine, template: str | None, min_mass: float, *settings: Any
+        self,
+        engine: Engine,
+        template: str | None,
+        min_mass: float,
+        *settings: Any,
+        few_shot: FewShot | None = None,
     ) -> None:
         require_engine(engine)
         require_finite(min_mass=min_mass)
@@ -101,14 +109,28 @@ class EngineJudge(ABC):
         self.min_mass = min_mass
         self._settings = settings
         self._told_malformed = False
+        # None for a method that takes no examples: whoever names some is told before (`config`).
+        self.examples: Examples | None = None
+        if few_shot is not None:
+            self.examples = examples_for(few_shot, engine, self.template, self.worked)
         self.fingerprint = self.fingerprint_at(min_mass)
+
+    def worked(self, example: Example) -> tuple[Rendered, str]:
+        """A worked example as this judge would be asked it, and the option that is right."""
+        raise NotImplementedError(f"{self.method} takes no worked examples")
+
+    def after_examples(self, asked: Rendered) -> Rendered:
+        """What is asked, after the worked examples, if there are any."""
+        return asked if self.examples is None else self.examples.preamble.before(asked)
 
     def fingerprint_at(self, min_mass: float) -> str:
         """Everything that can change a verdict and is the same for all of them, of a judge that is
         like this one but for the threshold."""
+        examples = [] if self.examples is None else [self.examples.preamble.hash]
         return content_id(
-            self.method, self.engine.fingerprint, self.template.hash, min_mass, *self._settings
-        )
+            self.method, self.engine.fingerprint, self.template.hash, min_mass, *self._settings,
+            *examples,
+        )  # fmt: skip
 
     def key(self, ask: Ask) -> str:
         return self.key_by(self.fingerprint, ask)
@@ -129,6 +151,10 @@ class EngineJudge(ABC):
         rows = self.engine.score(prompts, options)
         found = [checked(s, len(o)) for s, o in zip(rows, options, strict=True)]
         self._tell_malformed(rows, found)
+        if self.examples is not None:
+            for prompt, scores in zip(prompts, found, strict=True):
+                if scores.failure == "too_long":
+                    self.examples.tell_too_long(prompt)
         return found
 
     def _tell_malformed(self, rows: Sequence[Scores], found: Sequence[Scores]) -> None:
@@ -155,6 +181,7 @@ class EngineJudge(ABC):
             "template": self.template_name,
             "template_hash": self.template.hash,
             "min_mass": self.min_mass,
+            **({} if self.examples is None else {"examples": self.examples.about()}),
             "device": self.engine.device,
         }
 

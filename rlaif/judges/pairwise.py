@@ -12,7 +12,9 @@ from itertools import groupby
 
 from rlaif.engines.base import Engine, Scores
 from rlaif.judges.base import Ask, EngineJudge, sigmoid
-from rlaif.records import Verdict
+from rlaif.judges.examples import FewShot
+from rlaif.readers.examples import Example
+from rlaif.records import Pair, Verdict
 from rlaif.templates import Rendered
 
 
@@ -21,25 +23,37 @@ class PairwiseJudge(EngineJudge):
 
     `template`: a path or shipped name; None takes the model's own, else `pairwise/default`.
     `min_mass`: a judge that gives the two labels together less probability abstains (`low_mass`).
+    `few_shot`: the worked examples it reads first; None takes some for a model without a chat
+    template (`FewShot`).
     """
 
     method = "pairwise"
 
     def __init__(
-        self, engine: Engine, *, template: str | None = None, min_mass: float = 0.1
+        self,
+        engine: Engine,
+        *,
+        template: str | None = None,
+        min_mass: float = 0.1,
+        few_shot: FewShot | None = None,
     ) -> None:
-        super().__init__(engine, template, min_mass)
+        super().__init__(engine, template, min_mass, few_shot=few_shot or FewShot())
         self._needs_options(2)
 
     def render(self, ask: Ask) -> Rendered:
         """The exact prompt of an ask."""
-        first, second = ask.shown
+        return self.after_examples(self._asked(ask.pair, ask.shown, ask.principle.compare))
+
+    def _asked(self, pair: Pair, shown: tuple[str, str], principle: str) -> Rendered:
+        first, second = shown
         return self.template.render(
-            messages=ask.pair.prompt.messages,
-            first=first,
-            second=second,
-            principle=ask.principle.compare,
+            messages=pair.prompt.messages, first=first, second=second, principle=principle
         )
+
+    def worked(self, example: Example) -> tuple[Rendered, str]:
+        pair = example.pair
+        asked = self._asked(pair, (pair.first, pair.second), example.compare)
+        return asked, self.template.options[0 if example.first_is_better else 1]
 
     def _render_all(self, asks: Sequence[Ask]) -> list[Rendered]:
         """`render` of each ask; neighbours that show the same pair are rendered together."""
@@ -51,7 +65,7 @@ class PairwiseJudge(EngineJudge):
                 "principle", [ask.principle.compare for ask in same],
                 messages=same[0].pair.prompt.messages, first=first, second=second,
             )  # fmt: skip
-        return out
+        return [self.after_examples(asked) for asked in out]
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         reasons = [ask.unjudgeable() for ask in asks]

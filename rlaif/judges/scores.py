@@ -18,6 +18,8 @@ from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Scores
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Ask, EngineJudge
+from rlaif.judges.examples import FewShot
+from rlaif.readers.examples import Example
 from rlaif.records import Prompt, Reason, Verdict
 from rlaif.templates import Rendered
 
@@ -67,15 +69,21 @@ class ScoreJudge(EngineJudge):
     """Scores completions by the probabilities of its template's options, from worst to best.
 
     In one call each completion is asked about once under a principle, however many pairs it is in.
+    A worked example (`few_shot`) shows one of its responses, with the best level or the worst.
     """
 
     together = True
     both_orders = False
 
     def __init__(
-        self, engine: Engine, *, template: str | None = None, min_mass: float = 0.1
+        self,
+        engine: Engine,
+        *,
+        template: str | None = None,
+        min_mass: float = 0.1,
+        few_shot: FewShot | None = None,
     ) -> None:
-        super().__init__(engine, template, min_mass)
+        super().__init__(engine, template, min_mass, few_shot=few_shot or FewShot())
         if len(self.template.options) < 2:
             raise ConfigError(
                 f"{self.template_name}: a {self.method} template needs options from worst to best "
@@ -131,7 +139,15 @@ class ScoreJudge(EngineJudge):
 
     def render(self, prompt: Prompt, text: str, principle: str) -> Rendered:
         """The exact prompt about a completion."""
+        return self.after_examples(self._asked(prompt, text, principle))
+
+    def _asked(self, prompt: Prompt, text: str, principle: str) -> Rendered:
         return self.template.render(messages=prompt.messages, response=text, principle=principle)
+
+    def worked(self, example: Example) -> tuple[Rendered, str]:
+        pair = example.pair
+        asked = self._asked(pair.prompt, pair.first, example.compare)
+        return asked, self.template.options[-1 if example.first_is_better else 0]
 
     def _marks(self, items: Sequence[_Item]) -> dict[tuple[str, str, str], Marks | Reason]:
         """Each different item's marks, all in one batch; those of a completion side by side."""
@@ -150,6 +166,7 @@ class ScoreJudge(EngineJudge):
                 "principle", list(same), messages=one.prompt.messages, response=one.text
             )
         asked = [item for same in todo.values() for item in same.values()]
+        prompts = [self.after_examples(asked) for asked in prompts]
         scores = self.score(prompts, [self.template.options] * len(prompts))
         out.update((i.name, self._read(s)) for i, s in zip(asked, scores, strict=True))
         return out
@@ -189,9 +206,14 @@ class RubricJudge(ScoreJudge):
     method = "rubric"
 
     def __init__(
-        self, engine: Engine, *, template: str | None = None, min_mass: float = 0.1
+        self,
+        engine: Engine,
+        *,
+        template: str | None = None,
+        min_mass: float = 0.1,
+        few_shot: FewShot | None = None,
     ) -> None:
-        super().__init__(engine, template=template, min_mass=min_mass)
+        super().__init__(engine, template=template, min_mass=min_mass, few_shot=few_shot)
         self._needs_options(2)
 
 
