@@ -35,8 +35,9 @@ from rlaif.engines.checkpoint import (
 )
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
-from rlaif.engines.packed import TIMES_ITS_NOISE, TRIAL_WINDOW, PackedModel, logits_at, obstacle
+from rlaif.engines.packed import PackedModel, logits_at, obstacle
 from rlaif.engines.tokens import Encoder, Ids, exclusive
+from rlaif.engines.trial import TIMES_ITS_NOISE, TRIAL_WINDOW
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
 from rlaif.templates import Rendered

@@ -138,6 +138,68 @@ SHAPES["bloom"] = {
     "n_head": 4,
     "vocab_size": 640,
 }
+SHAPES["gptj"] = {
+    "model_type": "gptj",
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "rotary_dim": 4,
+    "n_positions": 512,
+    "vocab_size": 640,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+SHAPES["mpt"] = {"model_type": "mpt", "d_model": 48, "n_layers": 2, "n_heads": 6, "vocab_size": 640}
+SHAPES["falcon"] = {
+    "model_type": "falcon",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 640,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+SHAPES["falcon alibi"] = {**SHAPES["falcon"], "alibi": True}
+SHAPES["gpt_oss"] = {
+    "model_type": "gpt_oss",
+    **SMALL,
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+SHAPES["deepseek_v3"] = {
+    "model_type": "deepseek_v3",
+    **SMALL,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+}
+SHAPES["llama4"] = {
+    "model_type": "llama4_text",
+    **SMALL,
+    "intermediate_size_mlp": 64,
+    "head_dim": 8,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "attention_chunk_size": 16,
+    "floor_scale": 20,
+    "layer_types": ["chunked_attention", "full_attention"],
+    "no_rope_layers": [1, 0],
+}
 SHAPES["recurrent"] = {
     "model_type": "mamba",
     "hidden_size": 32,
@@ -158,6 +220,9 @@ def random_model(shape: str) -> torch.nn.Module:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0, 0.2)
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_(0, 1)
     return model
 
 
