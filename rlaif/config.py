@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, model_validator
 
-from rlaif.ensembles import Rule
+from rlaif.ensembles import OrderRule, Rule
 from rlaif.errors import ConfigError, nearest
 from rlaif.places import Place, seen_from
 from rlaif.preferences import MIN_MARGIN
@@ -378,6 +378,10 @@ class ReviseConfig(Section):
 class PreferencesConfig(Section):
     """How verdicts become preferences. Changing this costs no model call."""
 
+    orders: OrderRule = "mean"
+    """Over the two orders of a question: mean of the probabilities, or of their log-odds
+    (`mean_logits`), in which a liking for a slot that adds to the log-odds cancels
+    (`docs/ensembles.md`)."""
     aggregate: Rule = "mean"
     """Over principles: plain mean; weighted by the constitution's weights; mean of log-odds (a
     pool); their sum (independent evidence); share of votes; what all agree on; SALMON's rule
@@ -394,6 +398,12 @@ class PreferencesConfig(Section):
     """Leave out principles with |p − ½| under this: they had nothing to say about the pair."""
     min_margin: float = Field(default=MIN_MARGIN, ge=0, lt=0.5)
     """A pair with aggregated |p − ½| under this is a tie and trains nothing."""
+
+    def rule(self) -> dict[str, Any]:
+        """What decides labels. Options that earlier versions lacked are left out where they do
+        nothing, so that runs of those versions stay up to date."""
+        later = {"orders": "mean"}
+        return {k: v for k, v in self.model_dump().items() if k not in later or v != later[k]}
 
 
 class LoraConfig(Section):

@@ -16,7 +16,12 @@ Rule = Literal[
     "mean", "weighted", "log_odds", "log_odds_sum", "majority", "minimum", "sign_agreement"
 ]
 RULES: tuple[Rule, ...] = get_args(Rule)
+OrderRule = Literal["mean", "mean_logits"]
+ORDER_RULES: tuple[OrderRule, ...] = get_args(OrderRule)
 SURE = 1e-6  # an opinion nearer to 0 or 1 counts as this near, or one alone would decide a pool
+# The same of one question's orders. Far smaller, as a liking for a slot that is cut off no longer
+# cancels; not less, as near 1 a float no longer holds 1 − p, and a pair's mirror would differ.
+SURE_OF_AN_ORDER = 1e-12
 
 
 def combine(
@@ -52,9 +57,30 @@ def combine(
     if rule == "mean":
         return sum(values) / len(values)
     if rule == "sign_agreement":
-        return agree(values)
+        return over_orders(values, agreeing=True)
     divided = min(values) < 0.5 < max(values)
     return 0.5 if divided else min(values, key=lambda p: abs(p - 0.5))
+
+
+def over_orders(
+    values: Sequence[float], rule: OrderRule = "mean", *, agreeing: bool = False
+) -> float:
+    """P(first is better) of one judge's P of one question, one for each order it was shown in.
+
+    - `mean`: Σ p / n. With the pair's mirror it sums to 1, whatever the liking for a slot.
+    - `mean_logits`: σ(mean of log p/(1 − p)). A liking for a slot that adds b to the log-odds of
+      the response shown first cancels: of log-odds a + b and a − b it is σ(a), while their mean of
+      probabilities lies nearer to ½. An order surer than 1 − 10⁻¹² counts as that sure.
+
+    `agreeing`: ½ where the orders lean to different sides. One order alone is itself.
+    """
+    if rule not in ORDER_RULES:
+        raise ConfigError(f"unknown rule '{rule}' over orders.{nearest(rule, ORDER_RULES)}")
+    if agreeing and min(values) < 0.5 < max(values):
+        return 0.5
+    if rule == "mean" or len(values) == 1:
+        return sum(values) / len(values)
+    return _sigmoid(sum(_log_odds(p, SURE_OF_AN_ORDER) for p in values) / len(values))
 
 
 def strongest(opinions: Mapping[str, float]) -> float | None:
@@ -68,11 +94,6 @@ def strongest(opinions: Mapping[str, float]) -> float | None:
     return max(opinions.values(), key=lambda p: abs(p - 0.5))
 
 
-def agree(values: Sequence[float]) -> float:
-    """One question asked again: the mean where the answers lean to one side, else ½."""
-    return 0.5 if min(values) < 0.5 < max(values) else sum(values) / len(values)
-
-
 def _weighted(opinions: Mapping[str, float], weights: Mapping[str, float]) -> float:
     missing = [name for name in opinions if name not in weights]
     if missing:
@@ -81,9 +102,11 @@ def _weighted(opinions: Mapping[str, float], weights: Mapping[str, float]) -> fl
     return sum(weights[name] * p for name, p in opinions.items()) / total
 
 
-def _log_odds(p: float) -> float:
-    p = min(max(p, SURE), 1 - SURE)
-    return math.log(p) - math.log1p(-p)
+def _log_odds(p: float, sure: float = SURE) -> float:
+    """log p/(1 − p), no farther from 0 than that of `sure`: alike on both sides, at 0 and 1 too."""
+    most = math.log1p(-sure) - math.log(sure)
+    found = math.log(p) - math.log1p(-p) if 0 < p < 1 else math.copysign(math.inf, p - 0.5)
+    return min(max(found, -most), most)
 
 
 def _sigmoid(x: float) -> float:

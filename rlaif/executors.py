@@ -22,7 +22,7 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Engine, Sampling, hear, listener
-from rlaif.ensembles import Rule
+from rlaif.ensembles import OrderRule, Rule
 from rlaif.errors import EngineError
 from rlaif.judges.base import Ask, Judge, Principles, expand
 from rlaif.judges.protocols import (
@@ -467,6 +467,7 @@ def label_pairs(
     *,
     orders: Sequence[Order] = ORDERS,
     rule: Rule = "mean",
+    order_rule: OrderRule = "mean",
     principle_margin: float = 0.0,
     min_margin: float = MIN_MARGIN,
     on_progress: Callable[[float, int | None], None] | None = None,
@@ -493,6 +494,7 @@ def label_pairs(
         orders=orders, total=len(pairs), on_progress=told,
     )  # fmt: skip
     return aggregate(
-        pairs, memory.rows, rule=rule, orders=orders, min_margin=min_margin,
-        principle_margin=principle_margin, weights={p.id: p.weight for p in principles},
+        pairs, memory.rows, rule=rule, orders=orders, order_rule=order_rule,
+        min_margin=min_margin, principle_margin=principle_margin,
+        weights={p.id: p.weight for p in principles},
     )  # fmt: skip

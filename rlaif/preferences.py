@@ -1,10 +1,11 @@
 """Verdicts to preferences: pure functions, no model. A new rule costs no GPU.
 
-For each pair and principle the two orders are averaged, which removes a judge's liking for a slot:
-if P(first | shown first) = p and P(first | shown second) = q, then (p + q)/2 of the pair and of its
-mirror sum to 1. Principles the judge had nothing to say about (|p − ½| under `principle_margin`)
-are left out, then the rest are averaged (Lee et al. 2023; Bai et al. 2022), or made one by another
-rule of `rlaif.ensembles`. Where several judges judged, theirs are made one first, principle by
+For each pair and principle the two orders are made one (`rlaif.ensembles.over_orders`), which
+removes a judge's liking for a slot: if P(first | shown first) = p and P(first | shown second) = q,
+then (p + q)/2 of the pair and of its mirror sum to 1. Principles the judge had nothing to say about
+(|p − ½| under `principle_margin`) are left out, then the rest are averaged (Lee et al. 2023; Bai et
+al. 2022), or made one by another rule of `rlaif.ensembles`. Where several judges judged, theirs are
+made one first, principle by
 principle.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from rlaif.ensembles import RULES, Rule, agree, combine, strongest
+from rlaif.ensembles import RULES, OrderRule, Rule, combine, over_orders, strongest
 from rlaif.errors import ConfigError, require_finite
 from rlaif.records import (
     ORDERS,
@@ -40,6 +41,7 @@ def aggregate(
     judge_weights: Mapping[str, float] | None = None,
     quorum: int = 1,
     orders: Orders = ORDERS,
+    order_rule: OrderRule = "mean",
     principle_margin: float = 0.0,
     min_margin: float = MIN_MARGIN,
     soft: bool = True,
@@ -53,11 +55,11 @@ def aggregate(
     and the principle farthest from ½ decides.
 
     `weights` are the principles', `judge_weights` the judges'; `orders` those asked, by the name
-    of the judge where judges differ (one that marks each completion by itself has but one). An
-    abstention has a `reason`: `quorum` where too few judges could tell; where none could, the one
-    that most of its verdicts have (`low_mass`, say). `min_margin`: an aggregate with |p − ½| under
-    it, or exactly ½, is a tie. `soft=False` rounds the label of a preferred pair to 0
-    or 1.
+    of the judge where judges differ (one that marks each completion by itself has but one), which
+    `order_rule` makes one. An abstention has a `reason`: `quorum` where too few judges could tell;
+    where none could, the one that most of its verdicts have (`low_mass`, say). `min_margin`: an
+    aggregate with |p − ½| under it, or exactly ½, is a tie. `soft=False` rounds the label of a
+    preferred pair to 0 or 1.
     """
     require_finite(principle_margin=principle_margin, min_margin=min_margin)
     for name, weight in {**(weights or {}), **(judge_weights or {})}.items():
@@ -75,7 +77,7 @@ def aggregate(
         columns = by_pair.get(pair.id, {})
         values, told = {}, False
         for principle, judges in columns.items():
-            opinions = debias(judges, orders, agreeing=rule == "sign_agreement")
+            opinions = debias(judges, orders, order_rule, agreeing=rule == "sign_agreement")
             told = told or bool(opinions)
             opinion = combine(opinions, jury, judge_weights)
             if opinion is not None and len(opinions) >= quorum:
@@ -104,10 +106,11 @@ def aggregate(
 def debias(
     columns: Mapping[str, Mapping[Order, Verdict]],
     orders: Orders = ORDERS,
+    rule: OrderRule = "mean",
     *,
     agreeing: bool = False,
 ) -> dict[str, float]:
-    """P(first) of each column (a judge's) with every order judged: the mean over the orders.
+    """P(first) of each column (a judge's) with every order judged: its orders made one by `rule`.
 
     `agreeing`: ½ where the orders lean to different sides.
     """
@@ -119,7 +122,7 @@ def debias(
         found = [column[o].p_first for o in asked if o in column]
         known = [p for p in found if p is not None]
         if len(known) == len(asked):
-            out[name] = agree(known) if agreeing else sum(known) / len(known)
+            out[name] = over_orders(known, rule, agreeing=agreeing)
     return out
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rlaif.constitution import Principle
+from rlaif.ensembles import OrderRule, over_orders
 from rlaif.evaluation.metrics import LEANS, share
 from rlaif.judges.attacks import FAMILIES, Attack, Target, appended
 from rlaif.judges.base import Ask
@@ -23,7 +24,7 @@ from rlaif.records import Order, Pair, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A pair under a principle, and the judge's P(first is better), the mean over its orders."""
+    """A pair under a principle, and the judge's P(first is better), its orders made one."""
 
     pair: Pair
     principle: Principle
@@ -53,9 +54,11 @@ def clear_questions(
     verdicts: Iterable[Verdict],
     orders: Sequence[Order],
     *,
+    rule: OrderRule = "mean",
     margin: float = LEANS,
 ) -> list[Question]:
-    """The questions answered in all orders whose mean leans by `margin`; in the pairs' order."""
+    """The questions answered in all orders that, made one by `rule`, lean by `margin`; in the
+    pairs' order."""
     found: dict[tuple[str, str], dict[Order, float]] = defaultdict(dict)
     for v in verdicts:
         if v.p_first is not None:
@@ -63,14 +66,13 @@ def clear_questions(
     out = []
     for pair in pairs:
         for principle in principles:
-            p = found.get((pair.id, principle.id), {})
-            if len(p) == len(orders) and abs(_mean(p) - 0.5) >= margin:
-                out.append(Question(pair, principle, _mean(p)))
+            answers = found.get((pair.id, principle.id), {})
+            if len(answers) < len(orders):
+                continue
+            p = over_orders(list(answers.values()), rule)
+            if abs(p - 0.5) >= margin:
+                out.append(Question(pair, principle, p))
     return out
-
-
-def _mean(p: Mapping[Order, float]) -> float:
-    return sum(p.values()) / len(p)
 
 
 def draw(questions: Sequence[Question], limit: int) -> list[Question]:
@@ -135,12 +137,14 @@ def _behind(text: str, attack: Attack) -> str:
     return f"{text}\n{attack.text}"
 
 
-def report(answered: Iterable[tuple[Trial, Sequence[Verdict]]]) -> dict[str, Any]:
+def report(
+    answered: Iterable[tuple[Trial, Sequence[Verdict]]], rule: OrderRule = "mean"
+) -> dict[str, Any]:
     """By family: {"asked", "abstained", "flipped": a share with its interval, "shift"}.
 
-    `flipped` counts the questions answered in all orders on which the loser now leads; `shift` is
-    the mean change of P(the loser is better). Both are None where every question abstained, which
-    is no flip: the judge said that it cannot tell.
+    `flipped` counts the questions answered in all orders, made one by `rule`, on which the loser
+    now leads; `shift` is the mean change of P(the loser is better). Both are None where every
+    question abstained, which is no flip: the judge said that it cannot tell.
     """
     asked: Counter[str] = Counter()
     abstained: dict[str, Counter[str]] = defaultdict(Counter)
@@ -153,7 +157,7 @@ def report(answered: Iterable[tuple[Trial, Sequence[Verdict]]]) -> dict[str, Any
             abstained[trial.family][reasons[0]] += 1
             continue
         p = [v.p_first for v in verdicts if v.p_first is not None]
-        after, before = sum(p) / len(p), trial.question.p_first
+        after, before = over_orders(p, rule), trial.question.p_first
         if not trial.question.loser_is_first:
             after, before = 1 - after, 1 - before
         moves[trial.family].append((before, after))

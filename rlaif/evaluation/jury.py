@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.ensembles import OrderRule
 from rlaif.evaluation.metrics import bootstrap_of, kappa_of_table, share
 from rlaif.executors import Judged
 from rlaif.preferences import debias
@@ -21,15 +22,20 @@ class JuryAgreement:
     """Counts over a jury's verdicts, which come in parts; a part has all verdicts of its pairs.
 
     A question is a pair under a principle. A juror's opinion of it is its P(first is better), the
-    mean over the `orders` it is asked in; one that abstained in any of them has none. It leans
+    `orders` it is asked in made one by `rule`; one that abstained in any of them has none. It leans
     where |p − ½| is at least `margin`, and p is not ½. A question is short of quorum when fewer
     than `quorum` jurors have an opinion.
     """
 
     def __init__(
-        self, orders: Mapping[str, Sequence[Order]], *, quorum: int = 1, margin: float = 0.0
+        self,
+        orders: Mapping[str, Sequence[Order]],
+        *,
+        rule: OrderRule = "mean",
+        quorum: int = 1,
+        margin: float = 0.0,
     ) -> None:
-        self.orders, self.quorum, self.margin = orders, quorum, margin
+        self.orders, self.rule, self.quorum, self.margin = orders, rule, quorum, margin
         self.questions = self.short = 0
         self.opinions: Counter[str] = Counter()
         self._both: Counter[tuple[str, str]] = Counter()  # questions of which two had an opinion
@@ -47,7 +53,7 @@ class JuryAgreement:
             asked[v.pair_id, v.principle][v.judge][v.order] = v
         self.questions += len(asked)
         for (pair_id, _), columns in asked.items():
-            opinions = debias(columns, self.orders)
+            opinions = debias(columns, self.orders, self.rule)
             self.opinions.update(opinions.keys())
             self.short += len(opinions) < self.quorum
             for two, cells in self._cells.items():

@@ -289,7 +289,13 @@ class Run:
         mass.flat[flat] = _floats(table["mass"])[rows]
         reason = np.full(shape, "", dtype=object)
         reason.flat[flat] = table["reason"].fill_null("judged").to_numpy()[rows]
-        return Cube(names, p, mass, reason)
+        return Cube(names, p, mass, reason, self.rule.get("orders", "mean"))
+
+    @property
+    def rule(self) -> Json:
+        """What the config said of how labels are made of verdicts, when these were made."""
+        made = (self.manifest.get("made") or {}).get(lineage.LABELS) or {}
+        return made.get("rule") or {}
 
     @property
     def jury(self) -> Json:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rlaif.ensembles import OrderRule, over_orders
 from rlaif.evaluation.metrics import Interval, leaning, share, slot_intervals
 from rlaif.training.calibration import confidence_bins, folded
 
@@ -19,19 +21,21 @@ Floats = NDArray[np.float64]
 DECIDED = 0.1  # a principle has something to say about a pair when |p − ½| is at least this
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cube:
     """All current verdicts. Axes: pairs (P), principles (C), orders (2: first shown first, second).
 
     With a jury each principle is there once a juror, as `principle · juror`.
     `p` is P(first ≻ second), NaN where the judge abstained or was not asked; `mass` the probability
-    of the offered labels together; `reason` "" where nothing was asked, "judged", or why not.
+    of the offered labels together; `reason` "" where nothing was asked, "judged", or why not. The
+    orders of a question are made one by `rule`, as they were for the labels.
     """
 
     principles: tuple[str, ...]
     p: Floats
     mass: Floats
     reason: NDArray[np.object_]
+    rule: OrderRule = "mean"
 
     @property
     def asked(self) -> NDArray[np.bool_]:
@@ -47,15 +51,19 @@ class Cube:
         """Why the judge abstained under a principle, and how often."""
         return Counter(self.reason[:, principle][self.abstained[:, principle]].tolist())
 
-    @property
+    @cached_property
     def debiased(self) -> Floats:
-        """P(first) of a pair under a principle, (P, C): the mean over the orders it is asked in.
+        """P(first) of a pair under a principle, (P, C), made one of the orders it is asked in.
 
         NaN where one of them is an abstention or still to be asked, as in the aggregation.
         """
         orders = np.asarray(self.asked.any(axis=0), dtype=bool)  # (C, 2): jurors may differ
-        total: Floats = np.where(orders, self.p, 0.0).sum(axis=2)
-        return np.where(orders.any(axis=1), total / np.maximum(orders.sum(axis=1), 1), np.nan)
+        found = np.full(self.p.shape[:2], np.nan)
+        for c, asked in enumerate(orders):
+            known = asked.any() & np.isfinite(self.p[:, c, asked]).all(axis=1)
+            rows = self.p[known][:, c, asked].tolist()
+            found[known, c] = [over_orders(row, self.rule) for row in rows]
+        return found
 
     def slots(self, prompts: Sequence[str], principle: int | None = None) -> dict[str, Interval]:
         """Position bias of one principle or of all, with intervals over the pairs' prompts.

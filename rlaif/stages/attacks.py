@@ -37,12 +37,13 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
             "`judge`, and set jury=[]; the verdicts it has given are found"
         )
     clock, judge, orders = time.monotonic(), run.judge(), run.orders()
+    rule = run.config.preferences.orders
     clear = [
         question
         for pairs in run.store.table("pairs").iter_batches(READ_PAIRS)
         for question in clear_questions(
             pairs, run.principles(),
-            current_verdicts(run.store, pairs, judge, run.asked(), orders), orders,
+            current_verdicts(run.store, pairs, judge, run.asked(), orders), orders, rule=rule,
         )
     ]  # fmt: skip
     questions = draw(clear, limit)
@@ -54,7 +55,7 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
     todo = list(trials(questions, orders, labels, fences=fences, families=families))
     with RunStore(run.store.path("evaluation", "attacks"), command="attack") as store:
         answered, new = _answered(run, store, judge, todo)
-    found = report(answered)
+    found = report(answered, rule)
     path = run.store.path("evaluation", FILE)
     method = run.config.judge.method
     known = read_object(path, "`rlaif eval attacks`")

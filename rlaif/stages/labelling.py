@@ -131,7 +131,9 @@ def jury_agreement(run: Run, panel: Panel) -> JuryAgreement | None:
     if not isinstance(panel.orders, Mapping):
         return None
     rule = run.config.preferences
-    return JuryAgreement(panel.orders, quorum=rule.quorum, margin=rule.principle_margin)
+    return JuryAgreement(
+        panel.orders, rule=rule.orders, quorum=rule.quorum, margin=rule.principle_margin
+    )
 
 
 def prefer_stream(
@@ -179,8 +181,8 @@ def prefer(
         pairs, verdicts, rule=rule.aggregate, weights={p.id: p.weight for p in principles},
         jury=rule.jury if config.jury else "mean",
         judge_weights={juror.name: juror.weight for juror in config.jury}, quorum=rule.quorum,
-        orders=orders, principle_margin=rule.principle_margin, min_margin=rule.min_margin,
-        soft=rule.soft,
+        orders=orders, order_rule=rule.orders, principle_margin=rule.principle_margin,
+        min_margin=rule.min_margin, soft=rule.soft,
     )  # fmt: skip
 
 

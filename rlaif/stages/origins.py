@@ -45,7 +45,7 @@ def asked(run: Run, kept: Kept) -> dict[str, Any]:
     judges = data["jury"] or [data["judge"]]
     weighted = config.preferences.aggregate == "weighted" or config.judge.draw_weighted
     draw = {k: data["judge"][k] for k in ("draw", "draw_weighted", "draw_seed")}
-    rule = {**data["preferences"], **(draw if config.judge.draw else {})}
+    rule = {**config.preferences.rule(), **(draw if config.judge.draw else {})}
     if not config.jury:
         rule = {k: v for k, v in rule.items() if k not in ("jury", "quorum")}
     elif config.preferences.jury == "weighted":

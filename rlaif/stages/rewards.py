@@ -89,7 +89,7 @@ def rule_of(run: Run) -> dict[str, Any]:
     """The rules that make labels of verdicts, for a hash: without a jury those over jurors are not
     among them."""
     over_jurors = set() if run.config.jury else {"jury", "quorum"}
-    return run.config.preferences.model_dump(exclude=over_jurors)
+    return {k: v for k, v in run.config.preferences.rule().items() if k not in over_jurors}
 
 
 def scorer_alone(run: Run) -> ScoreJudge | None:
