@@ -47,6 +47,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 Floats = npt.NDArray[np.float64]
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # padded tokens a forward pass
 _BLOCK = 64  # tokens: a prefix common to a call's requests is computed and kept in blocks
+_LOGIT_BYTES = 2**29  # logits held at a time: 512 rows of 262,144 tokens in float32
 _PACK_TOKENS = {"cpu": 1_536, "cuda": 32_768}  # on a CPU, more is no faster
 
 
@@ -112,6 +113,8 @@ class HFEngine(Watched):
         self.max_length = context_length(model.config, tokenizer)
         self._warned = False
         self._budget = batch_tokens or _BATCH_TOKENS.get(model.device.type, 8_192)
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        self._most_rows = max(1, _LOGIT_BYTES // (vocabulary * model.dtype.itemsize))
         self._pack_budget = batch_tokens or _PACK_TOKENS.get(model.device.type, 8_192)
         self._packed = PackedModel(model)
         self._packing: int | None = None  # longest path that may be packed; None: not tried yet
@@ -214,7 +217,11 @@ class HFEngine(Watched):
             if begin < shared:
                 end = min(begin + min(_BLOCK, self._pack_budget), shared)
             else:
-                end = next_pack(trie, begin, self._pack_budget)
+                far = begin + self._pack_budget
+                inside = np.unique(nodes[slice(*np.searchsorted(nodes, [begin, far]))])
+                if len(inside) > self._most_rows:
+                    far = int(inside[self._most_rows])
+                end = next_pack(trie, begin, far - begin)
             mine = slice(*np.searchsorted(nodes, [begin, end]))
             unique, row = np.unique(nodes[mine], return_inverse=True)
             try:
@@ -246,10 +253,11 @@ class HFEngine(Watched):
         cache = self._prefill(prefix)
 
         def run(batch: Sequence[list[int]]) -> None:
-            rows = [[requests[k] for k in group] for group in batch]
-            found = self._forward(rows, len(prefix), cache)
-            for k, value in zip((k for g in batch for k in g), found, strict=True):
-                values[k] = value
+            for part in _few_targets(batch, requests, self._most_rows):
+                rows = [[requests[k] for k in group] for group in part]
+                found = self._forward(rows, len(prefix), cache)
+                for k, value in zip((k for g in part for k in g), found, strict=True):
+                    values[k] = value
 
         def size(group: list[int]) -> int:
             return len(requests[group[0]].ids)
@@ -468,9 +476,27 @@ def _request(slot: tuple[int, int], prompt: Ids, option: Ids) -> _Request:
     return _Request(slot, ids, len(prompt) - 1, option)
 
 
+def _few_targets(
+    groups: Sequence[list[int]], requests: Sequence[_Request], most: int
+) -> Iterator[list[list[int]]]:
+    """Groups of requests in parts that look up at most `most` tokens, but one group at least."""
+    part: list[list[int]] = []
+    wanted = 0
+    for group in groups:
+        more = sum(len(requests[k].targets) for k in group)
+        if part and wanted + more > most:
+            yield part
+            part, wanted = [], 0
+        part.append(group)
+        wanted += more
+    if part:
+        yield part
+
+
 def _target_logprobs(logits: torch.Tensor, row: Ints, targets: Ints) -> Floats:
     """Log-softmax in float32 of logits (U, V) at targets (N,) in rows (N,), as (N,) float64."""
-    norms = torch.cat([x.float().logsumexp(-1) for x in torch.split(logits, 1_024)])  # (U,)
+    few = max(1, _LOGIT_BYTES // (4 * logits.shape[-1]))
+    norms = torch.cat([x.float().logsumexp(-1) for x in torch.split(logits, few)])  # (U,)
     rows = torch.from_numpy(row).to(logits.device)
     chosen = logits[rows, torch.from_numpy(targets).to(logits.device)].float()
     values: Floats = (chosen - norms[rows]).double().cpu().numpy()
