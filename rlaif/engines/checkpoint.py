@@ -15,6 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlaif.engines.gguf import (
+    check_file,
+    dense_options,
+    gguf_of,
+    mend_model,
+    mend_tokenizer,
+    read_metadata,
+)
 from rlaif.errors import ConfigError, EngineError, RlaifError
 from rlaif.hub import check_name
 from rlaif.resources import model_path
@@ -24,18 +32,22 @@ ADAPTER = "adapter_config.json"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model lies: a folder or a hub name, and the LoRA adapter to be added in, if any."""
+    """Where a model lies: a folder, a GGUF file or a hub name, and the LoRA adapter to be added in,
+    if any."""
 
     model: str
     adapter: str | None = None
 
     def folders(self) -> list[Path]:
-        """The folders whose files decide what the model computes."""
-        return [model_folder(self.model), *([Path(self.adapter)] if self.adapter else [])]
+        """The folders, or the GGUF file, that decide what the model computes."""
+        own = model_folder(self.model) if gguf_of(self.model) is None else Path(self.model)
+        return [own, *([Path(self.adapter)] if self.adapter else [])]
 
 
 def source_of(model: str, adapter: str | None = None) -> Source:
     """The parts of a model that a config names: `tiny`, a folder, a hub name, and an adapter.
+
+    A folder that holds a GGUF file and no other weights stands for that file.
 
     A folder that holds an adapter only stands for the base that its config names, with the adapter
     added in.
@@ -43,7 +55,7 @@ def source_of(model: str, adapter: str | None = None) -> Source:
     path = model_path(model)
     if not (Path(path) / ADAPTER).is_file():
         check_name(path)
-        return Source(path, adapter)
+        return Source(str(gguf_of(path) or path), adapter)
     if adapter is not None:
         raise ConfigError(
             f"{model} is an adapter itself, and {adapter} cannot be put on top: give the base as "
@@ -68,16 +80,60 @@ def source_of(model: str, adapter: str | None = None) -> Source:
             "base as `model`, and this folder as `adapter`"
         )
     check_name(base)
-    return Source(base, path)
+    return Source(str(gguf_of(base) or base), path)
+
+
+def read_config(model: str) -> Any:
+    """A model's config: a folder's, a hub name's, or as a GGUF file tells it."""
+    from transformers import AutoConfig
+
+    place, how = _place(model)
+    return AutoConfig.from_pretrained(place, **how)
+
+
+def read_tokenizer(model: str) -> Any:
+    """A model's tokenizer. That of a GGUF file begins texts as the file says; where the original
+    model's tokenizer.json lies beside it, that is taken."""
+    from transformers import AutoTokenizer
+
+    place, how = _place(model)
+    if how and (Path(place) / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(place, config=read_config(model))
+    tokenizer = AutoTokenizer.from_pretrained(place, **how)
+    if how:
+        mend_tokenizer(tokenizer, read_metadata(Path(model)), model)
+    return tokenizer
+
+
+def read_model(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:
+    """A model of one of Transformers' auto classes, and the weights that its checkpoint lacks."""
+    place, how = _place(model)
+    if how:
+        options = {**dense_options(), **options, **how}
+    loaded, info = auto.from_pretrained(place, output_loading_info=True, **options)
+    if how:
+        mend_model(loaded, read_metadata(Path(model)), Path(model))
+    return loaded, sorted(info["missing_keys"])
+
+
+def _place(model: str) -> tuple[str, dict[str, Any]]:
+    """What Transformers is to load from, and how."""
+    file = gguf_of(model)
+    return (model, {}) if file is None else (str(file.parent), {"gguf_file": file.name})
 
 
 def check_folder(model: str) -> None:
     """Refuses a path that holds no model; a name on the hub passes."""
     path = Path(model)
+    file = gguf_of(model)
+    if file is not None:
+        check_file(file)
+        return
     looks_like_path = model.startswith((".", "/", "~")) or path.exists()
     if looks_like_path and not (path / "config.json").is_file():
         raise EngineError(
-            f"no model at {model}: expected a folder with config.json, weights and a tokenizer"
+            f"no model at {model}: expected a folder with config.json, weights and a tokenizer, or "
+            "a GGUF file"
         )
     for name in _TEXTS:
         if (path / name).is_file():
@@ -242,9 +298,11 @@ def cannot_load(model: str, error: Exception) -> EngineError:
 
 
 def model_folder(model: str) -> Path:
-    """Where the files of a model lie: the folder itself, or the hub's cache."""
+    """Where a model's files lie: the folder itself, that of a GGUF file, or the hub's cache."""
     if Path(model).is_dir():
         return Path(model)
+    if gguf_of(model) is not None:
+        return Path(model).parent
     from transformers.utils import cached_file
 
     try:
@@ -254,8 +312,8 @@ def model_folder(model: str) -> Path:
 
 
 def own_templates(folder: Path) -> dict[str, str]:
-    """`templates` of an optional rlaif.json in the model's folder."""
-    file = folder / "rlaif.json"
+    """`templates` of an optional rlaif.json in the model's folder, or beside a GGUF file."""
+    file = (folder if folder.is_dir() else folder.parent) / "rlaif.json"
     if not file.is_file():
         return {}
     try:

@@ -32,14 +32,17 @@ _REST = (
 
 
 def folder_fingerprint(*folders: Path) -> str:
-    """The fingerprint of a model folder and, if given, of the adapters put on it."""
+    """The fingerprint of a model folder, or of a GGUF file with the texts that lie beside it, and,
+    if given, of the adapters put on it."""
     memory = _Memory()
     parts = []
     for folder in folders:
-        safe = any(folder.glob("*.safetensors"))
-        weights = _WEIGHTS[:1] if safe else _WEIGHTS
-        files = {p for pattern in (*weights, *_REST) for p in folder.glob(pattern) if p.is_file()}
-        parts.append(sorted((p.name, memory.digest(p)) for p in files))
+        weights: list[tuple[str, str]] = []
+        patterns = (*_WEIGHTS[: 1 if any(folder.glob("*.safetensors")) else None], *_REST)
+        if folder.is_file():
+            weights, patterns, folder = [("gguf", memory.digest(folder))], _REST, folder.parent
+        files = {p for pattern in patterns for p in folder.glob(pattern) if p.is_file()}
+        parts.append(weights + sorted((p.name, memory.digest(p)) for p in files))
     memory.save()
     return content_id("model", parts)
 

@@ -31,6 +31,9 @@ from rlaif.engines.checkpoint import (
     end_tokens,
     loading,
     own_templates,
+    read_config,
+    read_model,
+    read_tokenizer,
     source_of,
 )
 from rlaif.engines.decoding import Row, decode_batch
@@ -522,24 +525,23 @@ def _dtype(dtype: str, device: str) -> torch.dtype:
 
 def _load(source: Source, device: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Model and tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model = source.model
     check_folder(model)
     with loading(model):
-        config = AutoConfig.from_pretrained(model)
+        config = read_config(model)
         check_head(config, model)
         # Transformers' default attention would leave out the soft-capping of scores.
         capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded, missing = read_model(
+            AutoModelForCausalLM,
             model,
             dtype=dtype,
             attn_implementation="eager" if capped else None,
-            output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = read_tokenizer(model)
     check_plain(loaded, model)
-    missing = sorted(info["missing_keys"])
     if missing:
         raise EngineError(
             f"{model}: the weights lack {', '.join(missing[:4])}"

@@ -41,9 +41,12 @@ from rlaif.engines.checkpoint import (
     loading,
     model_folder,
     own_templates,
+    read_config,
+    read_tokenizer,
     source_of,
 )
 from rlaif.engines.fingerprint import folder_fingerprint, run_fingerprint
+from rlaif.engines.gguf import gguf_of
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import common_prefix
 from rlaif.errors import ConfigError, EngineError, missing_extra
@@ -498,13 +501,19 @@ def _device(device: str, sleep_mode: bool) -> str:
 
 def _read(model: str) -> tuple[Any, Any, Any]:
     """Config, generation config and tokenizer."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
+    if gguf_of(model) is not None:
+        raise EngineError(
+            f"the vLLM engine does not load {model}: vLLM reads no GGUF files by itself. Use "
+            "`engine: hf`, or save the model as a Hugging Face folder once, as docs/real-model.md "
+            "shows"
+        )
     check_folder(model)
     with loading(model):
-        config = AutoConfig.from_pretrained(model)
+        config = read_config(model)
         check_head(config, model)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = read_tokenizer(model)
     try:
         generation_config = GenerationConfig.from_pretrained(model)
     except OSError:  # as Transformers does for a model without one

@@ -26,9 +26,13 @@ from rlaif.engines.checkpoint import (
     context_length,
     end_tokens,
     loading,
+    read_config,
+    read_model,
+    read_tokenizer,
     source_of,
 )
 from rlaif.engines.fingerprint import folder_fingerprint
+from rlaif.engines.gguf import gguf_of
 from rlaif.engines.tokens import Encoder
 from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.training.data import RowEncoder, end_of_turn
@@ -160,7 +164,6 @@ def _load(
 ) -> tuple[Loaded, list[str]]:
     """The model without its adapter, and the weights that its checkpoint lacks."""
     import torch
-    from transformers import AutoTokenizer
 
     source = source_of(name, adapter)
     if source.adapter is not None and four_bit:
@@ -170,14 +173,19 @@ def _load(
             "four_bit to false"
         )
     path = source.model
+    if four_bit and gguf_of(path) is not None:
+        raise ConfigError(
+            f"lora.four_bit cannot be had of {path}: a GGUF file's weights are unpacked, and would "
+            "be rounded once more. Set four_bit to false, or give the original model"
+        )
     check_folder(path)
     with quiet(), _whole(), loading(path):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model, info = auto.from_pretrained(
+            tokenizer = read_tokenizer(path)
+            model, missing = read_model(
+                auto,
                 path,
                 dtype=torch.bfloat16 if half else torch.float32,
-                output_loading_info=True,
                 **(_four_bits() if four_bit else {}),
                 **options,
             )
@@ -217,7 +225,7 @@ def _load(
         notes=notes,
         four_bit=four_bit,
     )
-    return loaded, sorted(info["missing_keys"])
+    return loaded, missing
 
 
 @contextmanager
@@ -267,10 +275,8 @@ def _four_bits() -> dict[str, Any]:
 
 
 def _check_labels(path: str, name: str) -> None:
-    from transformers import AutoConfig
-
     with loading(path):
-        config = AutoConfig.from_pretrained(path)
+        config = read_config(path)
     classifier = any("SequenceClassification" in a for a in config.architectures or ())
     if classifier and config.num_labels != 1:
         raise TrainingError(
@@ -447,9 +453,11 @@ def save_model(loaded: Loaded, out: Path, *, lora: bool, merge: bool) -> None:
             tokenizer = _with_pad(loaded)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
+    beside = Path(loaded.source)
+    beside = beside.parent if beside.is_file() else beside  # of a GGUF file
     for name in SIDE_FILES:
-        if (Path(loaded.source) / name).is_file():
-            shutil.copyfile(Path(loaded.source) / name, out / name)
+        if (beside / name).is_file():
+            shutil.copyfile(beside / name, out / name)
 
 
 # What padding tokens are called, and tokens that stand in a vocabulary without a meaning yet.
