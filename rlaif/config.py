@@ -479,6 +479,41 @@ class RewardConfig(TrainConfig):
     """Human pairs on which accuracy and calibration go to `evaluation/reward.json`."""
 
 
+class JudgeTrainConfig(TrainConfig):
+    """A judge that learns labels in its own format (`docs/judges.md`)."""
+
+    model: Annotated[str | None, Place("model")] = None
+    """Causal checkpoint to start from; null takes `judge.model`."""
+    juror: str | None = None
+    """With a jury: the juror to start from, by its name, where `model` is null."""
+    template: Annotated[str | None, Place("template")] = None
+    """A pairwise template, by path or shipped name, whose copy goes with the trained judge; null
+    takes that of the judge where training starts from it, else the model's own or
+    `pairwise/default`."""
+    labels: Literal["own", "preferences", "verdicts"] = "own"
+    """`own`: what is known of the run's pairs, people's labels or the embedded world's truth.
+    `preferences`: the run's labels, by a stronger judge or a jury. `verdicts`: what it said under
+    each principle, both orders averaged, each learnt under that principle."""
+    principles: Literal["all"] | tuple[str, ...] | None = None
+    """Principles to show with labels that are of none: `all`, or ids; null takes
+    `judge.principles`."""
+    draw: int | None = Field(default=1, ge=1)
+    """Draw so many of them for each pair, by `seed`; null shows each pair under all. With `labels:
+    verdicts` each label comes with its own principle, and nothing is drawn."""
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts kept to measure on, before and after."""
+    batch_size: int = Field(default=4, ge=1)
+    """Pairs a device and forward pass, each in both orders."""
+    gradient_accumulation: int = Field(default=2, ge=1)
+    """Batches summed before an optimiser step."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest prompt of the judge in tokens; longer pairs are counted and left out, never cut. Null
+    takes the model's context."""
+    share_prompt: bool = True
+    """Compute what the prompts of a pair have in common once, where the model's attention allows
+    it."""
+
+
 class SFTConfig(TrainConfig):
     """Supervised fine-tuning of `policy.model` on answers, by TRL's trainer."""
 
@@ -764,6 +799,8 @@ class TrainStages(Section):
     limits: LimitsConfig | None = LimitsConfig()
     """Refuse to train on labels that pass one of these; null trains on any."""
 
+    judge: JudgeTrainConfig | None = None
+    """Train a judge on people's labels or a stronger judge's."""
     reward: RewardConfig | None = RewardConfig()
     """Train a reward model."""
     dpo: DPOConfig | None = DPOConfig()

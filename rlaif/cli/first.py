@@ -20,14 +20,16 @@ from rlaif.store import missing_run
 _OF_A_RUN = {
     "label": "nothing to label: run `rlaif sample`, or give --pairs FILE",
     "audit": "run `rlaif label` first", "attack": "run `rlaif label` first",
-    "train_reward": "run `rlaif label` first", "train_dpo": "run `rlaif label` first",
+    "train_reward": "run `rlaif label` first", "train_judge": "give --pairs FILE, with labels",
+    "train_dpo": "run `rlaif label` first",
     "evaluate": "run `rlaif train dpo` first", "best_of_n": "run `rlaif train reward` first",
 }  # fmt: skip
 # The sections of the config that name what a stage reads, beside its judges and the constitution.
 _READS = {
     "sample": ("prompts", "policy"), "read": ("pairs",), "revise": ("prompts", "policy", "revise"),
     "contrast": ("prompts", "policy", "revise"), "train_sft": ("train.sft", "policy"),
-    "train_reward": ("train.reward", "policy"), "train_dpo": ("policy",),
+    "train_reward": ("train.reward", "policy"), "train_judge": ("train.judge", "pairs"),
+    "train_dpo": ("policy",),
     "train_ppo": ("train.ppo", "prompts", "policy"),
     "train_grpo": ("train.grpo", "prompts", "policy"),
     "train_rloo": ("train.rloo", "prompts", "policy"),
@@ -44,6 +46,8 @@ def check(config: Config, stages: Sequence[str]) -> None:
     template, a judge's settings or a reward that cannot be, EngineError for a model's folder.
     """
     hint = _OF_A_RUN.get(stages[0])
+    if stages[0] == "train_judge" and config.pairs is not None:
+        hint = None  # it reads them
     if hint is not None and not os.path.lexists(config.out):
         raise missing_run(Path(config.out), hint)
     constitution = Constitution.load(config.constitution)
@@ -74,6 +78,8 @@ def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingConfig]:
     for stage in stages:
         section = live.get(stage)
         asks = stage in ("label", "attack", "train_online_dpo")
+        if stage == "train_judge" and train.judge is not None:
+            asks = train.judge.model is None
         asks = asks or (section is not None and section.reward == "judge")
         if stage == "train_ppo" and train.ppo is not None:
             asks = asks or train.ppo.held_out is not None

@@ -67,6 +67,10 @@ SETTINGS = {
         "`auto`: ours for a model without a chat template.", "judge.examples",
     ),
     "model": Setting(str, "MODEL", "Checkpoint to start from; the policy's unless given."),
+    "labels": Setting(
+        str, "NAME", "What is learnt: the pairs' `own` labels, or the run's `preferences` or "
+        "`verdicts`.",
+    ),
     "data": Setting(
         str, "FILE", "Rows with `messages`, or `prompt` and `completion`; or `best`.",
         "train.sft.data",

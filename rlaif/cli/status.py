@@ -126,12 +126,12 @@ def _next(
         return label
     if stopped:
         return lineage.command(stopped[0], store)
-    trained = ("reward", "sft", "dpo", "ppo", "grpo", "rloo", "online_dpo")
+    trained = ("judge", "reward", "sft", "dpo", "ppo", "grpo", "rloo", "online_dpo")
     wanted = [name.replace("_", "-") for name in trained if getattr(config.train, name)]
     for name in wanted:
         if lineage.model(name) not in made:
             return f"rlaif train {name}{out}"
-    policies = [name for name in wanted if name != "reward"]
+    policies = [name for name in wanted if name not in ("judge", "reward")]
     if policies and not lineage.present(store, lineage.EVALUATION):
         return f"rlaif eval winrate{out}"
     shown = _shown(store)

@@ -50,6 +50,8 @@ def run(config: Config) -> None:
 
     first = stages.sample if config.pairs is None else stages.read
     steps = [first, stages.label, audit]
+    if config.train.judge:
+        steps.append(stages.train_judge)
     if config.train.reward:
         steps.append(stages.train_reward)
     policies = {

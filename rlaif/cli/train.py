@@ -30,6 +30,25 @@ def train_sft(config: Config) -> None:
     execute(config, stages.train_sft, together=True)
 
 
+@app.command("judge")
+@on_a_run(
+    "pairs", "format", "constitution", "judge",
+    column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad",
+    model="train.judge.model", labels="train.judge.labels", seed="train.judge.seed",
+    section="judge",
+)  # fmt: skip
+def train_judge(config: Config) -> None:
+    """Train a judge on labelled pairs, to label with by `--judge RUN/models/judge`.
+
+    Example: rlaif train judge --pairs pairs.jsonl.gz --judge Qwen/Qwen3-0.6B --out runs/judge
+
+    Example: rlaif train judge --model Qwen/Qwen3-0.6B --labels verdicts --out runs/labelled
+    """
+    from rlaif import stages
+
+    execute(config, stages.train_judge, together=True)
+
+
 @app.command("reward")
 @on_a_run(
     model="train.reward.model", seed="train.reward.seed",

@@ -28,6 +28,7 @@ from rlaif.hub import check_name
 from rlaif.resources import model_path
 
 ADAPTER = "adapter_config.json"
+OWN = "rlaif.json"  # what a folder says to this project beside Transformers' files
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,18 +312,37 @@ def model_folder(model: str) -> Path:
         raise cannot_load(model, error) from error
 
 
-def own_templates(folder: Path) -> dict[str, str]:
-    """`templates` of an optional rlaif.json in the model's folder, or beside a GGUF file."""
-    file = (folder if folder.is_dir() else folder.parent) / "rlaif.json"
-    if not file.is_file():
-        return {}
-    try:
-        templates = json.loads(file.read_text("utf-8"))["templates"]
-        return {str(k): str(v) for k, v in templates.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise EngineError(
-            f'{file}: expected {{"templates": {{"pairwise": "pairwise/tiny"}}}}, got {error!r}'
-        ) from error
+def own_templates(*folders: Path) -> dict[str, str]:
+    """`templates` of an optional rlaif.json in the model's folder, beside its GGUF file, or in its
+    adapter's folder. One that names a file of that folder is the file; others are shipped names or
+    paths."""
+    found: dict[str, str] = {}
+    for folder in map(_folder_of, folders):
+        file = folder / OWN
+        if not file.is_file():
+            continue
+        try:
+            templates = json.loads(file.read_text("utf-8"))["templates"]
+            given = {str(k): str(v) for k, v in templates.items()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise EngineError(
+                f'{file}: expected {{"templates": {{"pairwise": "pairwise/tiny"}}}}, got {error!r}'
+            ) from error
+        beside = {k: str(folder / v) for k, v in given.items() if (folder / v).is_file()}
+        found |= {**given, **beside}
+    return found
+
+
+def own_files(folder: Path) -> list[Path]:
+    """rlaif.json and the templates beside it that it names: what goes with a copy of the model."""
+    folder = _folder_of(folder)
+    beside = [Path(t) for t in own_templates(folder).values() if Path(t).parent == folder]
+    return [folder / OWN, *dict.fromkeys(beside)] if (folder / OWN).is_file() else []
+
+
+def _folder_of(model: Path) -> Path:
+    """A model's folder, or that of its GGUF file."""
+    return model.parent if model.is_file() else model
 
 
 def context_length(config: Any, tokenizer: Any) -> int:

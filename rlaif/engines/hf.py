@@ -90,7 +90,7 @@ class HFEngine(Watched):
         folders = source.folders()
         self._fingerprint: str | None = folder_fingerprint(*folders)
         self._in_memory = False
-        self.templates = own_templates(folders[0])
+        self.templates = own_templates(*folders)
 
     @classmethod
     def from_loaded(

@@ -143,7 +143,7 @@ class VLLMEngine:
         self._folder = model_folder(path)
         self._loaded_fingerprint = folder_fingerprint(*source.folders())
         self._fingerprint = self._loaded_fingerprint
-        self.templates = own_templates(self._folder)
+        self.templates = own_templates(*source.folders())
 
     def _start(self, path: str, settings: dict[str, Any]) -> Any:
         try:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rlaif.errors import DataError
 from rlaif.intervals import (
-    Clusters,
-    Floats,
     Interval,
     as_floats,
     bootstrap,
@@ -35,8 +33,10 @@ from rlaif.training.calibration import (
     fit_temperature,
     same_length,
 )
+from rlaif.training.slots import LEANS, leaning, picks_first_slot, same_slot, slot_intervals
 
 __all__ = [
+    "LEANS",
     "Interval",
     "LabelQuality",
     "Temperature",
@@ -108,47 +108,6 @@ def position_bias(shown_first: ArrayLike, shown_second: ArrayLike) -> dict[str, 
     return counts.rates()
 
 
-def slot_intervals(
-    shown_first: ArrayLike, shown_second: ArrayLike, clusters: Clusters | None = None
-) -> dict[str, Interval]:
-    """The rates of `position_bias` with intervals over clusters; `first_slot_share` only where a
-    slot won in both orders, with their number as n."""
-    one = _picks_first_slot(as_floats(shown_first, "shown_first"))
-    two = _picks_first_slot(1 - as_floats(shown_second, "shown_second"))
-    same = _same_slot(one, two)
-    found = {
-        "same_slot_rate": share(same, clusters),
-        "swap_consistency": share(1 - same, clusters),
-        "says_first": share((one + two) / 2, clusters),
-    }
-    stuck = np.flatnonzero(same)
-    if stuck.size:
-        names = stuck.tolist() if clusters is None else [clusters[i] for i in stuck.tolist()]
-        first = (one * two)[stuck] / same[stuck]
-        found["first_slot_share"] = share(first, names, weights=same[stuck])
-    return found
-
-
-def _same_slot(one: Floats, two: Floats) -> Floats:
-    """How surely the same slot won in both orders: 1, 0, or ½ where an order picked both."""
-    return one * two + (1 - one) * (1 - two)
-
-
-LEANS = 0.1  # |p − ½| from which a judge has an opinion
-
-
-def leaning(
-    shown_first: ArrayLike, shown_second: ArrayLike, margin: float = LEANS
-) -> NDArray[np.bool_]:
-    """The questions, (N,) of bool, on which a judge leans by `margin` in one order or the other.
-
-    Of the rest nothing can be said about a slot: a principle that does not apply comes out near ½,
-    and which side of ½ is noise. A judge that only likes a slot leans in both orders, and counts.
-    """
-    one, two = as_floats(shown_first, "shown_first"), as_floats(shown_second, "shown_second")
-    return np.asarray(np.maximum(np.abs(one - 0.5), np.abs(two - 0.5)) >= margin, dtype=bool)
-
-
 @dataclass(slots=True)
 class _SlotCounts:
     """Questions by the slots that won, a probability of ½ being half a win of each."""
@@ -159,8 +118,8 @@ class _SlotCounts:
     first: float = 0.0
 
     def add(self, shown_first: ArrayLike, shown_second: ArrayLike) -> None:
-        one = _picks_first_slot(as_floats(shown_first, "shown_first"))
-        two = _picks_first_slot(1 - as_floats(shown_second, "shown_second"))
+        one = picks_first_slot(as_floats(shown_first, "shown_first"))
+        two = picks_first_slot(1 - as_floats(shown_second, "shown_second"))
         same_length(one, two)
         self.n += len(one)
         self.both_first += float((one * two).sum())
@@ -175,10 +134,6 @@ class _SlotCounts:
             "first_slot_share": self.both_first / self.n / same if same else 0.5,
             "says_first": self.first / (2 * self.n),
         }
-
-
-def _picks_first_slot(p: Floats) -> Floats:
-    return np.where(p == 0.5, 0.5, (p > 0.5).astype(np.float64))
 
 
 Truth = Callable[[Pair], float | None]
@@ -246,7 +201,7 @@ class LabelQuality:
             for counts in (self._slots, self._by_principle[principle]):
                 counts.add(*orders[clear].T)
             first, second = orders[clear, 0], orders[clear, 1]
-            same = _same_slot(_picks_first_slot(first), _picks_first_slot(1 - second))
+            same = same_slot(picks_first_slot(first), picks_first_slot(1 - second))
             for i, x in zip(np.flatnonzero(clear).tolist(), same.tolist(), strict=True):
                 agree[both[i][0]].append(1 - x)
         for pair_id, found in agree.items():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rlaif.stages.inputs import sampling_of as sampling_of
     from rlaif.stages.inputs import tiny_target as tiny_target
     from rlaif.stages.inputs import truth as truth
+    from rlaif.stages.judge import train_judge as train_judge
     from rlaif.stages.jury import READ_PAIRS as READ_PAIRS
     from rlaif.stages.labelling import current_verdicts as current_verdicts
     from rlaif.stages.labelling import label as label
@@ -97,6 +98,7 @@ _HOME = {
     "tiny_target": "inputs",
     "train_dpo": "learning",
     "train_grpo": "online",
+    "train_judge": "judge",
     "train_online_dpo": "online",
     "train_ppo": "ppo",
     "train_reward": "learning",

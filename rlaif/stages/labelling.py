@@ -24,6 +24,7 @@ from rlaif.stages.lists import require_short_lists
 from rlaif.stages.origins import pair_ids, record_inputs, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+from rlaif.stages.trained_on import tell_learnt
 from rlaif.store import RunStore, write_json
 
 
@@ -89,6 +90,8 @@ def label(run: Run) -> None:
         _tell_jury(run, jurors)
     write_json(store.path("evaluation", "labels.json"), found)
     _warn_of_mass(run, found["mass_under_half"])
+    if found["gold_agreement"] is not None:
+        tell_learnt(run, [juror.section for juror in panel.jurors])
     run.store.update_manifest("judge", panel.about())
     finish(run, "label", clock, {
         "rows": quality.verdicts, "new_rows": panel.new_rows, "abstained": dict(quality.reasons),

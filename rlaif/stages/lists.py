@@ -70,5 +70,5 @@ def _own_template(section: JudgingConfig) -> str:
     found: dict[str, str] = {}
     if section.engine != "http":
         with suppress(EngineError):  # no such model: its engine will say so
-            found = own_templates(source_of(section.model, section.adapter).folders()[0])
+            found = own_templates(*source_of(section.model, section.adapter).folders())
     return found.get("listwise", "listwise/default")

@@ -113,6 +113,12 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
             return {lineage.LABELS: (lineage.PAIRS, *judged)}
         case "audit":
             return {lineage.AUDIT: (lineage.LABELS,)}
+        case "judge":
+            given = train.judge
+            own = given is None or given.labels == "own"
+            start = [] if given is not None and given.model is not None else ["judge"]
+            labels = (lineage.PAIRS, "principles") if own else (lineage.LABELS,)
+            return {lineage.model(stage): (*labels, *start)}
         case "reward" | "dpo":
             return {lineage.model(stage): (lineage.LABELS, "policy")}
         case "sft":
@@ -125,7 +131,8 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
             return {lineage.model(stage): (*more, "prompts", "policy")}
         case "evaluate":
             models = (k for k in lineage.contents(run.store) if k.startswith("models/"))
-            trained = [name for name in models if name != lineage.model("reward")]
+            others = (lineage.model("judge"), lineage.model("reward"))
+            trained = [name for name in models if name not in others]
             asked = judged if run.config.evaluate.winrate else ()
             return {lineage.EVALUATION: (*trained, "policy", "evaluate", *asked)}
         case "best-of-n":

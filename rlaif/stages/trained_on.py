@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from rlaif.config import EngineConfig
 from rlaif.errors import DataError
 from rlaif.files import read_bytes, read_object
 from rlaif.records import Prompt
@@ -67,6 +68,23 @@ def prompts_of_models(run: Run, models: Iterable[Path]) -> dict[str, set[str]]:
                 "trains nothing again"
             )
     return found
+
+
+def tell_learnt(run: Run, judges: Iterable[EngineConfig]) -> None:
+    """Warns where judges have learnt from prompts of the run's own pairs: what is known of these
+    they may have been told, so agreeing with it proves nothing."""
+    for name in dict.fromkeys(str(part) for j in judges for part in (j.model, j.adapter) if part):
+        learnt = prompts_of(Path(name)) if Path(name).is_dir() else None
+        if not learnt:
+            continue
+        batches = run.store.table("pairs").iter_batches()
+        seen = [pair.prompt.id in learnt for batch in batches for pair in batch]
+        if any(seen):
+            run.reporter.warn(
+                f"the judge {name} has learnt from the prompts of {sum(seen):,} of the "
+                f"{len(seen):,} pairs: that it agrees with what is known of them says nothing of "
+                "other prompts"
+            )
 
 
 def _key(folder: Path) -> str:

@@ -10,22 +10,48 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from rlaif.engines.tokens import Encoder, Ids
+from rlaif.engines.trie import Ints
 from rlaif.errors import TrainingError
-from rlaif.records import Preference, Prompt, content_id
+from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.templates import Rendered, RenderedMessage, Segment
 
 # Why a row cannot be trained on. Rows are refused by name and counted, never cut.
-Refusal = Literal["too_long", "empty_response", "identical", "cut"]
+Refusal = Literal["too_long", "empty_response", "empty_prompt", "identical", "cut"]
 Cut = Collection[tuple[str, str]]  # (prompt id, text) of completions that had no end
 # The tokens that completions were sampled as, by (prompt id, text); see `Completion.ids`.
 Sampled = Mapping[tuple[str, str], Sequence[int]]
 _STOPS = 64  # tokens that a stop string may stand in
 _CHUNK = 8  # steps that are sorted by length together: less padding, still a fresh mix every epoch
+
+
+class Trainable(Protocol):
+    """What a step of training is made of."""
+
+    @property
+    def length(self) -> int:
+        """Tokens to compute for it."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """What its loss counts for in the mean of a step."""
+        ...
+
+
+class OfAPair(Protocol):
+    """What is known of a pair: a preference, a question to a judge."""
+
+    @property
+    def pair(self) -> Pair: ...
+
+
+R = TypeVar("R", bound=Trainable)
+P = TypeVar("P", bound=OfAPair)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +99,7 @@ class RowEncoder:
     """
 
     def __init__(self, encoder: Encoder, end: int, ends: Collection[int] = ()) -> None:
-        self._encoder, self.end = encoder, end
+        self.encoder, self.end = encoder, end
         self._end = np.array([end], np.int32)
         self._ends = frozenset((end, *ends))
 
@@ -88,7 +114,7 @@ class RowEncoder:
         turn open, for engines and here: the completion goes on in that turn, and no template's
         tokens come between the two.
         """
-        before = self._encoder.prompt(Rendered.chat(prompt.messages))
+        before = self.encoder.prompt(Rendered.chat(prompt.messages))
         if len(ids) and (kept := self._sampled(text, ids)) is not None:
             if ended and kept[-1:] and kept[-1] in self._ends:
                 return before, np.array(kept, np.int32)
@@ -97,7 +123,7 @@ class RowEncoder:
         said: tuple[Segment, ...] = (Segment(text, True, own=True),)
         if asked and asked[-1].role == "assistant":
             asked, said = asked[:-1], (*asked[-1].segments, *said)
-        whole = self._encoder.prompt(Rendered((*asked, RenderedMessage("assistant", said))))
+        whole = self.encoder.prompt(Rendered((*asked, RenderedMessage("assistant", said))))
         # A tokenizer of words takes a space at the prompt's end over to the completion's first
         # word: the completion starts where the two part.
         shared = min(len(before), len(whole))
@@ -111,11 +137,11 @@ class RowEncoder:
 
         An end token among them, the last, stays.
         """
-        if not all(0 <= i < len(self._encoder.tokenizer) for i in ids):
+        if not all(0 <= i < len(self.encoder.tokenizer) for i in ids):
             return None
         for n in range(len(ids), max(-1, len(ids) - _STOPS), -1):
-            found = self._encoder.decode(ids[:n])
-            if self._encoder.transcript:
+            found = self.encoder.decode(ids[:n])
+            if self.encoder.transcript:
                 found = found.removeprefix(" ")
             if found == text:
                 return list(ids[:n])
@@ -231,18 +257,16 @@ def weigh_by_prompt(rows: Sequence[Row]) -> list[Row]:
     return [replace(row, weight=w) for row, w in zip(rows, weights, strict=True)]
 
 
-def split_by_prompt(
-    preferences: Sequence[Preference], share: float, seed: int
-) -> tuple[list[Preference], list[Preference]]:
+def split_by_prompt(rows: Sequence[P], share: float, seed: int) -> tuple[list[P], list[P]]:
     """(training, held out): no prompt is on both sides. Stable when other prompts come and go."""
     if not 0 <= share < 1:
         raise TrainingError(f"held_out must be a share in [0, 1), got {share}")
-    ids = {p.pair.prompt.id for p in preferences}
+    ids = {row.pair.prompt.id for row in rows}
     order = sorted(ids, key=lambda prompt_id: content_id("held out", seed, prompt_id))
     n = round(share * len(ids)) if len(ids) > 1 else 0
     out = set(order[: min(max(n, 1), len(ids) - 1)] if share else ())
-    kept = [p for p in preferences if p.pair.prompt.id not in out]
-    return kept, [p for p in preferences if p.pair.prompt.id in out]
+    kept = [row for row in rows if row.pair.prompt.id not in out]
+    return kept, [row for row in rows if row.pair.prompt.id in out]
 
 
 def by_prompt(rows: Sequence[Row]) -> list[list[int]]:
@@ -279,16 +303,16 @@ def plan_steps(
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Generic[R]):
     """A map-style data set whose items are the micro-batches of one process, in training order.
 
     A step is cut into `parts` micro-batches for each of `world` processes. `collate(rows, total)`
     makes the tensors; `total` is the weight of the whole step, over which the loss is averaged.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[R]
     steps: Sequence[Sequence[Sequence[int]]]
-    collate: Callable[[Sequence[Row], float], dict[str, Any]]
+    collate: Callable[[Sequence[R], float], dict[str, Any]]
     parts: int = 1
     world: int = 1
     rank: int = 0
@@ -309,7 +333,7 @@ class Plan:
         total = sum(self.rows[j].weight for element in step for j in element)
         return self.collate(self.rows_of(i), total)
 
-    def rows_of(self, i: int) -> list[Row]:
+    def rows_of(self, i: int) -> list[R]:
         """The rows of this process's i-th micro-batch."""
         step = self.steps[i // self.parts]
         pieces = np.array_split(np.arange(len(step)), self.parts * self.world)
@@ -331,7 +355,7 @@ def token_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def pad(sequences: Sequence[Ids], filler: int) -> tuple[Any, Any]:
+def pad(sequences: Sequence[Ints], filler: int) -> tuple[Any, Any]:
     """Right-padded ids (B, T) and attention mask (B, T). The mask alone says what is real."""
     import torch
 

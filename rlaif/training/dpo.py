@@ -242,7 +242,7 @@ def collator(
 
 
 def reference_logprobs(
-    loaded: Loaded, plan: Plan, out: Path, epochs: int = 1, bf16: bool = False
+    loaded: Loaded, plan: Plan[Row], out: Path, epochs: int = 1, bf16: bool = False
 ) -> Reference:
     """log π_ref of every pair, read from `out` if an earlier start left it there.
 

@@ -38,7 +38,7 @@ from rlaif.training.checkpoints import (
     step_of,
     steps_from,
 )
-from rlaif.training.data import Plan, Row, plan_steps
+from rlaif.training.data import Plan, R, plan_steps
 from rlaif.training.models import Loaded, empty_copy, fill, fingerprint_of, quiet, write_json
 from rlaif.training.processes import PATIENCE, rank, spread
 from rlaif.training.settings import LoopSettings, Tracker
@@ -53,9 +53,9 @@ FILES = "files.json"  # the sizes of a finished model's files
 
 def run_loop(
     loaded: Loaded,
-    rows: Sequence[Row],
+    rows: Sequence[R],
     elements: Sequence[Sequence[int]],
-    collate: Callable[[Sequence[Row], float], dict[str, Any]],
+    collate: Callable[[Sequence[R], float], dict[str, Any]],
     pair_loss: PairLoss,
     settings: LoopSettings,
     arguments: TrainingArguments,
@@ -84,12 +84,12 @@ def run_loop(
 
 
 def make_plan(
-    rows: Sequence[Row],
+    rows: Sequence[R],
     elements: Sequence[Sequence[int]],
-    collate: Callable[[Sequence[Row], float], dict[str, Any]],
+    collate: Callable[[Sequence[R], float], dict[str, Any]],
     settings: LoopSettings,
     arguments: TrainingArguments,
-) -> Plan:
+) -> Plan[R]:
     """The micro-batches of this process, epoch after epoch, as `run_loop` goes through them."""
     parts, world = settings.gradient_accumulation, arguments.world_size
     steps = plan_steps(
@@ -163,7 +163,7 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         self,
         model: Any,
         arguments: TrainingArguments,
-        plan: Plan,
+        plan: Plan[Any],
         pair_loss: PairLoss,
         journal: Journal,
     ) -> None:

@@ -172,3 +172,28 @@ class _TokenLogprobs(torch.autograd.Function):
         g = gradients[0].unsqueeze(-1) / ctx.temperature
         table = (heat - total.unsqueeze(-1)).exp_().mul_(-g)
         return table.scatter_add_(-1, tokens.unsqueeze(-1), g), None, None
+
+
+def soft_cross_entropy(logprobs: Tensor, target: Tensor) -> Tensor:
+    """−Σ_k target_k log P_k, (N,), from log P and target (N, K); 0 log P is 0.
+
+    Where P need not sum to 1 over the K, as the options of a judge do not over all that it could
+    say, the least of it, the target's entropy, is reached at P = target alone.
+    """
+    return -torch.where(target > 0, target * logprobs, 0.0).sum(-1)
+
+
+def exclusive_logprobs(logprobs: Tensor, begins: Tensor) -> Tensor:
+    """Log-probabilities (N, K) of options as events that exclude one another.
+
+    `begins` (K, K) says which option's tokens begin which other's: P(going on with "1") counts "10"
+    too, which is taken out, as `engines.tokens.exclusive` does.
+    """
+    out = list(logprobs.unbind(-1))
+    inside = begins.tolist()
+    for i in sorted(range(len(out)), key=lambda i: sum(inside[i])):  # longest first
+        longer = [out[j] for j, begun in enumerate(inside[i]) if begun]
+        if longer:
+            rest = 1 - (torch.stack(longer) - logprobs[..., i]).exp().sum(0)
+            out[i] = logprobs[..., i] + rest.clamp_min(1e-7).log()
+    return torch.stack(out, -1)

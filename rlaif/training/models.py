@@ -26,6 +26,7 @@ from rlaif.engines.checkpoint import (
     context_length,
     end_tokens,
     loading,
+    own_files,
     read_config,
     read_model,
     read_tokenizer,
@@ -38,7 +39,6 @@ from rlaif.errors import ConfigError, TrainingError, require_finite_fields
 from rlaif.training.data import RowEncoder, end_of_turn
 
 Kind = Literal["policy", "reward"]
-SIDE_FILES = ("rlaif.json",)  # what our own model folders carry beside Transformers' files
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,11 +453,8 @@ def save_model(loaded: Loaded, out: Path, *, lora: bool, merge: bool) -> None:
             tokenizer = _with_pad(loaded)
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
-    beside = Path(loaded.source)
-    beside = beside.parent if beside.is_file() else beside  # of a GGUF file
-    for name in SIDE_FILES:
-        if (beside / name).is_file():
-            shutil.copyfile(beside / name, out / name)
+    for file in own_files(Path(loaded.source)):
+        shutil.copyfile(file, out / file.name)
 
 
 # What padding tokens are called, and tokens that stand in a vocabulary without a meaning yet.

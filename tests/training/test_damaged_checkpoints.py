@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_models import make_preferences
 
+from rlaif.constitution import Principle
 from rlaif.errors import RlaifError, TrainingError
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.stages.run import is_finished
@@ -21,6 +22,7 @@ from rlaif.training.before import bring_back, set_aside
 from rlaif.training.checkpoints import SEAL
 from rlaif.training.dpo import train_dpo
 from rlaif.training.group import GroupSettings, train_group
+from rlaif.training.judge import Question, train_judge
 from rlaif.training.loop import Journal
 from rlaif.training.models import load_policy, save_model
 from rlaif.training.online_dpo import OnlineDPOSettings, train_online_dpo
@@ -75,7 +77,16 @@ def online_dpo(model: str, out: Path, **more: Any) -> Any:
     return train_online_dpo(PROMPTS, model, out, longer, "key", settings, device="cpu", **more)
 
 
-TRAINERS: dict[str, Train] = {f.__name__: f for f in (dpo, reward, sft, ppo, grpo, online_dpo)}
+def judge(model: str, out: Path, **more: Any) -> Any:
+    asked = Principle(id="p", compare="red")
+    rows = [Question(p.pair, asked, p.p_first) for p in make_preferences(48)]
+    settings = {**PAIRS, "held_out": 0, "template": "pairwise/tiny"}
+    return train_judge(rows, model, out, **settings, **more)
+
+
+TRAINERS: dict[str, Train] = {
+    f.__name__: f for f in (dpo, reward, sft, ppo, grpo, online_dpo, judge)
+}
 
 
 class Stopped(Exception):

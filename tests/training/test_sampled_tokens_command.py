@@ -36,7 +36,7 @@ class Silent:
 
 def test_the_stages_train_on_the_ids_of_the_store(tmp_path: Path) -> None:
     loaded = load_policy("tiny")
-    tokenizer, encoder = loaded.tokenizer, loaded.encoder._encoder
+    tokenizer, encoder = loaded.tokenizer, loaded.encoder.encoder
     prompts = [Prompt.user(p.text) for p in tiny.prompts("train", limit=2)]
     texts = ("I can help you with that.", "I do not know.")
 

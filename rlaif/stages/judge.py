@@ -1,0 +1,234 @@
+"""labelled pairs → a judge that has learnt them."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlaif import lineage
+from rlaif.config import JudgeTrainConfig, JudgingConfig
+from rlaif.constitution import Principle, require
+from rlaif.errors import ConfigError, DataError
+from rlaif.judges.base import Principles
+from rlaif.judges.draw import Draw
+from rlaif.stages.audit import require_fit
+from rlaif.stages.inputs import truth
+from rlaif.stages.labelling import read
+from rlaif.stages.learning import lora_of
+from rlaif.stages.origins import tell_stale
+from rlaif.stages.record import finish
+from rlaif.stages.run import Run
+from rlaif.stages.trained_on import record_prompts
+
+if TYPE_CHECKING:
+    from rlaif.training.judge import Question
+
+NAME = "judge"
+_OWN = {"labels", "principles", "draw", "juror", "model", "template", "lora"}  # the stage's options
+
+
+def train_judge(run: Run) -> None:
+    """labelled pairs → models/judge."""
+    from rlaif.training.data import split_by_prompt
+    from rlaif.training.judge import train_judge as fit
+
+    clock, config = time.monotonic(), run.config.train.judge
+    if config is None:
+        raise ConfigError("train.judge is null in this config: give it settings, or {}")
+    start, template = _start(run, config)
+    questions = _questions(run, config)
+    options = config.model_dump(exclude=_OWN)
+    steps_now = 0
+    with run.reporter.progress(f"train {NAME}", None) as progress:
+
+        def on_log(row: Mapping[str, Any]) -> None:
+            nonlocal steps_now
+            steps_now += 1
+            progress(row["step"], row["total_steps"])
+
+        metrics = fit(
+            questions, start.model, run.store.path("models", NAME), template=template,
+            adapter=start.adapter, device=start.device, lora=lora_of(config.lora),
+            log_to=run.config.train.log_to, on_log=on_log, progress=run.reporter.progress,
+            **options,
+        ).metrics  # fmt: skip
+    learnt, _ = split_by_prompt(questions, config.held_out, config.seed)
+    began = [name for name in (start.model, start.adapter) if name and Path(name).is_dir()]
+    record_prompts(run, NAME, (q.pair.prompt for q in learnt), *began)
+    _tell(run, metrics)
+    refused = {reason: found["n"] for reason, found in metrics["refused"].items()}
+    finish(run, NAME, clock, {
+        "rows": metrics["pairs"], "new_rows": metrics["pairs"] if steps_now else 0,
+        "steps": metrics["steps"], "model": start.model, "labels": config.labels,
+        "rejected_rows": refused,
+    })  # fmt: skip
+
+
+def _start(run: Run, config: JudgeTrainConfig) -> tuple[JudgingConfig, str | None]:
+    """The model to start from with its adapter and device, and the template to learn with."""
+    judge: JudgingConfig = run.config.judge
+    if config.model is not None:
+        if config.juror is not None:
+            raise ConfigError("train.judge: model and juror both name where to start: give one")
+        fresh = JudgingConfig(model=config.model, device=judge.device)
+        return fresh, config.template
+    jury = {juror.name: juror for juror in run.config.jury}
+    if config.juror is not None and config.juror not in jury:
+        among = f"the jurors are {', '.join(jury)}" if jury else "this run has no jury"
+        raise ConfigError(f"train.judge.juror: there is no '{config.juror}': {among}")
+    if jury and config.juror is None:
+        raise ConfigError(
+            f"this run has a jury ({', '.join(jury)}): name the juror to train, as --set "
+            f"train.judge.juror={next(iter(jury))}, or a model, as --model MODEL"
+        )
+    found = jury[config.juror] if config.juror is not None else judge
+    if found.engine == "http":
+        raise ConfigError(
+            f"the judge {found.model} is on a server, whose weights cannot be trained: name a "
+            "folder or a model of the hub, as --model MODEL"
+        )
+    pairwise = found.method in ("pairwise", "adaptive")  # the others' templates ask otherwise
+    return found, config.template or (found.template if pairwise else None)
+
+
+# ------------------------------------------------------------------------------------- the labels
+
+
+def _questions(run: Run, config: JudgeTrainConfig) -> list[Question]:
+    left: Counter[str] = Counter()
+    if config.labels == "own":
+        found = _known(run, config, left)
+    else:
+        found = _judged(run, config, left)
+    for why, n in left.items():
+        run.reporter.warn(f"{n:,} {why}")
+    return found
+
+
+def _known(run: Run, config: JudgeTrainConfig, left: Counter[str]) -> list[Question]:
+    """The pairs of which it is known which side is better, each under its principles."""
+    from rlaif.training.judge import Question
+    from rlaif.training.processes import wait
+
+    if run.config.pairs is not None:
+        if run.main:
+            read(run)
+        wait()
+    known, shown, total = truth(run), _shown(run, config), 0
+    found = []
+    for batch in run.store.table("pairs").iter_batches():
+        for pair in batch:
+            total += 1
+            p = known(pair)
+            if p is None:
+                left["pairs without a label, not trained on"] += 1
+                continue
+            found += [Question(pair, principle, p) for principle in shown(pair)]
+    if not found:
+        raise DataError(
+            f"{run.store.root}: "
+            + (f"none of its {total:,} pairs has a label of its own" if total else "no pairs")
+            + ". Labels come with pairs that people compared (--pairs FILE: hh, hhh, TRL's, "
+            "docs/data.md lists the formats), or from the judge or jury that labelled this run: "
+            "--labels preferences, or --labels verdicts"
+        )
+    return found
+
+
+def _judged(run: Run, config: JudgeTrainConfig, left: Counter[str]) -> list[Question]:
+    """What the run's judge or jury said of the pairs: in all, or under each principle."""
+    from rlaif.training.judge import Question
+
+    preferences = run.store.table("preferences").read()
+    if not preferences:
+        raise DataError(
+            f"{run.store.root}: no labels of a judge to learn from: run `rlaif label` with a "
+            "stronger one first, or learn what is known of the pairs, by --labels own"
+        )
+    tell_stale(run, lineage.LABELS)
+    require_fit(run, preferences)
+    shown = _shown(run, config)
+    by_id = {p.id: p for p in run.principles()}
+    found = []
+    for row in preferences:
+        if row.p_first is None:
+            left["pairs not trained on: their labels are abstentions"] += 1
+        elif config.labels == "preferences":
+            found += [Question(row.pair, principle, row.p_first) for principle in shown(row.pair)]
+        for name, p in zip(row.principles, row.p_principles, strict=True):
+            if config.labels == "verdicts" and name in by_id:
+                found.append(Question(row.pair, by_id[name], p))
+    if not found:
+        raise DataError(
+            f"{run.store.root}: none of its {len(preferences):,} labels can be learnt: the judge "
+            "abstained, or its principles are no longer in the constitution"
+        )
+    return found
+
+
+def _shown(run: Run, config: JudgeTrainConfig) -> Any:
+    """The principles that a pair is shown under."""
+    every: tuple[Principle, ...] = run.principles()
+    if config.principles is not None:
+        named = config.principles
+        whole = run.constitution
+        every = whole.principles if named == "all" else whole.select(named)
+    require(every, "label")
+    if config.draw is None:
+        return lambda _: every
+    drawn: Principles = Draw(every, min(config.draw, len(every)), seed=config.seed)
+    return drawn
+
+
+# ------------------------------------------------------------------------------------- what is told
+
+
+def _tell(run: Run, metrics: Mapping[str, Any]) -> None:
+    tokens = metrics["tokens"]
+    run.reporter.say(
+        f"{NAME}: {metrics['pairs']:,} pairs, {metrics['questions']:,} questions in both orders, "
+        f"{metrics['steps']:,} steps; {tokens['computed']:,} of {tokens['submitted']:,} tokens an "
+        f"epoch computed; loss {metrics['loss']:.3f} nats in the last epoch"
+    )
+    held_out = metrics.get("held_out") or {}
+    if "after" in held_out:
+        run.reporter.say(
+            f"on {held_out['prompts']:,} held-out prompts, {held_out['questions']:,} questions:\n"
+            + "\n".join(_compared(held_out))
+        )
+    if held_out.get("unanswered"):
+        run.reporter.warn(f"{held_out['unanswered']:,} held-out questions could not be measured")
+    for note in metrics["notes"]:
+        run.reporter.warn(note)
+    for reason, found in metrics["refused"].items():
+        run.reporter.warn(f"{found['n']:,} questions left out: {reason} (ids in metrics.json)")
+
+
+_ROWS = {
+    "accuracy": "agrees with the labels", "swap_consistency": "both orders prefer one response",
+    "says_first": "says what stands first", "ece": "calibration error (ECE)",
+    "log_loss": "log loss, nats", "label_mass": "label mass",
+}  # fmt: skip
+
+
+def _compared(held_out: Mapping[str, Any]) -> list[str]:
+    """The table of before and after, with 95 % intervals over prompts."""
+
+    def told(when: str, name: str) -> str:
+        found = held_out[when]["intervals"].get(name)
+        if found is None:
+            return "–"
+        return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+    rows = [("", "before", "after")]
+    rows += [(text, told("before", name), told("after", name)) for name, text in _ROWS.items()]
+    lines = [f"  {a:<32} {b:<23} {c}".rstrip() for a, b, c in rows]
+    gain = held_out.get("gain")
+    if gain is not None:
+        lines.append(
+            f"  agreement rose by {gain['value']:z.3f} [{gain['low']:z.3f}, {gain['high']:z.3f}]"
+        )
+    return lines
