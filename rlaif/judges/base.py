@@ -85,7 +85,6 @@ class EngineJudge(ABC):
 
     `template`: a path or shipped name; None takes the model's own, else `METHOD/default`.
     `min_mass`: a judge that gives its labels together less probability abstains (`low_mass`).
-    `few_shot`: the worked examples it reads first, where the method takes any (`worked`).
     """
 
     method: ClassVar[str]
@@ -93,12 +92,7 @@ class EngineJudge(ABC):
     both_orders: ClassVar[bool] = True  # whether the order shown can change a verdict
 
     def __init__(
-        self,
-        engine: Engine,
-        template: str | None,
-        min_mass: float,
-        *settings: Any,
-        few_shot: FewShot | None = None,
+        self, engine: Engine, template: str | None, min_mass: float, *settings: Any
     ) -> None:
         require_engine(engine)
         require_finite(min_mass=min_mass)
@@ -109,11 +103,16 @@ class EngineJudge(ABC):
         self.min_mass = min_mass
         self._settings = settings
         self._told_malformed = False
-        # None for a method that takes no examples: whoever names some is told before (`config`).
+        # A method that takes some shows them by `show_examples`; for one that takes none, whoever
+        # names some is told so before (`config`).
         self.examples: Examples | None = None
-        if few_shot is not None:
-            self.examples = examples_for(few_shot, engine, self.template, self.worked)
         self.fingerprint = self.fingerprint_at(min_mass)
+
+    def show_examples(self, few_shot: FewShot | None) -> None:
+        """Puts worked examples before each question; None leaves it to the model (`FewShot`)."""
+        few_shot = few_shot or FewShot()
+        self.examples = examples_for(few_shot, self.engine, self.template, self.worked)
+        self.fingerprint = self.fingerprint_at(self.min_mass)
 
     def worked(self, example: Example) -> tuple[Rendered, str]:
         """A worked example as this judge would be asked it, and the option that is right."""

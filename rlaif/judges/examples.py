@@ -52,11 +52,6 @@ class FewShot:
     def auto(self) -> bool:
         return self.examples in (None, "auto")
 
-    @property
-    def named(self) -> bool:
-        """Whether the user asks for examples, rather than leaving it to the model."""
-        return not self.auto and self.examples != "none"
-
     def draw(self) -> tuple[Example, ...]:
         """The examples, drawn, in the order and the way round in which they are shown."""
         name = SHIPPED if self.auto or self.examples is None else self.examples

@@ -37,8 +37,9 @@ class PairwiseJudge(EngineJudge):
         min_mass: float = 0.1,
         few_shot: FewShot | None = None,
     ) -> None:
-        super().__init__(engine, template, min_mass, few_shot=few_shot or FewShot())
+        super().__init__(engine, template, min_mass)
         self._needs_options(2)
+        self.show_examples(few_shot)
 
     def render(self, ask: Ask) -> Rendered:
         """The exact prompt of an ask."""

@@ -83,12 +83,13 @@ class ScoreJudge(EngineJudge):
         min_mass: float = 0.1,
         few_shot: FewShot | None = None,
     ) -> None:
-        super().__init__(engine, template, min_mass, few_shot=few_shot or FewShot())
+        super().__init__(engine, template, min_mass)
         if len(self.template.options) < 2:
             raise ConfigError(
                 f"{self.template_name}: a {self.method} template needs options from worst to best "
                 f"in its front matter; it has {list(self.template.options)}"
             )
+        self.show_examples(few_shot)
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         sides = [

@@ -264,6 +264,15 @@ def test_a_template_with_examples_of_its_own_takes_no_others(engines: dict[str, 
         PairwiseJudge(engines["base"], template="pairwise/fewshot", few_shot=FewShot(SHIPPED))
 
 
+@pytest.mark.parametrize("method", [PairwiseJudge, RubricJudge, PointwiseJudge])
+@pytest.mark.parametrize("front", ["", "---\noptions: [A]\n---\n"])
+def test_a_template_without_its_options_is_still_told_so(
+    engines: dict[str, HFEngine], template: Any, method: type[PairwiseJudge], front: str
+) -> None:
+    with pytest.raises(ConfigError, match="options"):
+        method(engines["base"], template=template(front + "=== user ===\n{{ principle }}"))
+
+
 @pytest.mark.parametrize("method", ["cot", "text", "listwise"])
 def test_methods_without_examples_say_so(method: str, engines: dict[str, HFEngine]) -> None:
     with pytest.raises(ValueError, match=f"method {method} takes no worked examples"):
