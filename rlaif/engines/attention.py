@@ -395,8 +395,9 @@ def _reach(module: Any, window: int | None) -> Reach | None:
     if window is not None:
         return "window", int(window)
     config: Any = getattr(module, "config", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds and kinds[module.layer_idx] == "chunked_attention":
+    kinds = getattr(config, "layer_types", None) or ()
+    # Layers may share one module, which then has no number of its own: Zamba's do.
+    if "chunked_attention" in kinds and kinds[module.layer_idx] == "chunked_attention":
         return "chunk", int(config.attention_chunk_size)
     return None
 

@@ -213,9 +213,7 @@ class HFEngine(Watched):
         # the next call; all else begins after it. So no bit depends on which calls came before.
         shared = min(common_prefix(trie.first_way(), trie.path_to(len(trie) - 1)), int(nodes[0]))
         shared -= shared % _BLOCK
-        begin = common_prefix(trie.tokens[:shared], packed.kept.tokens)
-        begin -= begin % _BLOCK
-        packed.kept.tokens = packed.kept.tokens[:begin]
+        begin = packed.resume(trie.tokens[:shared], _BLOCK)
         while begin < len(trie):
             if begin < shared:
                 end = min(begin + min(_BLOCK, self._pack_budget), shared)
@@ -238,8 +236,8 @@ class HFEngine(Watched):
             self.usage.computed_tokens += end - begin
             begin = end
             tell(begin / len(trie))
-            if begin <= shared:
-                packed.kept.tokens = trie.tokens[:begin]
+            if begin <= shared and not begin % _BLOCK:
+                packed.keep(trie.tokens[:begin])
         if self._in_memory:  # its weights may change before the next call
             packed.forget()
 
@@ -337,11 +335,11 @@ class HFEngine(Watched):
 
     def _try_packing(self) -> int:
         """The longest path that may be packed: 0 if packed and plain passes differ."""
-        why, longest = obstacle(self.model.config, windows=True)
+        why, longest = obstacle(self.model.config, windows=True, recurrent=True)
         if not why:
             with self._inference():
                 why = self._packed.check(longest, TRIAL_WINDOW)
-                _, within = obstacle(self.model.config)
+                _, within = obstacle(self.model.config, recurrent=True)
                 if why and within < longest:  # its windows may be what cannot be done
                     longest, why = within, self._packed.check(within)
         if why:

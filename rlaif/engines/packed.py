@@ -2,9 +2,8 @@
 
 One pass computes one pack: a row of tokens in depth-first order, with the depth of each as its
 position. Everything but attention treats tokens alike; attention is done by `attention`, along the
-trie's branches. A `trial` against plain passes finds out whether a model can be packed.
-
-Simplified away: recurrent layers. Callers look for what is known not to work (`obstacle`), and make
+trie's branches. Recurrent layers walk the trie (`recurrent`). A `trial` against plain passes finds
+out whether a model can be packed. Callers look for what is known not to work (`obstacle`), and make
 the trial.
 """
 
@@ -20,6 +19,7 @@ import torch
 from rlaif.engines.attention import KeptPath, Pass, tree_attention
 from rlaif.engines.own_attention import needs_mask
 from rlaif.engines.prepacked import Prepacked
+from rlaif.engines.recurrent import Recurrence
 from rlaif.engines.trial import (
     HALVES,
     bare,
@@ -29,12 +29,22 @@ from rlaif.engines.trial import (
     no_less_exact,
     trial_paths,
 )
-from rlaif.engines.trie import SHORT, Ints, Trie, attention_plan, build, packs
+from rlaif.engines.trie import (
+    SHORT,
+    Ints,
+    Trie,
+    attention_plan,
+    build,
+    common_prefix,
+    packs,
+    walk,
+)
 
 # What a model's code raises when it is called in a way that it does not know.
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError)
 # What bounds a path where the reach of layers is not computed, and the layers that have it.
 _BOUNDS = {"sliding_window": "sliding_attention", "attention_chunk_size": "chunked_attention"}
+_RECURRENT = {"linear_attention", "conv", "hybrid", "moe", "mlp"}  # and what stands beside them
 # Four dimensions say that the mask is made, so Transformers makes none (1, 1, N, N).
 _MADE = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
@@ -47,6 +57,7 @@ class PackedModel:
         self.kept = KeptPath()
         self._short = SHORT
         self._faster: Prepacked | None = None
+        self._recurrence: Recurrence | None = None
         self._more = {"attention_mask": _MADE.to(model.device)} if needs_mask(model) else {}
 
     @torch.no_grad()
@@ -64,16 +75,40 @@ class PackedModel:
         where = torch.from_numpy(nodes - begin)
         if self._faster is None:
             self._faster = Prepacked(self.model)
-        tree, ends = tree_attention(self.model, run), logits_at(self.model, where)
-        with self._faster.active(), tree, ends as found:
+        recurrence = self._recurrent()
+        with contextlib.ExitStack() as stack:
+            if recurrence:
+                stack.enter_context(recurrence.walking(walk(trie, begin, end), device))
+            stack.enter_context(self._faster.active())
+            stack.enter_context(tree_attention(self.model, run))
+            found = stack.enter_context(logits_at(self.model, where))
             self.model(input_ids=ids, position_ids=positions, use_cache=False, **self._more)
         run.commit()
         return found[0]
 
+    def _recurrent(self) -> Recurrence:
+        if self._recurrence is None:
+            self._recurrence = Recurrence(self.model)
+        return self._recurrence
+
+    def resume(self, tokens: Ints, block: int) -> int:
+        """How many of these tokens, in whole blocks, are kept as the first ones of the path."""
+        begin = common_prefix(tokens, self.kept.tokens)
+        begin -= begin % block
+        if recurrence := self._recurrent():
+            begin = recurrence.kept.resume(begin)
+        self.kept.tokens = tokens[:begin]
+        return begin
+
+    def keep(self, tokens: Ints) -> None:
+        """Keeps these first tokens of the path between calls; a pass has just ended with them."""
+        self.kept.tokens = tokens
+        self._recurrent().kept.mark(len(tokens))
+
     def forget(self) -> None:
         """Drops what was kept, because the weights may change or memory is wanted."""
         self.kept = KeptPath()
-        self._faster = None
+        self._faster = self._recurrence = None
 
     @torch.no_grad()
     def check(self, longest: int, window: int | None = None) -> str:
@@ -177,15 +212,17 @@ def logits_at(model: Any, where: torch.Tensor) -> Iterator[list[torch.Tensor]]:
             hook.remove()
 
 
-def obstacle(config: Any, *, windows: bool = False) -> tuple[str, int]:
+def obstacle(config: Any, *, windows: bool = False, recurrent: bool = False) -> tuple[str, int]:
     """Why a model cannot be packed ("" if nothing is known), and the longest path that can be.
 
-    `windows`: whether sliding windows and chunks are computed, and so bound no path.
+    `windows`: whether sliding windows and chunks are computed, and so bound no path. `recurrent`:
+    whether layers that carry a state walk the tree.
     """
     text = config.get_text_config(decoder=True)
     named = getattr(text, "layer_types", None)
     kinds = set(named or ["full_attention"])
-    other = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
+    known = {"full_attention", "sliding_attention", "chunked_attention"}
+    other = kinds - known - (_RECURRENT if recurrent else set())
     if other:
         return f"it has {', '.join(sorted(other))} layers", 0
     longest = 2**30

@@ -12,6 +12,9 @@ first token. So whatever the budget, no token is ever computed twice.
 `attention_plan` writes the tree's attention as dense pieces that need no mask, so that nothing is
 computed that a mask would throw away: a token sees the path (`Plan.path`), the long runs of its
 pack that it descends from (`Plan.trunks`), and the short rest down to itself (`Plan.rows`).
+
+A recurrent layer cannot see several keys at once; it goes on from a state. `walk` says in which
+order its runs are computed, each from the state that the run above it left.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.integer[Any]]
 SHORT = 64  # tokens: subtrees no taller than this become the rows of one padded batch
+_NARROW = 15  # tokens, less one: runs no longer than this are one batch of a recurrent layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,3 +300,81 @@ def _kept(trie: Trie, begin: int, end: int, token: int) -> list[tuple[int, int, 
         (int(path[a]) - begin, int(path[b - 1]) + 1 - begin, int(trie.depths[path[a]]))
         for a, b in pairwise(edges)
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """B runs that a recurrent layer computes together, their parents done: up to L tokens each.
+
+    `gather`: (B, L) the tokens of each run, `real`: (B, L) False where it is padded, on the right.
+    `source`: (B,) the slot of the state that each goes on from; `target`: (B,) that of the state
+    that it leaves, or nothing where no run asks for them.
+    """
+
+    gather: Ints
+    real: npt.NDArray[np.bool_]
+    source: Ints
+    target: Ints | None
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The order in which a recurrent layer walks one pack. Token numbers are relative to the pack.
+
+    `starts`: the depths on the kept path whose states are slots 0, 1, …; `steps` fill the others.
+    `previous`: (N,) the token before each, −1−i where it is the last one before start i.
+    `keep`: (depth, slot, last token) of the states that later packs go on from, `stay`: the depths
+    of those that were kept before; all others are no longer on the path.
+    """
+
+    starts: tuple[int, ...]
+    steps: tuple[Step, ...]
+    slots: int
+    previous: Ints
+    keep: tuple[tuple[int, int, int], ...]
+    stay: tuple[int, ...]
+
+
+def walk(trie: Trie, begin: int, end: int) -> Walk:
+    """How the tokens begin…end are computed run by run, and which states the rest will ask for."""
+    first = int(np.searchsorted(trie.begin, begin, side="right")) - 1
+    last = int(np.searchsorted(trie.begin, end))
+    low, high = np.maximum(trie.begin, begin), np.minimum(trie.end, end)
+    later = set(trie.parent[last:].tolist())  # runs that other packs go on from at their end
+    if last and trie.end[last - 1] > end:
+        later.add(last - 1)  # cut
+    kept = [run for run in range(first, last) if run in later]
+    above = {int(parent) for parent in trie.parent[first:last] if parent >= first}
+    tops = [run for run in range(first, last) if trie.parent[run] < first]
+    starts = np.unique(trie.depths[low[tops]]).tolist()
+    slot = {run: len(starts) + i for i, run in enumerate(sorted({*above, *kept}))}
+    previous = np.arange(-1, end - begin - 1)
+    level: dict[int, int] = {}
+    source: dict[int, int] = {}
+    batches: dict[tuple[int, bool, int], list[int]] = {}
+    for run in range(first, last):
+        parent, a = int(trie.parent[run]), int(low[run])
+        if parent >= first:
+            level[run], source[run] = level[parent] + 1, slot[parent]
+            previous[a - begin] = high[parent] - 1 - begin
+        else:
+            level[run], source[run] = 0, starts.index(int(trie.depths[a]))
+            previous[a - begin] = -1 - source[run]
+        size = max(_NARROW, int(high[run]) - a - 1).bit_length()
+        batches.setdefault((level[run], run in slot, size), []).append(run)
+    steps = []
+    for (_, wanted, _), runs in sorted(batches.items()):
+        lengths = high[runs] - low[runs]
+        real = np.arange(lengths.max()) < lengths[:, None]
+        gather = np.where(real, np.arange(lengths.max()) + (low[runs] - begin)[:, None], 0)
+        targets = np.array([slot[run] for run in runs]) if wanted else None
+        steps.append(Step(gather, real, np.array([source[run] for run in runs]), targets))
+    stay = sorted(int(trie.depths[trie.end[run] - 1]) + 1 for run in later if 0 <= run < first)
+    return Walk(
+        tuple(starts),
+        tuple(steps),
+        len(starts) + len(slot),
+        previous,
+        tuple((int(trie.depths[high[r] - 1]) + 1, slot[r], int(high[r]) - 1 - begin) for r in kept),
+        tuple(stay),
+    )

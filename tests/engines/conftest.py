@@ -200,11 +200,11 @@ SHAPES["llama4"] = {
     "layer_types": ["chunked_attention", "full_attention"],
     "no_rope_layers": [1, 0],
 }
-SHAPES["recurrent"] = {
-    "model_type": "mamba",
+SHAPES["rwkv"] = {
+    "model_type": "rwkv",
     "hidden_size": 32,
+    "attention_hidden_size": 32,
     "num_hidden_layers": 2,
-    "state_size": 8,
     "vocab_size": 640,
 }
 

@@ -111,3 +111,37 @@ def test_common_prefix():
     assert t.common_prefix(a, b) == t.common_prefix(b, a) == 2
     assert t.common_prefix(a, np.array([1, 9, 3])) == 1
     assert t.common_prefix(a, np.zeros(0, int)) == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(requests, budgets)
+def test_a_walk_goes_on_from_the_state_of_every_tokens_own_path(paths, budget):
+    """The state here is the tuple of tokens read so far: each must be its own path."""
+    trie = t.build(paths)
+    kept: dict[int, tuple] = {0: ()}
+    for a, b in t.packs(trie, budget):
+        walk = t.walk(trie, a, b)
+        states = [kept[depth] for depth in walk.starts] + [None] * (walk.slots - len(walk.starts))
+        found: dict[int, tuple] = {}
+        for step in walk.steps:
+            assert step.real.any(0).all()
+            assert not (step.real[:, 1:] & ~step.real[:, :-1]).any()  # padded on the right only
+            for row, (gather, real) in enumerate(zip(step.gather, step.real, strict=True)):
+                state = states[step.source[row]]
+                assert state is not None
+                for token in gather[real]:
+                    state = (*state, a + token)
+                    assert token not in found
+                    found[int(token)] = state
+                if step.target is not None:
+                    states[step.target[row]] = state
+        for token, state in found.items():
+            assert list(state) == [*trie.ancestors(a + token), a + token]
+            before = walk.previous[token]
+            chain = kept[walk.starts[-1 - before]] if before < 0 else found[before]
+            assert chain == state[:-1]
+        assert sorted(found) == list(range(b - a))
+        new = {depth: states[slot] for depth, slot, _ in walk.keep}
+        assert all(found[token] == new[depth] for depth, _, token in walk.keep)
+        kept = {0: ()} | {depth: kept[depth] for depth in walk.stay} | new
+        assert all(len(state) == depth for depth, state in kept.items())
