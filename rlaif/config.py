@@ -459,6 +459,16 @@ class TrainConfig(Section):
 class RewardConfig(TrainConfig):
     """The reward model: soft Bradley–Terry on the preferences."""
 
+    trunk: Literal["trained", "frozen"] = "trained"
+    """`frozen` leaves the model as it is and fits its head alone: features once a completion, kept
+    in the run's `features/`, and a convex optimisation, with `heads` more on resampled prompts. Of
+    the settings here it takes `max_length`, `seed`, `bf16`, `held_out`, `references` and `test`."""
+    heads: int = Field(default=16, ge=0)
+    """With a frozen trunk: heads of a bootstrap over prompts, whose spread is the uncertainty of a
+    reward; 0 for none."""
+    layers: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """With a frozen trunk: after how many layers the head may read; cross-validation chooses, and
+    the layers behind are cut off. null is the last alone."""
     model: Annotated[str | None, Place("model")] = None
     """Causal or sequence-classification checkpoint to start from; null takes `policy.model`."""
     held_out: float = Field(default=0.1, ge=0, lt=1)
@@ -477,6 +487,15 @@ class RewardConfig(TrainConfig):
     et al. 2020); null takes all training completions."""
     test: PairsConfig | None = None
     """Human pairs on which accuracy and calibration go to `evaluation/reward.json`."""
+
+    @model_validator(mode="after")
+    def _frozen_fits_the_head(self) -> RewardConfig:
+        from rlaif.training.settings import frozen_misfit
+
+        wrong = frozen_misfit(self.trunk, self.lora is not None, self.margin, self.centring)
+        if wrong:
+            raise ValueError(wrong)
+        return self
 
 
 class JudgeTrainConfig(TrainConfig):

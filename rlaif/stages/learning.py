@@ -44,6 +44,7 @@ def train_reward(run: Run) -> None:
         if not sided:
             raise DataError(f"{settings.references.path}: no pair in it has a chosen completion")
         options["references"] = [(pair.prompt, _chosen(pair)) for pair in sided]
+    options["features"] = run.store.path("features")
     if settings.model is None:
         options["adapter"] = run.config.policy.adapter
     _train(run, "reward", fit, settings, settings.model or run.config.policy.model, **options)
@@ -163,7 +164,14 @@ def lora_of(config: LoraConfig | None) -> LoraSettings | None:
 
 def _tell_training(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
     held_out = metrics.get("held_out") or {}
-    text = f"{name}: {metrics['pairs']:,} pairs, {metrics['steps']:,} steps"
+    frozen = metrics.get("frozen")
+    done = f"{metrics['steps']:,} steps"
+    if frozen:
+        done = (
+            f"frozen after layer {frozen['depth']}, penalty {frozen['penalty']:.2g}, "
+            f"{frozen['computed']:,} of {frozen['sequences']:,} completions computed"
+        )
+    text = f"{name}: {metrics['pairs']:,} pairs, {done}"
     if held_out.get("accuracy") is not None:
         text += f", held-out accuracy {held_out['accuracy']:.3f} on {held_out['n']:,} pairs"
     elif "accuracy" in metrics:

@@ -76,12 +76,19 @@ def sequence_logprobs(
     return out
 
 
-@torch.no_grad()
 def sequence_rewards(
     model: Any, sequences: Sequence[Ids], filler: int, *, batch_tokens: int = BATCH_TOKENS
 ) -> Floats:
     """The raw reward of each sequence, (N,), in the order given."""
-    out = np.zeros(len(sequences))
+    return sequence_outputs(model, sequences, filler, batch_tokens=batch_tokens)[:, 0]
+
+
+@torch.no_grad()
+def sequence_outputs(
+    model: Any, sequences: Sequence[Ids], filler: int, *, batch_tokens: int = BATCH_TOKENS
+) -> Floats:
+    """What a classifier says of each sequence, (N, labels), in the order given."""
+    parts: list[tuple[list[int], Floats]] = []
     training = model.training
     model.eval()
     try:
@@ -90,9 +97,14 @@ def sequence_rewards(
             logits = model(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device)
             ).logits
-            out[batch] = logits[:, 0].double().cpu().numpy()
+            parts.append((batch, logits.double().cpu().numpy()))
     finally:
         model.train(training)
+    if not parts:
+        return np.zeros((0, 1))
+    out = np.zeros((len(sequences), parts[0][1].shape[1]))
+    for batch, found in parts:
+        out[batch] = found
     return out
 
 

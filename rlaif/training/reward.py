@@ -13,21 +13,23 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 
 from rlaif.engines.tokens import Ids
-from rlaif.errors import DataError, TrainingError, require_finite
-from rlaif.intervals import Clusters, bootstrap, bootstrap_of, share
-from rlaif.records import Pair, Preference, Prompt
+from rlaif.errors import ConfigError, DataError, TrainingError, require_finite
+from rlaif.intervals import Clusters, Floats, bootstrap, bootstrap_of, share
+from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.resources import model_path
 from rlaif.training.before import keeps_the_model
 from rlaif.training.calibration import brier, expected_calibration_error, log_loss
 from rlaif.training.data import (
     Cut,
+    Refused,
     Row,
     by_prompt,
     encode_rows,
@@ -38,12 +40,13 @@ from rlaif.training.data import (
 )
 from rlaif.training.models import (
     add_lora,
+    fingerprint_of,
     load_reward,
     save_model,
     score_last_real_token,
     write_json,
 )
-from rlaif.training.settings import LoopOptions, LoopSettings
+from rlaif.training.settings import LoopOptions, LoopSettings, frozen_misfit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +54,8 @@ if TYPE_CHECKING:
     from rlaif.training.loop import OnLog, PairLoss
     from rlaif.training.models import Loaded
 
-NORMALISATION = "reward.json"
+NORMALISATION, FEATURES = "reward.json", "features"
+How = Literal["trained", "frozen"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,10 @@ def train_reward(
     references: Sequence[tuple[Prompt, str]] = (),
     adapter: str | None = None,
     cut: Cut = (),
+    trunk: How = "trained",
+    heads: int = 16,
+    layers: Sequence[int] | None = None,
+    features: str | Path | None = None,
     resume: bool = True,
     on_log: OnLog | None = None,
     **options: Unpack[LoopOptions],
@@ -118,44 +126,69 @@ def train_reward(
     training completions, as after the last one. With `share_prompt` the completions of a prompt
     are one row, where the model can and that is less to compute. `references` are completions,
     demonstrations say, whose mean reward becomes 0 in the end. `adapter` is a LoRA folder to add
-    into the model first. The rest as in `train_dpo`.
+    into the model first. With `trunk` "frozen" the head alone is fitted, by convex optimisation,
+    and `heads` more on resampled prompts (`rlaif.training.frozen`): the model is read after each of
+    `layers`, its last one unless told, and what it makes of a completion is kept in the folder
+    `features`, `out`/features unless told. The rest as in `train_dpo`.
     """
+    from rlaif.training.features import Features, depths_of
+    from rlaif.training.frozen import fit_heads
     from rlaif.training.loop import finish, prepare, run_key, run_loop, training_arguments
     from rlaif.training.shared import why_not_rewards
 
     require_finite(held_out=held_out, margin=margin, centring=centring)
     kept, folder = preferred(preferences), Path(out)
     settings = LoopSettings(**options)
+    frozen = trunk == "frozen"
+    if wrong := frozen_misfit(trunk, settings.lora is not None, margin, centring):
+        raise ConfigError(wrong)
     arguments = training_arguments(settings, folder)
     asked = [(prompt.id, text) for prompt, text in references]
     chosen = [held_out, margin, centring, normalise_first, share_prompt, asked, sorted(cut)]
+    if frozen:
+        chosen += ["frozen", heads, None if layers is None else list(layers)]
     start = (model, adapter)
     done = prepare(folder, run_key("reward", model, adapter, kept, settings, chosen), resume, start)
     if done is not None:
         return _result(folder, done)
 
-    loaded = load_reward(model, settings.seed, adapter=adapter, **settings.precision)
+    precision = {"half": settings.bf16} if frozen else settings.precision
+    loaded = load_reward(model, settings.seed, adapter=adapter, **precision)
     loaded.model.to(arguments.device)
+    limit = loaded.limit(settings.max_length)
     train, test = split_by_prompt(kept, held_out, settings.seed)
-    rows, refused = encode_rows(train, loaded.encoder, loaded.limit(settings.max_length), cut)
+    rows, refused = encode_rows(train, loaded.encoder, limit, cut)
     rows = weigh_by_prompt(rows)
-    known = _encode(loaded, references, loaded.limit(settings.max_length))
-    bias = _scale_head(loaded, rows) if normalise_first else 0.0
-    if share_prompt and (reason := why_not_rewards(loaded, rows)):
-        share_prompt = False
-        loaded.notes.append(f"the prompt of several completions is computed for each: {reason}")
-    if settings.lora is not None:
-        add_lora(loaded, settings.lora, "reward", settings.seed, merge=settings.merge)
-    summary = run_loop(
-        loaded,
-        rows,
-        by_prompt(rows),
-        collator(loaded.filler, share_prompt),
-        pair_loss(margin, centring, bias),
-        settings,
-        arguments,
-        on_log,
-    )
+    known = _encode(loaded, references, limit)
+    tested = _encode_test(loaded, test, cut, limit)
+    fitted = None
+    if frozen:
+        store = Features(
+            folder / FEATURES if features is None else Path(features),
+            content_id(fingerprint_of(model, adapter), str(loaded.model.dtype)),
+            depths_of(loaded.model, layers),
+            loaded.model.config.get_text_config().hidden_size,
+        )
+        more = [*known.values(), *_sequences(tested.rows).values()]
+        fitted = fit_heads(loaded, rows, more, heads, settings.seed, store, on_log)
+        summary: dict[str, Any] = fitted.summary
+    else:
+        bias = _scale_head(loaded, rows) if normalise_first else 0.0
+        if share_prompt and (reason := why_not_rewards(loaded, rows)):
+            share_prompt = False
+            loaded.notes.append(f"the prompt of several completions is computed for each: {reason}")
+        if settings.lora is not None:
+            add_lora(loaded, settings.lora, "reward", settings.seed, merge=settings.merge)
+        summary = run_loop(
+            loaded,
+            rows,
+            by_prompt(rows),
+            collator(loaded.filler, share_prompt),
+            pair_loss(margin, centring, bias),
+            settings,
+            arguments,
+            on_log,
+        )
     made = {
         **summary,
         "pairs": len(rows),
@@ -168,16 +201,21 @@ def train_reward(
             "normalise_first": normalise_first,
             "share_prompt": share_prompt,
             "references": len(references),
+            "trunk": trunk,
         },
     }
     main = arguments.process_index == 0
     if main:
         save_model(loaded, folder, lora=settings.lora is not None, merge=settings.merge)
-        scores = _scores(loaded, _sequences(rows))  # by what was saved: merged, where it was
-        zero = list(_scores(loaded, known).values())
+        # By what was saved: merged, where it was.
+        score = partial(_scores, loaded) if fitted is None else fitted.scores_of
+        scores = score(_sequences(rows))
+        zero = list(score(known).values())
         normalisation = asdict(Normalisation.of(list(scores.values()), references=zero))
         made["normalisation"] = normalisation
-        made["held_out"] = _held_out(loaded, test, cut, loaded.limit(settings.max_length))
+        made["held_out"] = _held_out(tested, score)
+        if fitted is not None and fitted.heads is not None:
+            fitted.heads.save(folder)
         for place in (folder, folder / "adapter"):  # each of them is a reward model
             if place.is_dir():
                 write_json(place / NORMALISATION, normalisation)
@@ -339,19 +377,34 @@ def reward_quality(
     }
 
 
-def _held_out(
-    loaded: Loaded, test: Sequence[Preference], cut: Cut, limit: int
-) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """Held-out pairs as token ids; `note` where none of them could be."""
+
+    rows: Sequence[Row] = ()
+    refused: Refused = field(default_factory=Refused)
+    note: str = ""
+
+
+def _encode_test(loaded: Loaded, test: Sequence[Preference], cut: Cut, limit: int) -> _Tested:
     if not test:
-        return None
+        return _Tested()
     try:
-        rows, refused = encode_rows(test, loaded.encoder, limit, cut)
+        return _Tested(*encode_rows(test, loaded.encoder, limit, cut))
     except TrainingError as error:  # every held-out pair was refused: nothing to measure
-        return {"n": 0, "note": str(error)}
-    scores = _scores(loaded, _sequences(rows))
+        return _Tested(note=str(error))
+
+
+def _held_out(
+    tested: _Tested, score: Callable[[Mapping[bytes, Ids]], Mapping[bytes, float]]
+) -> dict[str, Any] | None:
+    rows = tested.rows
+    if not rows:
+        return {"n": 0, "note": tested.note} if tested.note else None
+    scores = score(_sequences(rows))
     margins = [scores[key(r.prompt, r.chosen)] - scores[key(r.prompt, r.rejected)] for r in rows]
     found = reward_quality(margins, [r.p for r in rows], [r.prompt.tobytes() for r in rows])
-    return {**found, "refused": refused.as_dict()}
+    return {**found, "refused": tested.refused.as_dict()}
 
 
 def key(prompt: Ids, completion: Ids) -> bytes:
@@ -399,6 +452,7 @@ class RewardModel:
         import torch
 
         from rlaif.engines.prepacked import Prepacked
+        from rlaif.training.frozen import Heads
 
         folder = Path(model_path(str(path)))
         self._loaded = load_reward(str(path))
@@ -412,6 +466,9 @@ class RewardModel:
         self._faster = Prepacked(self._loaded.model)
         self._batch_tokens = batch_tokens
         self.normalisation = read_normalisation(folder)
+        self._folder = folder
+        width = self._loaded.model.config.get_text_config().hidden_size
+        self.heads = Heads.load(folder, width)
 
     def _check_head(self, path: str) -> None:
         if any("no reward head" in note for note in self._loaded.notes):
@@ -427,7 +484,49 @@ class RewardModel:
         ended: Sequence[bool] | None = None,
     ) -> list[float]:
         """One reward a completion, in the order given. `ended`: False where a limit cut it off."""
-        from rlaif.training.forward import sequence_rewards
+        raw = self._outputs(prompts, completions, ended)[:, 0]
+        return [float(x) for x in self.normalisation.gain * raw + self.normalisation.bias]
+
+    def ensemble(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        ended: Sequence[bool] | None = None,
+    ) -> Floats:
+        """The rewards (N, 1 + B) by the fitted head, as `rewards` gives them, and by the B heads of
+        the bootstrap, from one pass a completion.
+
+        Each head has the same mean over the training completions. The standard deviation of the B
+        tells how sure a reward is; that of their differences between two completions of a prompt,
+        how sure it is which is better, and this is what pairs teach. ConfigError where the model
+        has no such heads.
+        """
+        from torch.nn import Identity
+
+        if self.heads is None:
+            raise ConfigError(
+                f"{self._folder} has no ensemble of heads: train the reward model with trunk: "
+                "frozen and at least 2 heads"
+            )
+        model = self._loaded.model
+        head = model.score
+        model.score = Identity()  # the states that it reads
+        try:
+            states = self._outputs(prompts, completions, ended)  # (N, d)
+        finally:
+            model.score = head
+        own = head.weight.detach().double().cpu().numpy()  # (1, d)
+        raw = np.concatenate(
+            [states @ own.T, states @ self.heads.weight.T + self.heads.bias], axis=1
+        )
+        found: Floats = self.normalisation.gain * raw + self.normalisation.bias
+        return found
+
+    def _outputs(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool] | None
+    ) -> Floats:
+        """What the model's head says of each completion, (N, 1) as long as it is its own."""
+        from rlaif.training.forward import sequence_outputs
 
         ends = [True] * len(prompts) if ended is None else ended
         sequences = []
@@ -441,8 +540,7 @@ class RewardModel:
             sequences.append(sequence)
         model, filler = self._loaded.model, self._loaded.filler
         with self._faster.active():
-            raw = sequence_rewards(model, sequences, filler, batch_tokens=self._batch_tokens)
-        return [float(x) for x in self.normalisation.gain * raw + self.normalisation.bias]
+            return sequence_outputs(model, sequences, filler, batch_tokens=self._batch_tokens)
 
     def quality(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         """`reward_quality` on pairs with known labels, such as humans', and what was left out.

@@ -105,6 +105,17 @@ class ModelScorer:
     ) -> list[float | None]:
         return list(self._model.rewards(prompts, completions, ended))
 
+    def score_and_spread(
+        self, prompts: Sequence[Prompt], completions: Sequence[str], ended: Sequence[bool]
+    ) -> list[tuple[float, float]]:
+        """The scores, each with the standard deviation of those by the heads of the ensemble.
+
+        ConfigError where the reward model has none: `train.reward.trunk: frozen` makes one.
+        """
+        found = self._model.ensemble(prompts, completions, ended)
+        spread = found[:, 1:].std(axis=1, ddof=1)
+        return list(zip(found[:, 0].tolist(), spread.tolist(), strict=True))
+
 
 class FunctionScorer:
     """A Python function of prompts and completions; None is an abstention.

@@ -68,3 +68,15 @@ class LoopSettings:
         """The settings that decide the weights: not where, how often saved, and who looks on."""
         aside = ("device", "checkpoint_every", "log_to")
         return {name: value for name, value in asdict(self).items() if name not in aside}
+
+
+def frozen_misfit(trunk: str, lora: bool, margin: float, centring: float) -> str:
+    """What a frozen trunk cannot be combined with, in words; "" where nothing is wrong."""
+    asked = {"lora": lora, "margin": bool(margin), "centring": bool(centring)}
+    wrong = [name for name, value in asked.items() if value]
+    if trunk != "frozen" or not wrong:
+        return ""
+    return (
+        f"trunk: frozen fits the head alone, on its plain Bradley–Terry loss: take {wrong[0]} out, "
+        "or set trunk to trained"
+    )
