@@ -398,11 +398,24 @@ class PreferencesConfig(Section):
     """Leave out principles with |p − ½| under this: they had nothing to say about the pair."""
     min_margin: float = Field(default=MIN_MARGIN, ge=0, lt=0.5)
     """A pair with aggregated |p − ½| under this is a tie and trains nothing."""
+    temperature: Annotated[float, Field(gt=0)] | Literal["audit"] | None = None
+    """T puts σ(logit(p)/T) in the place of each label p, ties and sides staying as they are: a
+    number; or `audit`, the one that the run's last `rlaif eval audit` fitted on known labels; null
+    leaves labels as they are (`docs/audit.md`)."""
+
+    @model_validator(mode="after")
+    def _nothing_to_cool(self) -> PreferencesConfig:
+        if self.temperature is not None and not self.soft:
+            raise ValueError(
+                "temperature and soft: false: a label rounded to 0 or 1 has no temperature. Leave "
+                "one of them out (temperature: null, or soft: true)"
+            )
+        return self
 
     def rule(self) -> dict[str, Any]:
         """What decides labels. Options that earlier versions lacked are left out where they do
         nothing, so that runs of those versions stay up to date."""
-        later = {"orders": "mean"}
+        later = {"orders": "mean", "temperature": None}
         return {k: v for k, v in self.model_dump().items() if k not in later or v != later[k]}
 
 

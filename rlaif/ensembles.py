@@ -83,6 +83,16 @@ def over_orders(
     return _sigmoid(sum(_log_odds(p, SURE_OF_AN_ORDER) for p in values) / len(values))
 
 
+def at_temperature(p: float, temperature: float) -> float:
+    """σ(log p/(1 − p) / T): a probability at another temperature (Guo et al. 2017).
+
+    T > 1 brings it nearer to ½, T < 1 farther away; 0, ½ and 1 stay.
+    """
+    if p in (0.0, 0.5, 1.0):
+        return p
+    return _sigmoid((math.log(p) - math.log1p(-p)) / temperature)
+
+
 def strongest(opinions: Mapping[str, float]) -> float | None:
     """The opinion farthest from ½: SALMON's rule over principles. Opposite equals give ½."""
     if not opinions:

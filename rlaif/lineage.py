@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.errors import DataError
-from rlaif.files import is_file, read_bytes
+from rlaif.files import is_file, read_bytes, read_object
 from rlaif.places import unread
 from rlaif.records import content_id
 from rlaif.store import RunStore
@@ -23,6 +23,8 @@ Facts = Mapping[str, Any]  # an id, or what the config says, by the name of an i
 
 PAIRS, LABELS, EVALUATION, AUDIT = "pairs", "preferences", "evaluation", "audit"
 ATTACKS, BEST_OF_N = "attacks", "best-of-n"
+# What the audit fitted, and what it fitted it on: labels before any temperature.
+TEMPERATURE, RAW = "temperature", "labels before a temperature"
 ASKED = {
     "principles": "the principles", "rule": "the rule that makes labels of verdicts",
     "judge": "the judge", "prompts": "the prompts", "policy": "the policy",
@@ -32,9 +34,11 @@ ASKED = {
 _TITLES = {
     PAIRS: "the pairs", LABELS: "the labels", AUDIT: "the audit", ATTACKS: "the attacks",
     EVALUATION: "the evaluation (win rates, KL, samples)", BEST_OF_N: "best-of-n",
+    TEMPERATURE: "the audit's temperature", RAW: "the labels before the temperature",
 }  # fmt: skip
+_MANY = (PAIRS, LABELS, RAW)
 _FILES = {AUDIT: "audit.json", ATTACKS: "attacks.json", EVALUATION: "policies.json",
-          BEST_OF_N: "best-of-n.json"}  # fmt: skip
+          BEST_OF_N: "best-of-n.json", TEMPERATURE: "temperature.json"}  # fmt: skip
 
 
 def model(name: str) -> str:
@@ -74,10 +78,25 @@ def contents(store: RunStore) -> dict[str, str]:
         rows = store.table("preferences").to_arrow(["pair_id", "status", "p_first"])
         columns = (rows[name].to_pylist() for name in rows.schema.names)
         found[LABELS] = _hash(map(repr, zip(*columns, strict=True)))
+    temperature = store.path("evaluation", _FILES[TEMPERATURE])
+    if is_file(temperature):
+        said = read_object(temperature, "`rlaif eval audit`")
+        found[TEMPERATURE] = content_id("temperature", said.get("value"))
+        found[RAW] = _raw(store)
     for key in filter(is_file, sorted(store.path("models").glob("*/run.key"))):
         said = read_bytes(key, DataError).decode(errors="replace")
         found[model(key.parent.name)] = said.strip()
     return found
+
+
+def _raw(store: RunStore) -> str:
+    """Of the labels as they were, or are, without a temperature."""
+    rows = store.table("preferences").to_arrow(["pair_id", "status", "p_first", "p_raw"])
+    columns = (rows[name].to_pylist() for name in rows.schema.names)
+    return _hash(
+        repr((pair, status, p if raw is None else raw))
+        for pair, status, p, raw in zip(*columns, strict=True)
+    )
 
 
 def _hash(lines: Iterable[str]) -> str:
@@ -137,9 +156,9 @@ def _reasons(of: Facts, now: Facts, found: Mapping[str, Stale]) -> Iterator[str]
             if name in now and now[name] != then:
                 yield from _told(name, then, now[name])
         elif name not in now:
-            yield f"{title(name)} {'are' if name in (PAIRS, LABELS) else 'is'} no longer there"
+            yield f"{title(name)} {'are' if name in _MANY else 'is'} no longer there"
         elif now[name] != then:
-            yield f"{title(name)} {'have' if name in (PAIRS, LABELS) else 'has'} changed since"
+            yield f"{title(name)} {'have' if name in _MANY else 'has'} changed since"
 
 
 def _told(name: str, then: Any, now: Any) -> Iterator[str]:
@@ -171,7 +190,7 @@ def _value(found: Any) -> str:
 
 def _rank(product: str) -> tuple[int, str]:
     """Where in the flow of data a product stands: pairs, labels, models, what is measured."""
-    first = [PAIRS, LABELS, AUDIT, "models/reward", "models/sft"]
+    first = [PAIRS, TEMPERATURE, LABELS, AUDIT, "models/reward", "models/sft"]
     if product in first:
         return first.index(product), product
     return len(first) + (not product.startswith("models/")), product
@@ -193,7 +212,9 @@ def remedy(product: str, found: Iterable[Stale], store: RunStore) -> str:
 def removed(store: RunStore, manifest: Mapping[str, Any]) -> list[str]:
     """What was made once and is no longer there; each with why, and what makes it again."""
     of = {AUDIT: ", which was of other labels"}
-    gone = [one for one in manifest.get("made") or {} if not present(store, one)]
+    # The audit makes the temperature, so it is told once.
+    made = [one for one in manifest.get("made") or {} if one != TEMPERATURE]
+    gone = [one for one in made if not present(store, one)]
     return [
         f"{title(one)}{of.get(one, '')}; to make it again: {command(one, store)}"
         for one in sorted(gone, key=_rank)
@@ -208,7 +229,7 @@ def command(product: str, store: RunStore) -> str:
     if labels is not None and "judge" not in labels:  # no judge was asked: pairs of `contrast`
         pairs = "contrast"
     verb = {
-        PAIRS: pairs, LABELS: "label", AUDIT: "eval audit", EVALUATION: "eval winrate",
-        BEST_OF_N: "eval best-of-n",
+        PAIRS: pairs, LABELS: "label", AUDIT: "eval audit", TEMPERATURE: "eval audit",
+        EVALUATION: "eval winrate", BEST_OF_N: "eval best-of-n",
     }.get(product, "eval attacks" if product.startswith(ATTACKS) else f"train {name}")  # fmt: skip
     return f"rlaif {verb} --out {shlex.quote(str(store.root))}"

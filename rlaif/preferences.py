@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from rlaif.ensembles import RULES, OrderRule, Rule, combine, over_orders, strongest
+from rlaif.ensembles import RULES, OrderRule, Rule, at_temperature, combine, over_orders, strongest
 from rlaif.errors import ConfigError, require_finite
 from rlaif.records import (
     ORDERS,
@@ -45,6 +45,7 @@ def aggregate(
     principle_margin: float = 0.0,
     min_margin: float = MIN_MARGIN,
     soft: bool = True,
+    temperature: float | None = None,
 ) -> list[Preference]:
     """One preference a pair, in the pairs' order.
 
@@ -59,9 +60,14 @@ def aggregate(
     `order_rule` makes one. An abstention has a `reason`: `quorum` where too few judges could tell;
     where none could, the one that most of its verdicts have (`low_mass`, say). `min_margin`: an
     aggregate with |p − ½| under it, or exactly ½, is a tie. `soft=False` rounds the label of a
-    preferred pair to 0 or 1.
+    preferred pair to 0 or 1. `temperature` T puts σ(logit(p)/T) in the place of each label p: it
+    changes how sure labels are, and never which pairs are ties or which side they prefer.
     """
     require_finite(principle_margin=principle_margin, min_margin=min_margin)
+    if temperature is not None:
+        require_finite(temperature=temperature)
+        if temperature <= 0:
+            raise ConfigError(f"temperature must be above 0, got {temperature}")
     for name, weight in {**(weights or {}), **(judge_weights or {})}.items():
         require_finite(**{f"the weight of {name}": weight})
     for name, given in (("aggregate", rule), ("jury", jury)):
@@ -84,7 +90,11 @@ def aggregate(
                 values[principle] = opinion
         kept = {name: p for name, p in values.items() if abs(p - 0.5) >= principle_margin}
         p = strongest(kept) if rule == "sign_agreement" else combine(kept, rule, weights)
-        status = _status(p, bool(values), min_margin)
+        status, raw = _status(p, bool(values), min_margin), p
+        if temperature is not None and p is not None:
+            p = at_temperature(p, temperature)
+            if p == 0.5 and status == "preferred":  # so hot that a float no longer holds the side
+                status = "tie"
         if status == "preferred" and not soft and p is not None:
             p = float(p > 0.5)
         made = [v for judges in columns.values() for row in judges.values() for v in row.values()]
@@ -98,6 +108,7 @@ def aggregate(
                 verdicts=len(made),
                 abstained=sum(v.abstained for v in made),
                 reason=None if status != "abstained" else "quorum" if told else _reason(made),
+                p_raw=None if temperature is None else raw,
             )
         )
     return out

@@ -232,8 +232,9 @@ PreferenceReason = Reason | Literal["quorum", "unjudged"]
 class Preference:
     """A pair with its aggregated soft label.
 
-    `p_first` is None exactly when every principle abstained or was masked. Only `preferred` rows
-    have a chosen and a rejected completion; a tie never pretends to. `reason` says why an
+    `p_first` is None exactly when every principle abstained or was masked; `p_raw` is what it was
+    before a temperature (`preferences.temperature`), None where there was none. Only `preferred`
+    rows have a chosen and a rejected completion; a tie never pretends to. `reason` says why an
     `abstained` row has no label.
     """
 
@@ -245,6 +246,7 @@ class Preference:
     verdicts: int = 0
     abstained: int = 0
     reason: PreferenceReason | None = None
+    p_raw: float | None = None
 
     @property
     def first_is_chosen(self) -> bool:

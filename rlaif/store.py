@@ -136,6 +136,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("verdicts", _COUNT),
             ("abstained", _COUNT),
             ("reason", _TEXT),
+            ("p_raw", _FLOAT),
         ]
     ),
 }
@@ -190,7 +191,7 @@ def _revision_of_row(
 
 
 def _preference_of_row(*row: Any) -> Preference:
-    status, p_first, principles, p_principles, verdicts, abstained, reason = row[7:]
+    status, p_first, principles, p_principles, verdicts, abstained, reason, p_raw = row[7:]
     return Preference(
         pair=_pair_of_row(*row[:7]),
         status=status,
@@ -200,6 +201,7 @@ def _preference_of_row(*row: Any) -> Preference:
         verdicts=verdicts,
         abstained=abstained,
         reason=reason,
+        p_raw=p_raw,
     )
 
 

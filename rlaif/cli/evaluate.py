@@ -23,15 +23,24 @@ def audit(
     attacks: Annotated[
         bool, typer.Option("--attacks", help="Then attack 50 verdicts, as `eval attacks` does.")
     ] = False,
+    temperature_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Tell whether the temperature of this audited run helps here."
+        ),
+    ] = None,
 ) -> None:
     """Tell how far a run's labels can be trusted: against known labels, and by themselves.
 
     Example: rlaif eval audit --out runs/hh --attacks
+
+    Example: rlaif eval audit --out runs/hhh --temperature-from runs/hh
     """
     from rlaif import stages
     from rlaif.stages.audit import audit
 
-    execute(config, *([audit, stages.attack] if attacks else [audit]))
+    first = partial(audit, temperature_from=temperature_from)
+    execute(config, *([first, stages.attack] if attacks else [first]))
 
 
 @app.command("winrate")

@@ -50,6 +50,10 @@ def check(config: Config, stages: Sequence[str]) -> None:
         hint = None  # it reads them
     if hint is not None and not os.path.lexists(config.out):
         raise missing_run(Path(config.out), hint)
+    if "label" in stages:
+        from rlaif.stages.temperature import require_temperature  # with all stages, and so late
+
+        require_temperature(config)
     constitution = Constitution.load(config.constitution)
     judges = _judges(config, stages)
     wanted = {section for stage in stages for section in _READS.get(stage, ())} | {*judges}

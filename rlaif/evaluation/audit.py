@@ -35,6 +35,7 @@ from rlaif.evaluation.metrics import (
     wilson,
 )
 from rlaif.report.labels import Cube, agreement, reliability_points, unseparated
+from rlaif.training.calibration import heated, log_losses
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -55,7 +56,8 @@ class Labels:
     """What an audit looks at, by pair (P,). `p` is the aggregated P(first), NaN where there is
     none; `preferred` says which of them are no ties; `known` is P(first) as known otherwise, NaN
     where it is not; `lengths` (P, 2) are characters of the first and the second completion; `tied`
-    marks pairs without a `known` of which it is known all the same that neither side is better."""
+    marks pairs without a `known` of which it is known all the same that neither side is better.
+    Where the labels are at a temperature, `raw` (P,) is `p` without it."""
 
     ids: Sequence[str]
     prompts: Sequence[str]
@@ -65,6 +67,8 @@ class Labels:
     lengths: Floats
     cube: Cube
     tied: Mask | None = None
+    raw: Floats | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(x) for x in (self.ids, self.prompts, self.statuses, self.p, self.known)}
@@ -92,13 +96,24 @@ class Labels:
         return [self.prompts[i] for i in np.flatnonzero(where).tolist()]
 
 
-def audit(labels: Labels) -> Json:
-    """All that can be said about labels; None where there is nothing to say it of."""
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A temperature that was fitted on other labels: of which, what it is, and in what, beside
+    the pairs, those were made otherwise (the judge, say)."""
+
+    name: str
+    temperature: float
+    differs: tuple[str, ...] = ()
+
+
+def audit(labels: Labels, elsewhere: Elsewhere | None = None) -> Json:
+    """All that can be said about labels; None where there is nothing to say it of. `elsewhere`: a
+    temperature of other labels, of which to tell whether it helps these."""
     return {
         "pairs": len(labels.ids),
         "prompts": len(set(labels.prompts)),
         "status": dict(Counter(s or "unlabelled" for s in labels.statuses)),
-        "known": _against_known(labels),
+        "known": _against_known(labels, elsewhere),
         "judge": _judge(labels),
         "length": _length(labels),
     }
@@ -107,7 +122,7 @@ def audit(labels: Labels) -> Json:
 # ---------------------------------------------------------------------------- against what is known
 
 
-def _against_known(labels: Labels) -> Json | None:
+def _against_known(labels: Labels, elsewhere: Elsewhere | None) -> Json | None:
     sure = labels.certain
     if not (sure | labels.even).any():
         return None
@@ -132,7 +147,7 @@ def _against_known(labels: Labels) -> Json | None:
     return out | {
         "accuracy": share(_right(labels)[both], prompts).as_dict(),
         "kappa": _kappa(labels.p[both], sides, _turned(labels.ids)[both], prompts),
-        **_calibration(labels),
+        **_calibration(labels, elsewhere),
     }
 
 
@@ -146,16 +161,78 @@ def _unseparated(labels: Labels) -> Json | None:
     return {**found.as_dict(), "count": int((labels.preferred & labels.even).sum())}
 
 
-def _calibration(labels: Labels) -> Json:
-    """Of the preferred pairs of which P(first) is known, a tie's ½ too: that is their outcome."""
+def _calibration(labels: Labels, elsewhere: Elsewhere | None) -> Json:
+    """Of the preferred pairs of which P(first) is known, a tie's ½ too: that is their outcome.
+
+    Temperatures are of the labels without one, whatever they are at: which pairs are preferred
+    does not depend on it, so that labels at the temperature that an audit fits are fitted the same
+    again.
+    """
     here = labels.preferred & np.isfinite(labels.known)
     p, y, prompts = labels.p[here], labels.known[here], labels.clusters(here)
-    points = reliability_points(p, y, prompts)
+    raw = p if labels.raw is None else labels.raw[here]
+    points, own = (
+        reliability_points(p, y, prompts),
+        _crossed(raw, y, _coin(labels.prompts, 0)[here]),
+    )
+    out: Json = {
+        **_scores(p, y, prompts),
+        "temperature": {
+            **_temperature(raw, y, prompts),
+            "applied": labels.temperature,
+            "raw": None if labels.temperature is None else _scores(raw, y, prompts),
+            **(_scores(own, y, prompts) if own is not None else dict.fromkeys(_SCORES)),
+        },
+        "reliability": [{"confidence": stated, **true.as_dict()} for stated, true in points],
+    }
+    if elsewhere is not None:
+        out["transfer"] = _transfer(elsewhere, raw, own, y, prompts)
+    return out
+
+
+_SCORES = ("ece", "brier", "log_loss")
+
+
+def _scores(p: Floats, y: Floats, prompts: Sequence[str]) -> Json:
+    """How calibrated forecasts are; no log-loss where one of exactly 0 or 1 is wrong."""
+    losses = log_losses(p, y)
     return {
         "ece": _ece(p, y, prompts),
         "brier": bootstrap((p - y) ** 2, prompts).as_dict(),
-        "temperature": _temperature(p, y, _coin(labels.prompts, 0)[here], prompts),
-        "reliability": [{"confidence": stated, **true.as_dict()} for stated, true in points],
+        "log_loss": bootstrap(losses, prompts).as_dict() if np.isfinite(losses).all() else None,
+    }
+
+
+def _transfer(
+    elsewhere: Elsewhere, raw: Floats, own: Floats | None, y: Floats, prompts: Sequence[str]
+) -> Json:
+    """Whether a temperature that other labels were fitted with helps these.
+
+    `change` is what a temperature changes of the mean log-loss, by pair and so with the interval of
+    the difference; a forecast of 0 or 1 is changed by none. It helps, or harms, where that interval
+    lies below, or above, 0. `own` is the labels' own, each half at the other half's.
+    """
+    other = heated(raw, 1 / elsewhere.temperature)
+
+    def scored(p: Floats | None) -> Json | None:
+        if p is None:
+            return None
+        with np.errstate(invalid="ignore"):
+            change = log_losses(p, y) - log_losses(raw, y)
+        change[(raw == 0) | (raw == 1)] = 0.0
+        return {**_scores(p, y, prompts), "change": bootstrap(change, prompts).as_dict()}
+
+    found = scored(other)
+    assert found is not None
+    low, high = found["change"]["low"], found["change"]["high"]
+    return {
+        "from": elsewhere.name,
+        "temperature": elsewhere.temperature,
+        "differs": list(elsewhere.differs),
+        "verdict": "helps" if high < 0 else "harms" if low > 0 else "cannot be told",
+        "raw": _scores(raw, y, prompts),
+        "own": scored(own),
+        "other": found,
     }
 
 
@@ -191,23 +268,24 @@ def _ece(p: Floats, y: Floats, prompts: Sequence[str]) -> Json:
     return bootstrap_of(ece, len(p), prompts).as_dict()
 
 
-def _temperature(p: Floats, y: Floats, half: Mask, prompts: Sequence[str]) -> Json:
-    """The best temperature, and what it would mend: each half is measured at the temperature that
-    fits the other, so that nothing is measured on what it was fitted to."""
+def _temperature(p: Floats, y: Floats, prompts: Sequence[str]) -> Json:
+    """The best temperature."""
     found = asdict(fit_temperature(p, y, prompts))
-    found["slope"] = found["slope"] if math.isfinite(found["slope"]) else None
-    found |= {"ece": None, "brier": None}
+    return found | {"slope": found["slope"] if math.isfinite(found["slope"]) else None}
+
+
+def _crossed(p: Floats, y: Floats, half: Mask) -> Floats | None:
+    """Each half at the temperature that fits the other, so that nothing is measured on what it was
+    fitted to; None where a half has none."""
     if half.all() or not half.any():
-        return found
+        return None
     after = np.empty_like(p)
     for side in (half, ~half):
         fitted = fit_temperature(p[~side], y[~side])
         if fitted.value is None:
-            return found
+            return None
         after[side] = fitted(p[side])
-    found["ece"] = _ece(after, y, prompts)
-    found["brier"] = bootstrap((after - y) ** 2, prompts).as_dict()
-    return found
+    return after
 
 
 def _by_length(labels: Labels, both: Mask) -> list[Json]:

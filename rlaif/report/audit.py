@@ -106,10 +106,13 @@ def _known(known: Mapping[str, Any], source: str) -> Iterator[tuple[str, list[Ro
         _row("Cohen’s κ", known.get("kappa"), fixed),
         _row("calibration error (ECE)", known.get("ece"), fixed),
         _row("Brier score (¼: always ½)", known.get("brier"), fixed),
+        _row("log-loss (0.693: always ½)", known.get("log_loss"), fixed),
     ]
     if heat := known.get("temperature"):
         rows += _temperature(heat)
     yield f"Against {source}", rows
+    if transfer := known.get("transfer"):
+        yield from _transfer(transfer)
     principles = known["by_principle"]
     if len(principles) > 1:
         rows = [_row(name, found, percent) for name, found in principles.items()]
@@ -124,8 +127,37 @@ def _unseparated(found: Mapping[str, Any] | None) -> Row:
     return _row(f"{name}: {count(found['count'])}" if found else name, found, percent)
 
 
+def _transfer(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
+    """A temperature of other labels beside none and these labels' own."""
+    rows = []
+    for title, at in (
+        ("without a temperature", "raw"), ("at their own, the other half’s", "own"),
+        ("at the other run’s", "other"),
+    ):  # fmt: skip
+        scores = found[at] or {}
+        rows += [
+            _row(f"ECE {title}", scores.get("ece"), fixed),
+            _row(f"log-loss {title}", scores.get("log_loss"), fixed),
+        ]
+        if at != "raw":
+            rows.append(_row("  change of log-loss", scores.get("change"), fixed))
+    verdict = {"helps": "it helps here", "harms": "it harms here"}.get(
+        found["verdict"], "whether it helps cannot be told"
+    )
+    unlike = f"; fitted with another {', '.join(found['differs'])}" if found["differs"] else ""
+    yield (
+        f"The temperature {fixed(found['temperature'], 2)} of {found['from']}: {verdict}{unlike}",
+        rows,
+    )
+
+
 def _temperature(heat: Mapping[str, Any]) -> Iterator[Row]:
     n = count(heat["n"])
+    if heat.get("applied") is not None:
+        yield ("these labels are at the temperature", fixed(heat["applied"], 2), "", n)
+        yield _row("  ECE without it", heat["raw"]["ece"], fixed)
+        yield _row("  Brier score without it", heat["raw"]["brier"], fixed)
+        yield _row("  log-loss without it", heat["raw"]["log_loss"], fixed)
     if heat["value"] is None:
         slope = heat["slope"]
         why = "one-sided" if slope is None else "at chance"
@@ -136,6 +168,7 @@ def _temperature(heat: Mapping[str, Any]) -> Iterator[Row]:
     if heat["ece"] is not None:
         yield _row("  ECE at the other half’s", heat["ece"], fixed)
         yield _row("  Brier score at the other half’s", heat["brier"], fixed)
+        yield _row("  log-loss at the other half’s", heat.get("log_loss"), fixed)
 
 
 def _judge(judge: Mapping[str, Any]) -> Iterator[Row]:

@@ -240,6 +240,17 @@ class Run:
         return _floats(self._preferences["p_first"])
 
     @cached_property
+    def raw(self) -> Floats:
+        """As `preference`, before the temperature that the labels are at, if they are at one."""
+        before = _floats(self._preferences["p_raw"])
+        return np.where(np.isfinite(before), before, self.preference)
+
+    @property
+    def temperature(self) -> float | None:
+        """The temperature that the labels are at; None for none."""
+        return number((self.stages.get("label") or {}).get("temperature"))
+
+    @cached_property
     def preferred(self) -> Floats:
         """As `preference`, but NaN for ties: what training is given."""
         chosen = pc.equal(self._preferences["status"], "preferred").fill_null(False).to_numpy()
@@ -254,7 +265,7 @@ class Run:
     @cached_property
     def _preferences(self) -> pa.Table:
         """One row a pair, null where it has no preference."""
-        found = self.store.table("preferences").to_arrow(["pair_id", "status", "p_first"])
+        found = self.store.table("preferences").to_arrow(["pair_id", "status", "p_first", "p_raw"])
         ids = found["pair_id"].combine_chunks()
         return found.take(pc.index_in(self._pairs["id"], value_set=ids))
 

@@ -2,7 +2,7 @@
 
     {"target_trait",
      "labels": {"pairs", "verdicts", "abstained", "gold_agreement", "unseparated",
-                "swap_consistency", "label_mass", "ece"},
+                "swap_consistency", "label_mass", "ece", "temperature"},
      "reward_model": {"accuracy"},
      "policies": {"base": {"traits": {…}, "legal", "and_legal": {trait: {"at_stake", "all"}}},
                   "dpo": {…, "kl", "win_rate": {"value", "low", "high", "n", "wins", "losses",
@@ -76,6 +76,7 @@ def _labels(run: Run) -> Json:
         "swap_consistency": slots["swap_consistency"].value if slots else None,
         "label_mass": mean(cube.mass),
         "ece": ece(run),
+        "temperature": run.temperature,
     }
 
 

@@ -19,21 +19,32 @@ from rlaif.report.data import Run as StoredRun
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
+from rlaif.stages.temperature import record_temperature, temperature_of
 from rlaif.store import write_json
 
 FILE = "audit.json"
 
 
-def audit(run: Run) -> None:
-    """How far the run's labels agree with what is known, and with themselves. Loads no model."""
+def audit(run: Run, temperature_from: str | None = None) -> None:
+    """How far the run's labels agree with what is known, and with themselves. Loads no model.
+
+    `temperature_from`: the folder of another run, of whose temperature is told whether it helps.
+    """
     clock = time.monotonic()
     if not len(run.store.table("preferences")):
         raise DataError(f"{run.store.root}: no labels to audit: run `rlaif label` first")
     tell_stale(run, lineage.LABELS)
+    other = None if temperature_from is None else temperature_of(run, temperature_from)
     stored = StoredRun(run.store.root)
     labels = stored_labels(stored)
-    found = {**audited(labels), "known_from": stored.known_from}
+    found = {**audited(labels, other), "known_from": stored.known_from}
+    if other is not None and not (found["known"] or {}).get("transfer"):
+        raise DataError(
+            f"{run.store.root}: no pair that is preferred has a label of its own to measure a "
+            "temperature by: give pairs that have, or leave out --temperature-from"
+        )
     write_json(run.store.path("evaluation", FILE), found)
+    record_temperature(run, found)
     run.reporter.say(table(found))
     finish(run, "audit", clock, {"rows": len(labels.ids), "new_rows": 0})
 
@@ -49,6 +60,7 @@ def stored_labels(stored: StoredRun) -> Labels:
     return Labels(
         ids, prompts, stored.statuses, stored.preference, stored.known,
         np.array(lengths, dtype=np.float64).reshape(-1, 2), stored.cube, stored.tied,
+        None if stored.temperature is None else stored.raw, stored.temperature,
     )  # fmt: skip
 
 

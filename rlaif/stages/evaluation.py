@@ -19,6 +19,7 @@ from rlaif.stages.labelling import current_verdicts, prefer
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run, is_finished
+from rlaif.stages.temperature import require_temperature
 from rlaif.store import RunStore, write_json
 
 # what training stages may leave in `models/`
@@ -145,6 +146,7 @@ def _winrate(
 
     section, principles = run.config.evaluate.judge, run.principles()
     judges = bench(run) if section is None else of_one(run, section)
+    temperature = require_temperature(run.config) if section is None else None  # the own judge's
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
         known = store.table("pairs").keys()
@@ -159,7 +161,7 @@ def _winrate(
                 )  # fmt: skip
             said = current_verdicts(store, pairs, judge, run.asked(), juror.orders)
             verdicts += juror.named(said)
-        return prefer(run.config, pairs, verdicts, principles, judges.orders)
+        return prefer(run.config, pairs, verdicts, principles, judges.orders, temperature)
 
     a, b = [c.text for c in samples[name]], [c.text for c in samples["base"]]
     outcomes = compare(prompts, a, b, label)

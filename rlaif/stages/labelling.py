@@ -24,6 +24,8 @@ from rlaif.stages.lists import require_short_lists
 from rlaif.stages.origins import pair_ids, record_inputs, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+from rlaif.stages.temperature import FILE as TEMPERATURE_FILE
+from rlaif.stages.temperature import require_temperature
 from rlaif.stages.trained_on import tell_learnt
 from rlaif.store import RunStore, write_json
 
@@ -69,6 +71,7 @@ def label(run: Run) -> None:
     total = len(store.table("pairs"))
     if not total:
         raise _nothing(run)
+    temperature = require_temperature(run.config)
     principles, panel = run.principles(), Panel(run)
     require(principles, "label")
     require_short_lists(run)
@@ -80,9 +83,12 @@ def label(run: Run) -> None:
         if jurors is not None:
             parts = jurors.counted(parts)
         store.table("preferences").replace(
-            prefer_stream(run.config, parts, principles, panel.orders, quality)
+            prefer_stream(run.config, parts, principles, panel.orders, quality, temperature)
         )
     _tell_labels(run, panel.new_rows, quality, reasoned)
+    if temperature is not None:
+        of = " that the audit fitted" if run.config.preferences.temperature == "audit" else ""
+        run.reporter.say(f"labels at the temperature {temperature:.3g}{of}")
     _remove_audit(run)
     found = quality.result()
     if jurors is not None:
@@ -95,7 +101,8 @@ def label(run: Run) -> None:
     run.store.update_manifest("judge", panel.about())
     finish(run, "label", clock, {
         "rows": quality.verdicts, "new_rows": panel.new_rows, "abstained": dict(quality.reasons),
-        "preferences": dict(quality.status), **reasoned.facts(), **panel.facts(),
+        "preferences": dict(quality.status), "temperature": temperature, **reasoned.facts(),
+        **panel.facts(),
     })  # fmt: skip
 
 
@@ -111,7 +118,9 @@ def _nothing(run: Run) -> DataError:
 
 
 def _remove_audit(run: Run) -> None:
-    """The audit was of other labels."""
+    """The audit was of other labels. Its temperature stays where labels are made at it."""
+    if run.config.preferences.temperature != "audit":
+        run.store.path(TEMPERATURE_FILE).unlink(missing_ok=True)
     path = run.store.path("evaluation", "audit.json")
     if path.is_file():
         path.unlink()
@@ -145,10 +154,11 @@ def prefer_stream(
     principles: Sequence[Principle],
     orders: Orders,
     quality: LabelQuality,
+    temperature: float | None = None,
 ) -> Iterator[Preference]:
     """The preferences of each chunk, of which nothing but `quality` is kept."""
     for part in parts:
-        preferences = prefer(config, part.items, part.rows, principles, orders)
+        preferences = prefer(config, part.items, part.rows, principles, orders, temperature)
         quality.add(part.items, preferences, part.rows)
         yield from preferences
 
@@ -177,15 +187,17 @@ def prefer(
     verdicts: Sequence[Verdict],
     principles: Sequence[Principle],
     orders: Orders,
+    temperature: float | None,
 ) -> list[Preference]:
-    """Preferences by the config's rules. A jury's verdicts have the jurors' names as judges."""
+    """Preferences by the config's rules, at what `require_temperature` found. A jury's verdicts
+    have the jurors' names as judges."""
     rule = config.preferences
     return aggregate(
         pairs, verdicts, rule=rule.aggregate, weights={p.id: p.weight for p in principles},
         jury=rule.jury if config.jury else "mean",
         judge_weights={juror.name: juror.weight for juror in config.jury}, quorum=rule.quorum,
         orders=orders, order_rule=rule.orders, principle_margin=rule.principle_margin,
-        min_margin=rule.min_margin, soft=rule.soft,
+        min_margin=rule.min_margin, soft=rule.soft, temperature=temperature,
     )  # fmt: skip
 
 

@@ -110,9 +110,11 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
         case "read":
             return {lineage.PAIRS: ("source",)}
         case "label":
-            return {lineage.LABELS: (lineage.PAIRS, *judged)}
+            audited = run.config.preferences.temperature == "audit"
+            heat = (lineage.TEMPERATURE,) if audited else ()
+            return {lineage.LABELS: (lineage.PAIRS, *judged, *heat)}
         case "audit":
-            return {lineage.AUDIT: (lineage.LABELS,)}
+            return {lineage.AUDIT: (lineage.LABELS,), lineage.TEMPERATURE: (lineage.RAW,)}
         case "judge":
             given = train.judge
             own = given is None or given.labels == "own"

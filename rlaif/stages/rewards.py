@@ -17,6 +17,7 @@ from rlaif.stages.jury import bench
 from rlaif.stages.labelling import prefer
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.run import Run, is_finished
+from rlaif.stages.temperature import require_temperature
 from rlaif.templates import Rendered
 
 if TYPE_CHECKING:
@@ -73,16 +74,19 @@ def live_label(run: Run) -> tuple[Label, str]:
 
     The jurors of a jury are in memory together: the pairs come as the policy makes them.
     """
+    temperature = require_temperature(run.config)
     judges, principles = bench(run), run.principles()
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
-        return prefer(run.config, pairs, judges.judge(run, pairs), principles, judges.orders)
+        said = judges.judge(run, pairs)
+        return prefer(run.config, pairs, said, principles, judges.orders, temperature)
 
     ids = [(p.id, p.compare, p.weight) for p in principles]
     rule, section = rule_of(run), run.config.judge
     drawn = [] if section.draw is None else [section.draw, section.draw_weighted, section.draw_seed]
     weights = [[juror.name, juror.weight] for juror in run.config.jury]
-    return label, content_id(judges.fingerprint, ids, judges.orders, rule, *drawn, *weights)
+    heat = [] if temperature is None else [temperature]
+    return label, content_id(judges.fingerprint, ids, judges.orders, rule, *drawn, *weights, *heat)
 
 
 def rule_of(run: Run) -> dict[str, Any]:

@@ -34,13 +34,19 @@ def brier(p: ArrayLike, y: ArrayLike) -> float:
     return float(np.mean((p_ - y_) ** 2))
 
 
-def log_loss(p: ArrayLike, y: ArrayLike) -> float:
-    """−1/N Σ y log p + (1 − y) log(1 − p) in nats: least where p = y, and there y's entropy."""
+def log_losses(p: ArrayLike, y: ArrayLike) -> Floats:
+    """−(y log p + (1 − y) log(1 − p)) of each forecast in nats, (N,): least where p = y, and there
+    y's entropy; infinite where one of exactly 0 or 1 is wrong."""
     p_, y_ = as_floats(p, "p"), as_floats(y, "y")
     same_length(p_, y_)
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 log 0 is 0
         first = np.where(y_ > 0, -y_ * np.log(p_), 0.0)
-        return float(np.mean(first + np.where(y_ < 1, -(1 - y_) * np.log1p(-p_), 0.0)))
+        return np.asarray(first + np.where(y_ < 1, -(1 - y_) * np.log1p(-p_), 0.0))
+
+
+def log_loss(p: ArrayLike, y: ArrayLike) -> float:
+    """The mean of `log_losses`."""
+    return float(np.mean(log_losses(p, y)))
 
 
 def folded(p: ArrayLike, y: ArrayLike) -> tuple[Floats, Floats]:
@@ -99,9 +105,14 @@ class Temperature:
 
     def __call__(self, p: ArrayLike) -> Floats:
         """Forecasts at this temperature; those at 0, ½ and 1 stay."""
-        with np.errstate(divide="ignore"):
-            z = np.log(as_floats(p, "p")) - np.log1p(-as_floats(p, "p"))
-        return np.asarray(_sigmoid(z * self.slope), dtype=np.float64)
+        return heated(p, self.slope)
+
+
+def heated(p: ArrayLike, slope: float) -> Floats:
+    """Forecasts at the temperature 1/slope, σ(slope · logit(p)), (N,); those at 0, ½ and 1 stay."""
+    with np.errstate(divide="ignore"):
+        z = np.log(as_floats(p, "p")) - np.log1p(-as_floats(p, "p"))
+    return np.asarray(_sigmoid(z * slope), dtype=np.float64)
 
 
 def fit_temperature(p: ArrayLike, y: ArrayLike, clusters: Clusters | None = None) -> Temperature:

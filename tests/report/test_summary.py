@@ -22,7 +22,7 @@ SHAPE = {
     "target_trait": None,
     "labels": dict.fromkeys(
         ["pairs", "verdicts", "abstained", "gold_agreement",
-         "swap_consistency", "label_mass", "ece"]
+         "swap_consistency", "label_mass", "ece", "temperature"]
     ) | {"unseparated": dict.fromkeys(["value", "low", "high", "n"])},
     "reward_model": {"accuracy": None},
     "policies": {
