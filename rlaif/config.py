@@ -209,7 +209,8 @@ class EngineConfig(Section):
     """A model and how to run it."""
 
     model: Annotated[str, Place("model")] = "tiny"
-    """A folder, a Hugging Face name, `tiny` (embedded), or the name a server gives to it."""
+    """A folder, a Hugging Face name, a GGUF file, `tiny` (embedded), or the name a server gives to
+    it."""
     engine: Literal["hf", "vllm", "http"] = "hf"
     """`hf`: Transformers; `vllm`: vLLM in this run; `http`: any OpenAI-compatible server."""
     device: str = "auto"

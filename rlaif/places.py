@@ -103,7 +103,7 @@ def located(one: Named) -> Path | None:
         case "rows" if _is_glob(value) and path.parent.is_dir() and any(_matches(path)):
             return path
         case "model" if value != "tiny" or (path / "config.json").is_file():
-            return path if path.is_dir() else None
+            return path if path.is_dir() or (path.suffix == ".gguf" and path.is_file()) else None
         case "adapter" | "reward":
             return path if path.is_dir() else None
     return None
@@ -135,10 +135,10 @@ def missing(one: Named) -> str | None:
         on_hub = one.kind in ("rows", "model") and _maybe_on_hub(one)
         return None if on_hub else f"no such {what}: {value} (looked in {Path.cwd()})"
     needed = {
-        "model": ("config.json", "adapter_config.json"), "reward": ("config.json",),
+        "model": ("config.json", "adapter_config.json", "*.gguf"), "reward": ("config.json",),
         "adapter": ("adapter_config.json",),
     }.get(one.kind)  # fmt: skip
-    if needed and not any((path / name).is_file() for name in needed):
+    if needed and path.is_dir() and not any(any(path.glob(name)) for name in needed):
         return f"no model in {value}: expected a folder with {' or '.join(needed)}"
     return None
 

@@ -75,7 +75,7 @@ def source_of(model: str, adapter: str | None = None) -> Source:
             f"{path}/{ADAPTER} does not name its base model: give that as `model`, and this folder "
             "as `adapter`"
         )
-    if Path(base).is_absolute() and not Path(base).is_dir():
+    if Path(base).is_absolute() and not Path(base).exists():
         raise EngineError(
             f"the adapter {model} says that its base is {base}, and nothing is there: give the "
             "base as `model`, and this folder as `adapter`"

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 
 from rlaif.engines.base import Generation, Sampling, Scores, Usage, Watched, hear, listener, tell
+from rlaif.engines.beginning import lacks_beginning
 from rlaif.engines.checkpoint import (
     Source,
     add_adapter,
@@ -91,6 +92,10 @@ class HFEngine(Watched):
         self._fingerprint: str | None = folder_fingerprint(*folders)
         self._in_memory = False
         self.templates = own_templates(*folders)
+        vocabulary = loaded.config.get_text_config(decoder=True).vocab_size
+        wrong = lacks_beginning(self.encoder, vocabulary, partial(read_text, loaded))
+        if wrong:
+            warnings.warn(wrong, stacklevel=2)
 
     @classmethod
     def from_loaded(
@@ -501,6 +506,15 @@ def _target_logprobs(logits: torch.Tensor, row: Ints, targets: Ints) -> Floats:
     rows = torch.from_numpy(row).to(logits.device)
     chosen = logits[rows, torch.from_numpy(targets).to(logits.device)].float()
     values: Floats = (chosen - norms[rows]).double().cpu().numpy()
+    return values
+
+
+def read_text(model: Any, ids: Ids) -> list[float]:
+    """Log-probability of each token of a text after its first, by one plain pass."""
+    row = torch.from_numpy(ids.astype(np.int64)).to(model.device)
+    with torch.no_grad():
+        logits = model(input_ids=row[None], use_cache=False).logits[0, :-1]  # (T - 1, V)
+    values: list[float] = _target_logprobs(logits, np.arange(len(ids) - 1), ids[1:]).tolist()
     return values
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.engines.base import Generation, Sampling, Scores, Usage
+from rlaif.engines.beginning import lacks_beginning
 from rlaif.engines.checkpoint import (
     check_adapter,
     check_folder,
@@ -105,11 +106,17 @@ class VLLMEngine:
         sleep_mode: bool = False,
         rollouts: bool = False,
     ) -> None:
+        source = source_of(model, adapter)
+        if gguf_of(source.model) is not None:
+            raise EngineError(
+                f"the vllm engine does not load {model}: vLLM reads no GGUF files by itself. Use "
+                "`engine: hf`, or save the model as a Hugging Face folder once, as "
+                "docs/real-model.md shows"
+            )
         self._vllm = _import_vllm()
         self.device = _device(device, sleep_mode)
         self.name = model
         self.usage = Usage()
-        source = source_of(model, adapter)
         path, adapter = source.model, source.adapter
         config, generation_config, tokenizer = _read(path)
         self._eos = end_tokens(generation_config, tokenizer)
@@ -144,6 +151,18 @@ class VLLMEngine:
         self._loaded_fingerprint = folder_fingerprint(*source.folders())
         self._fingerprint = self._loaded_fingerprint
         self.templates = own_templates(*source.folders())
+        vocabulary = config.get_text_config(decoder=True).vocab_size
+        wrong = None if rollouts else lacks_beginning(self.encoder, vocabulary, self._read)
+        if wrong:
+            warnings.warn(wrong, stacklevel=2)
+        self.usage, self._last_path = Usage(), np.zeros(0, ">i4")  # that reading is no work of ours
+
+    def _read(self, ids: Ids) -> list[float]:
+        """Log-probability of each token of a text after its first."""
+        steps = [(_packed(ids[:k]), int(ids[k])) for k in range(1, len(ids))]
+        wanted = {path: {token: math.nan} for path, token in steps}
+        self._look_up(wanted)
+        return [wanted[path][token] for path, token in steps]
 
     def _start(self, path: str, settings: dict[str, Any]) -> Any:
         try:
@@ -503,12 +522,6 @@ def _read(model: str) -> tuple[Any, Any, Any]:
     """Config, generation config and tokenizer."""
     from transformers import GenerationConfig
 
-    if gguf_of(model) is not None:
-        raise EngineError(
-            f"the vLLM engine does not load {model}: vLLM reads no GGUF files by itself. Use "
-            "`engine: hf`, or save the model as a Hugging Face folder once, as docs/real-model.md "
-            "shows"
-        )
     check_folder(model)
     with loading(model):
         config = read_config(model)

@@ -13,11 +13,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
 from typing import Any, Literal
 
+from rlaif.engines.beginning import lacks_beginning
 from rlaif.engines.checkpoint import (
     add_adapter,
     check_adapter,
@@ -165,6 +167,8 @@ def _load(
     """The model without its adapter, and the weights that its checkpoint lacks."""
     import torch
 
+    from rlaif.engines.hf import read_text
+
     source = source_of(name, adapter)
     if source.adapter is not None and four_bit:
         raise ConfigError(
@@ -210,6 +214,12 @@ def _load(
         encoder = Encoder(tokenizer, name)
     if encoder.transcript:
         notes.append("no chat template: prompts are a plain 'Human:' / 'Assistant:' transcript")
+    if model.get_output_embeddings() is not None:  # a classifier cannot be asked
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        wrong = lacks_beginning(encoder, vocabulary, partial(read_text, model))
+        if wrong:
+            notes.append(wrong)
+            warnings.warn(wrong, stacklevel=3)
     # a classifier has no generation config: its config names the end then
     generation = getattr(model, "generation_config", None) or model.config
     ends = end_tokens(generation, tokenizer)
