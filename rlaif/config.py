@@ -10,11 +10,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import ConfigDict, Field, model_validator
 
+from rlaif.engines.thinking import ON_BUDGET
 from rlaif.ensembles import OrderRule, Rule
 from rlaif.errors import ConfigError, nearest
 from rlaif.places import Place, seen_from
@@ -227,6 +228,19 @@ class EngineConfig(Section):
     """With `engine: http`: the server."""
     vllm: VLLMConfig = VLLMConfig()
     """With `engine: vllm`: its settings."""
+    thinking: bool | Annotated[int, Field(ge=1)] | None = None
+    """Whether the model thinks before it answers: `off`, `on` (1,024 tokens), or the tokens that a
+    thought may have, which come on top of the answer's. Its chat template is told so
+    (`enable_thinking`, `thinking`, `reasoning_effort`, …). Null tells it not to by
+    `enable_thinking` alone and closes a thought that it opens by itself. A model whose template
+    knows no thought is refused."""
+
+    @property
+    def thought_tokens(self) -> int | None:
+        """Tokens that a thought may have; 0 where there is to be none, None where nobody says."""
+        if isinstance(self.thinking, bool):
+            return ON_BUDGET if self.thinking else 0
+        return self.thinking
 
     def options(self) -> dict[str, Any]:
         """What the engine's loader takes, beside the names of model and engine."""
@@ -238,19 +252,23 @@ class EngineConfig(Section):
 
 
 class RationaleConfig(Section):
-    """What a judge writes before it decides; it is kept with the verdict."""
+    """What a judge writes before it decides, rationales and thoughts; it is kept with the verdict.
+
+    With `judge.thinking`, all of this but `max_new_tokens` is of its thoughts too, in any method.
+    """
 
     samples: int = Field(default=1, ge=1)
-    """Rationales a verdict; their probabilities are averaged."""
+    """Rationales (or thoughts, or both) a verdict; their probabilities are averaged."""
     temperature: float | None = Field(default=None, ge=0)
-    """Softmax temperature; null takes 0 for one sample and 1 for several."""
+    """Softmax temperature; null takes 0 for one sample and 1 for several, and 0.6 for a judge that
+    thinks."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest rationale in tokens; one that is cut counts for nothing."""
     seed: Seed = 0
     """Of the samples."""
     clamp: float | None = Field(default=0.4, ge=0, lt=0.5)
-    """c keeps p after a rationale within [c, 1 − c]; null leaves it as it is. `text` clamps
-    nothing."""
+    """c keeps p after a rationale, or a thought before labels of a pair, within [c, 1 − c]; null
+    leaves it as it is. `text` clamps nothing."""
     template: Annotated[str | None, Place("template")] = None
     """With `adaptive`: the template of its rationales; null takes the model's own or
     `cot/default`."""
@@ -308,6 +326,22 @@ class JudgingConfig(EngineConfig):
                 "rubric"
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_server_closes_no_thought(self) -> Self:
+        if self.engine == "http" and self.thought_tokens and self.method != "text":
+            raise ValueError(
+                f"thinking with method {self.method} needs engine hf or vllm: a server cannot be "
+                "made to end a thought at its budget and tell the labels' probabilities after it. "
+                "Over http, set the method to `text`"
+            )
+        return self
+
+    @property
+    def writes_before_labels(self) -> bool:
+        """Whether a rationale or a thought stands before the labels of a pair."""
+        thought = self.method == "pairwise" and bool(self.thought_tokens)
+        return thought or self.method in ("cot", "adaptive")
 
 
 class JudgeConfig(JudgingConfig):
@@ -945,7 +979,7 @@ class Config(Section):
         clamps = {
             name: judge.rationale.clamp
             for name, judge in (asked or {"judge.": self.judge}).items()
-            if judge.method in ("cot", "adaptive") and judge.rationale.clamp is not None
+            if judge.writes_before_labels and judge.rationale.clamp is not None
         }
         tight = {name: c for name, c in clamps.items() if c + margin >= 0.5}
         if self.jury and (rule.jury in ("majority", "log_odds_sum") or not tight):

@@ -88,6 +88,7 @@ class Completion:
     finish_reason: str  # "stop" | "length" | "too_long" | "not_finite" | …: Generation's
     tokens: int  # generated tokens, the end-of-sequence token included
     ids: tuple[int, ...] = ()  # those tokens; empty where the engine did not tell
+    thought: str = ""  # of a policy that thinks, before the answer, which `text` is
 
     @property
     def id(self) -> str:
@@ -150,7 +151,9 @@ class Verdict:
     `logprob_first`, `logprob_second` are the log-probabilities (nats) of the two option labels,
     `mass` the probability the judge gave to the offered labels together. `score_first`,
     `score_second` are the completions' own scores, from a judge that gives any; `rationales` what
-    the judge wrote before it decided, `tokens` how many it decoded for that.
+    the judge wrote before it decided, `tokens` how many it decoded for that. `thoughts` are those
+    of a judge that thinks, read by nobody for a verdict, and `thoughts_cut` how many of them were
+    closed at their budget.
     """
 
     key: str  # resume key: hashes everything that can change the verdict
@@ -167,6 +170,8 @@ class Verdict:
     score_second: float | None = None
     rationales: tuple[str, ...] = ()
     tokens: int = 0
+    thoughts: tuple[str, ...] = ()
+    thoughts_cut: int = 0
 
     def __post_init__(self) -> None:
         if (self.p_first is None) == (self.reason is None):

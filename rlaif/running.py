@@ -34,20 +34,27 @@ class Reasoned:
 
     verdicts: int = 0
     tokens: int = 0  # decoded
+    thoughts: int = 0
+    thoughts_cut: int = 0  # closed at their budget
 
     def counted(self, stream: Iterable[Judged]) -> Iterator[Judged]:
         """The same chunks, counted as they pass."""
         for part in stream:
-            wrote = [v.tokens for v in part.rows if v.rationales]
+            wrote = [v.tokens for v in part.rows if v.rationales or v.thoughts]
             self.verdicts += len(wrote)
             self.tokens += sum(wrote)
+            self.thoughts += sum(len(v.thoughts) for v in part.rows)
+            self.thoughts_cut += sum(v.thoughts_cut for v in part.rows)
             yield part
 
     def facts(self) -> dict[str, int]:
         """For the manifest: of all the stage's verdicts, those from before included."""
         if not self.verdicts:
             return {}
-        return {"reasoned_verdicts": self.verdicts, "reasoning_tokens": self.tokens}
+        found = {"reasoned_verdicts": self.verdicts, "reasoning_tokens": self.tokens}
+        if self.thoughts:
+            found |= {"thoughts": self.thoughts, "thoughts_cut": self.thoughts_cut}
+        return found
 
 
 AnyJudge = EngineJudge | AdaptiveJudge
@@ -158,9 +165,12 @@ def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:
     """The judge of a section, with its engine loaded."""
     method, template, min_mass = config.method, config.template, config.min_mass
     few_shot = FewShot(config.examples, config.shots, config.examples_seed)
-    reasoning = Reasoning(**config.rationale.model_dump(exclude={"template"}))
+    reasoning = Reasoning(
+        **config.rationale.model_dump(exclude={"template"}), thinking=config.thought_tokens
+    )
+    shared: dict[str, Any] = {"template": template, "min_mass": min_mass, "reasoning": reasoning}
     if method == "pairwise":
-        return PairwiseJudge(engine, template=template, min_mass=min_mass, few_shot=few_shot)
+        return PairwiseJudge(engine, few_shot=few_shot, **shared)
     if method == "cot":
         return CotJudge(engine, template=template, min_mass=min_mass, reasoning=reasoning)
     if method == "adaptive":
@@ -169,13 +179,14 @@ def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:
             reasoning=reasoning, band=config.band, few_shot=few_shot,
         )  # fmt: skip
     if method == "pointwise":
-        return PointwiseJudge(engine, template=template, min_mass=min_mass, few_shot=few_shot)
+        return PointwiseJudge(engine, few_shot=few_shot, **shared)
     if method == "rubric":
-        return RubricJudge(engine, template=template, min_mass=min_mass, few_shot=few_shot)
+        return RubricJudge(engine, few_shot=few_shot, **shared)
     if method == "listwise":
         return ListwiseJudge(
-            engine, template=template, min_mass=min_mass, rotations=config.rotations
-        )
+            engine, template=template, min_mass=min_mass, rotations=config.rotations,
+            reasoning=reasoning,
+        )  # fmt: skip
     return TextJudge(engine, template=template, reasoning=reasoning)
 
 

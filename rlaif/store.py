@@ -73,6 +73,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("finish_reason", _TEXT),
             ("tokens", _COUNT),
             ("ids", pa.list_(_COUNT)),
+            ("thought", _TEXT),
         ]
     ),
     "pairs": pa.schema(
@@ -102,6 +103,8 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("score_second", _FLOAT),
             ("rationales", pa.list_(_TEXT)),
             ("tokens", _COUNT),
+            ("thoughts", pa.list_(_TEXT)),
+            ("thoughts_cut", _COUNT),
         ]
     ),
     "revisions": pa.schema(
@@ -173,14 +176,14 @@ def _pair_of_row(
 
 def _completion_of_row(*row: Any) -> Completion:
     told = list(row)
-    told[7] = tuple(told[7] or ())  # null in a shard from before there were any
+    told[7:] = tuple(told[7] or ()), told[8] or ""  # null in a shard from before there were any
     return Completion(*told)
 
 
 def _verdict_of_row(*row: Any) -> Verdict:
     told = list(row)
     # null in a shard from before there were any
-    told[12:] = tuple(told[12] or ()), told[13] or 0
+    told[12:] = tuple(told[12] or ()), told[13] or 0, tuple(told[14] or ()), told[15] or 0
     return Verdict(*told)
 
 

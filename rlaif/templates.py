@@ -46,7 +46,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jinja2
 import jinja2.nodes
@@ -89,15 +89,55 @@ class RenderedMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class Thought:
+    """What a model thought before its answer, without the marks round it.
+
+    `ids` are the tokens that it was sampled as, where they are known; `cut` says that a budget
+    ended it.
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Rendered:
-    """What an engine is asked: messages; a last assistant message is an open cue to go on from."""
+    """What an engine is asked: messages; a last assistant message is an open cue to go on from.
+
+    `thinking`: whether the model may think first (`rlaif.engines.thinking.Mode`); None leaves that
+    to the chat template, and closes a thought that it opens. `thought` stands closed before the
+    cue: the model has thought.
+    """
 
     messages: tuple[RenderedMessage, ...]
+    thinking: Literal["off", "on", "open"] | None = None
+    thought: Thought | None = None
 
     @classmethod
-    def chat(cls, messages: tuple[Message, ...] | list[Message]) -> Rendered:
+    def chat(
+        cls,
+        messages: tuple[Message, ...] | list[Message],
+        thinking: Literal["off", "on", "open"] | None = None,
+    ) -> Rendered:
         """A conversation as it is, every content being data."""
-        return cls(tuple(RenderedMessage(m.role, (Segment(m.content, True),)) for m in messages))
+        rows = tuple(RenderedMessage(m.role, (Segment(m.content, True),)) for m in messages)
+        return cls(rows, thinking)
+
+    @property
+    def mode(self) -> Literal["off", "on", "open"] | None:
+        """Whether what is said next may begin with a thought: not behind one, nor behind a cue."""
+        has_cue = bool(self.messages) and self.messages[-1].role == "assistant"
+        return None if has_cue or self.thought else self.thinking
+
+    def without_cue(self, thinking: Literal["off", "on", "open"] | None = None) -> Rendered:
+        """The messages before the open cue, where there is one."""
+        has_cue = bool(self.messages) and self.messages[-1].role == "assistant"
+        return Rendered(self.messages[:-1] if has_cue else self.messages, thinking)
+
+    def after(self, thought: Thought) -> Rendered:
+        """The same, asked after a thought."""
+        return Rendered(self.messages, None, thought)
 
 
 def tag_sentences(text: str, letter: str) -> str:

@@ -655,7 +655,7 @@ def test_shards_from_before_a_column_was_added_are_read_with_it_empty(tmp_path: 
     old, new = verdicts(8), [
         Verdict(
             "new", "p", "calm", "first_second", "j", 0.6, score_first=7.5, score_second=2.0,
-            rationales=("A is calmer.", "é"), tokens=12,
+            rationales=("A is calmer.", "é"), tokens=12, thoughts=("Hm.", ""), thoughts_cut=1,
         )
     ]  # fmt: skip
     with RunStore(tmp_path) as run:
@@ -670,4 +670,4 @@ def test_shards_from_before_a_column_was_added_are_read_with_it_empty(tmp_path: 
         assert table.to_arrow(["tokens", "p_first"])["tokens"].to_pylist() == [None] * 8 + [12]
         assert len(table.to_arrow()) == 9
     names = [pq.read_schema(shard).names for shard in sorted(table.folder.glob("*.parquet"))]
-    assert [len(n) for n in names] == [10, 14]
+    assert [len(n) for n in names] == [10, 16]

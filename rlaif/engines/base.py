@@ -12,9 +12,10 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, EngineError, nearest, require_finite_fields
 from rlaif.records import content_id
 from rlaif.templates import Rendered
@@ -26,7 +27,12 @@ MOST_MASS = 1.01  # what rounding may make of probabilities that sum to 1
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to sample. Everything here can change the text, so all of it is in the resume key."""
+    """How to sample. Everything here can change the text, so all of it is in the resume key.
+
+    `thinking`: tokens that a thought before the answer may have, on top of `max_new_tokens`; 0
+    keeps the model from thinking, None leaves that to its chat template. With a thought,
+    `max_new_tokens` may be 0: then the thought alone is sampled, and ends where the model ends it.
+    """
 
     n: int = 1
     temperature: float = 1.0
@@ -34,15 +40,41 @@ class Sampling:
     max_new_tokens: int = 256
     seed: int = 0
     stop: tuple[str, ...] = ()
+    thinking: int | None = None
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
         if "" in self.stop:
             raise ConfigError("stop holds an empty string, which would end every completion")
-        if self.n < 1 or self.max_new_tokens < 1:
+        if self.thinking is not None and self.thinking < 0:
+            raise ConfigError(f"a thought has no fewer than 0 tokens, got {self.thinking}")
+        if self.n < 1 or self.max_new_tokens < (not self.thinking):
             raise ConfigError(f"n and max_new_tokens must be at least 1, got {self}")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(f"temperature must be ≥ 0 and top_p in (0, 1], got {self}")
+
+    @property
+    def limit(self) -> int:
+        """Most tokens of a completion, its thought included."""
+        return self.max_new_tokens + (self.thinking or 0)
+
+    @property
+    def mode(self) -> Mode | None:
+        """How prompts are rendered: a thought that is sampled alone is begun for the model."""
+        if self.thinking is None:
+            return None
+        return "off" if not self.thinking else "on" if self.max_new_tokens else "open"
+
+    def asking(self, prompts: Sequence[Rendered]) -> list[Rendered]:
+        """The prompts as they are rendered for this sampling; one that says so itself stays."""
+        if self.mode is None:
+            return list(prompts)
+        return [p if p.thought or p.thinking else Rendered(p.messages, self.mode) for p in prompts]
+
+    def settings(self) -> dict[str, Any]:
+        """All of it, as keys and manifests take it: `thinking` only where it is set, so that rows
+        from before there was any keep their keys."""
+        return {k: v for k, v in asdict(self).items() if k != "thinking" or v is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +87,21 @@ class Generation:
 
     A text that is none, because it has half a character (a lone surrogate) that no file can hold,
     becomes an empty one of finish reason "malformed": it costs its own row, not the chunk.
+
+    `thought` is what a model that thinks said before its answer, which `text` is. One that did not
+    come to an answer has an empty text. Of a thought sampled alone `ids` are the thought's own.
     """
 
     text: str
     finish_reason: str
     tokens: int
     ids: tuple[int, ...] = ()
+    thought: str = ""
 
     def __post_init__(self) -> None:
-        if not is_text(self.text) or not is_text(self.finish_reason):
+        if not all(map(is_text, (self.text, self.finish_reason, self.thought))):
             object.__setattr__(self, "text", "")
+            object.__setattr__(self, "thought", "")
             object.__setattr__(self, "finish_reason", "malformed")
 
 
@@ -205,6 +242,43 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Thinker(Protocol):
+    """An engine whose model can be told to think, or not to.
+
+    `closes_thoughts`: it can sample a thought alone, and go on after it (`Rendered.thought`).
+    """
+
+    closes_thoughts: bool
+
+    def thinking_id(self, mode: Mode) -> str:
+        """A hash of how that is told: part of the keys of rows sampled so. EngineError where the
+        model cannot."""
+        ...
+
+
+def closes_thoughts(engine: Engine) -> bool:
+    """Whether an engine can end a thought at its budget and go on from there: a server cannot."""
+    return isinstance(engine, Thinker) and engine.closes_thoughts
+
+
+def thinking_id(engine: Engine, mode: Mode) -> str:
+    """The engine's `thinking_id`; ConfigError for an engine that has none, or that cannot close a
+    thought that is to be sampled alone (`open`)."""
+    if mode == "open" and isinstance(engine, Thinker) and not engine.closes_thoughts:
+        raise ConfigError(
+            f"{engine.name}: a server cannot be made to end a thought at its budget and tell the "
+            "labels' probabilities after it: with `thinking`, set the judge's method to `text`, "
+            "or run the model on engine hf or vllm"
+        )
+    if not isinstance(engine, Thinker):
+        raise ConfigError(
+            f"{engine.name}: this engine cannot tell its model to think or not to (it has no "
+            "`thinking_id`): set `thinking` to null"
+        )
+    return engine.thinking_id(mode)
+
+
 class Watched:
     """An engine whose calls `tell` how far they are and may be broken off there by an exception.
 
@@ -253,7 +327,8 @@ class ScriptedEngine:
     """An engine whose answers a test decides, by functions of the prompt's text.
 
     `scorer(text, options)` returns log-probabilities; `generator(text, sample_index)` a completion.
-    A prompt longer than `max_length` words fails as `too_long`, as a real engine's would.
+    A prompt longer than `max_length` words fails as `too_long`, as a real engine's would. Asked for
+    thoughts alone, `generator` makes those.
     """
 
     scorer: ScoreFunction | None = None
@@ -263,10 +338,14 @@ class ScriptedEngine:
     device: str = "cpu"
     usage: Usage = field(default_factory=Usage)
     templates: dict[str, str] = field(default_factory=dict)
+    closes_thoughts: bool = True
 
     @property
     def fingerprint(self) -> str:
         return content_id("scripted", self.name)
+
+    def thinking_id(self, mode: Mode) -> str:
+        return mode
 
     def generate(self, prompts: Sequence[Rendered], sampling: Sampling) -> list[list[Generation]]:
         if self.generator is None:
@@ -274,7 +353,13 @@ class ScriptedEngine:
         out = []
         for prompt in prompts:
             texts = [self.generator(transcript(prompt), i) for i in range(sampling.n)]
-            out.append([Generation(t, "stop", len(t.split()) + 1) for t in texts])
+            alone = sampling.mode == "open"
+            out.append(
+                [
+                    Generation("" if alone else t, "stop", len(t.split()) + 1, thought=t * alone)
+                    for t in texts
+                ]
+            )
         return out
 
     def score(self, prompts: Sequence[Rendered], options: Sequence[Sequence[str]]) -> list[Scores]:

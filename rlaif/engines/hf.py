@@ -12,7 +12,7 @@ import gc
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -40,6 +40,7 @@ from rlaif.engines.checkpoint import (
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
 from rlaif.engines.packed import PackedModel, logits_at, obstacle
+from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trial import TIMES_ITS_NOISE, TRIAL_WINDOW
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
@@ -74,6 +75,8 @@ class HFEngine(Watched):
     `batch_tokens` bounds the padded tokens of one forward pass; it changes speed, and results
     by rounding only: in float32 on a CPU a probability by less than 1e-5.
     """
+
+    closes_thoughts = True
 
     def __init__(
         self,
@@ -142,6 +145,10 @@ class HFEngine(Watched):
     def weights(self) -> str:
         """Hash of the model alone: weights, config and tokenizer."""
         return self._fingerprint or module_fingerprint(self.model, self.tokenizer)
+
+    def thinking_id(self, mode: Mode) -> str:
+        """A hash of how the chat template is rendered in a mode; EngineError if it cannot think."""
+        return self.encoder.thinking_id(mode)
 
     def close(self) -> None:
         """Frees the model. The engine cannot be used afterwards."""
@@ -366,7 +373,8 @@ class HFEngine(Watched):
         Sample i of a prompt depends on the prompt, the seed and i only, unless the rounding of
         another batch tips a token: in float32 on a CPU a token's probability moves by some 1e-6.
         """
-        encoded = [self.encoder.prompt(prompt) for prompt in prompts]
+        asked = sampling.asking(prompts)
+        encoded = [self.encoder.prompt(prompt) for prompt in asked]
         self.usage.requests += len(encoded)
         self.usage.submitted_tokens += sum(map(len, encoded))
         out = [[Generation("", "too_long", 0) for _ in range(sampling.n)] for _ in encoded]
@@ -378,40 +386,47 @@ class HFEngine(Watched):
                 rows = decode_batch(
                     self.model,
                     [encoded[i] for i in batch],
-                    sampling,
+                    replace(sampling, max_new_tokens=sampling.limit, thinking=None),
                     room=self.max_length,
                     pad=self._pad(),
                     eos=self._eos,
                     ends=self._stopper(sampling),
                 )
             for row in rows:
-                out[batch[row.prompt]][row.sample] = self._finish(row, sampling)
+                mode = asked[batch[row.prompt]].mode
+                out[batch[row.prompt]][row.sample] = self._finish(row, sampling, mode)
             self.usage.computed_tokens += sum(len(encoded[i]) for i in batch)
 
-        tokens = sampling.max_new_tokens
+        tokens = sampling.limit
         self._in_batches(fitting, lambda i: sampling.n * (len(encoded[i]) + tokens), run)
         return out
 
     def _stopper(self, sampling: Sampling) -> Callable[[list[int]], bool]:
-        """Whether the newest tokens complete a stop string."""
-        stops = (*sampling.stop, *self.encoder.stop)
+        """Whether the newest tokens complete a stop string, or end a thought sampled alone.
+
+        Stop strings are of the answer: a thought is not ended by one.
+        """
+        mode, stops = sampling.mode, (*sampling.stop, *self.encoder.stop)
+        if mode == "open":
+            return self.encoder.ends_thought
         if not stops:
             return lambda _: False
         tail = max(len(s.encode()) for s in stops) + 4  # a token is at least one byte of text
 
         def ends(ids: list[int]) -> bool:
             text = self.encoder.decode(ids[-tail:])
-            return any(s in text for s in stops)
+            if not any(s in text for s in stops):
+                return False
+            return mode != "on" or not self.encoder.said(ids, (), mode).thinking
 
         return ends
 
-    def _finish(self, row: Row, sampling: Sampling) -> Generation:
+    def _finish(self, row: Row, sampling: Sampling, mode: Mode | None) -> Generation:
         self.usage.generated_tokens += len(row.ids)
         self.usage.computed_tokens += max(0, len(row.ids) - 1)
         if row.finish_reason == "not_finite":
             return Generation("", row.finish_reason, len(row.ids))
-        text = self.encoder.completion(row.ids, sampling.stop)
-        return Generation(text, row.finish_reason, len(row.ids), tuple(row.ids))
+        return self.encoder.generation(row.ids, row.finish_reason, sampling, mode)
 
     def _pad(self) -> int:
         pad = self.tokenizer.pad_token_id  # masked, so any id will do

@@ -9,7 +9,8 @@ added tokens that are not special (`<think>`, the marks of tools) are tokens: so
 Where the tokenizer has a chat template, it is applied once per sequence of roles, with markers in
 place of the contents; what stands between the markers is trusted text. Where it has none, messages
 become a plain `Human:` / `Assistant:` transcript. A template that asks for the day is told one that
-stays the same for a run (`fix_date`), and a thought that it leaves open is closed.
+stays the same for a run (`fix_date`), and a thought that it leaves open is closed, unless the
+prompt says that the model may think (`rlaif.engines.thinking`).
 
 One space at the end of trusted text goes over to the data after it, because tokenizers of words
 expect the space before the word. The literal text stays as it was in every other respect.
@@ -17,6 +18,7 @@ expect the space before the word. The literal text stays as it was in every othe
 
 from __future__ import annotations
 
+import bisect
 import datetime
 import itertools
 import json
@@ -32,6 +34,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from rlaif.engines import thinking
+from rlaif.engines.base import Generation, Sampling
+from rlaif.engines.thinking import Marks, Mode
 from rlaif.errors import EngineError
 from rlaif.records import content_id
 from rlaif.templates import Rendered, RenderedMessage, Segment
@@ -42,17 +47,6 @@ _ANCHORS = ("\n", "\x01", "¶", "|")  # text that tokenizers keep apart from wha
 _PROBES = ("x", " x", ".", "The end", "\n\n", "é")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"))
-# Where a thought begins at the end of a generation prompt: <think>, <|thinking|>, <seed:think>,
-# <reasoning>, [THINK], ◁think▷. The end mark is the same with a slash, or one of these.
-_THOUGHT = re.compile(
-    r"(<\|?|\[|◁)((?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|THINK))(\|?>|\]|▷)\s*\Z"
-)
-_OTHER_THOUGHTS = {
-    "<|START_THINKING|>": "<|END_THINKING|>", "<|begin_of_thought|>": "<|end_of_thought|>",
-    "<|channel|>analysis<|message|>": (
-        "<|end|><|start|>assistant<|channel|>final<|message|>"
-    ),
-}  # fmt: skip
 _today: list[
     datetime.date
 ] = []  # the day that templates are told; empty: that of an encoder's making
@@ -65,6 +59,17 @@ def fix_date(date: datetime.date) -> None:
     tomorrow.
     """
     _today[:] = [date]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a model said: its answer, and the thought before it, whose `thought_ids` are without
+    its marks. `thinking`: it was cut, or ended its turn, before the thought had ended."""
+
+    text: str
+    thought: str = ""
+    thought_ids: tuple[int, ...] = ()
+    thinking: bool = False
 
 
 class Encoder:
@@ -102,23 +107,169 @@ class Encoder:
         self._bos = _leading_ids(tokenizer)
         self._segment = lru_cache(maxsize=16_384)(self._encode_segment)
         self._skeleton = lru_cache(maxsize=1_024)(self._chat_skeleton)
+        self._source = str(getattr(tokenizer, "chat_template", None) or "")
+        self._marks_of_thoughts: Marks | None = None  # found when first asked for
+        self._mark_ids: dict[str, list[int]] = {}
 
     def prompt(self, prompt: Rendered) -> Ids:
-        """The ids of a prompt, as int32 (T,), up to where the assistant begins or goes on."""
+        """The ids of a prompt, as int32 (T,), up to where the assistant begins or goes on.
+
+        A thought of the prompt stands before its cue, closed. A turn that the assistant has begun
+        otherwise cannot begin with a thought: it is rendered without.
+        """
+        if prompt.thought is not None:
+            return self._after_thought(prompt)
+        mode = prompt.thinking
+        if mode is not None and prompt.messages and prompt.messages[-1].role == "assistant":
+            mode = "off"
         pieces = [np.asarray(self._bos, np.int32)] if self.transcript else []
-        for i, segment in enumerate(_shift_spaces(self._segments(prompt.messages))):
+        for i, segment in enumerate(_shift_spaces(self._segments(prompt.messages, mode))):
             pieces.append(self._segment(segment, i == 0 and not segment.text[0].isspace()))
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+
+    def _after_thought(self, prompt: Rendered) -> Ids:
+        """The prompt, the thought as it was sampled, its end and the cue."""
+        thought, marks = prompt.thought, self.marks
+        assert thought is not None
+        before = self.prompt(prompt.without_cue("open"))
+        said: Ids = np.asarray(thought.ids, np.int32)
+        if thought.text and not thought.ids:
+            said = self._segment(Segment(thought.text, True, own=True), False)
+        cue = prompt.messages[-1].segments if prompt.messages[-1].role == "assistant" else ()
+        end = Segment(marks.close if thought.cut else marks.after, False)
+        after = [self._segment(segment, False) for segment in _shift_spaces([end, *cue])]
+        return np.concatenate([before, said, *after])
 
     @property
     def template_id(self) -> str:
         """A hash of what the chat template puts round messages on this encoder's day, so that a
         template which says something else tomorrow, or in another version, has other keys."""
         if not self.transcript:
-            return content_id([self._skeleton(roles) for roles in _ROLES])
+            return content_id([self._skeleton(roles, None) for roles in _ROLES])
         said = (Segment("x", False),)
         turns = [RenderedMessage("user", said), RenderedMessage("assistant", said)]
         return content_id([s.text for s in _transcript(turns, said)])
+
+    # ---- thoughts
+
+    @property
+    def marks(self) -> Marks:
+        """What stands round the model's thoughts; EngineError for one whose template knows none."""
+        if self._marks_of_thoughts is None:
+            self._marks_of_thoughts = self._find_marks()
+        return self._marks_of_thoughts
+
+    def thinking_id(self, mode: Mode) -> str:
+        """A hash of what the chat template puts round messages in a mode, and round a thought.
+
+        EngineError where the model cannot think, unless it is told not to.
+        """
+        skeletons = [self._skeleton(roles, mode) for roles in _ROLES] if not self.transcript else []
+        return content_id(mode, skeletons, str(self.marks) if mode != "off" else "")
+
+    def _find_marks(self) -> Marks:
+        found, on = None, ""
+        if not self.transcript:
+            on, off = (self._generation_prompt(mode) for mode in ("on", "off"))
+            found = thinking.marks_of(self._source, on, off)
+        if found is None or thinking.closed(on, found):
+            why = "it has no chat template" if self.transcript else "its template knows no thought"
+            raise EngineError(
+                f"{self.name} cannot think: {why}. Set `thinking` to null or off, or take a model "
+                "whose template has thinking; a method that writes first, such as cot, needs none"
+            )
+        return found
+
+    def _generation_prompt(self, mode: Mode | None) -> str:
+        parts = self._rendered(("user",), mode)
+        return parts[-1] if parts else ""
+
+    def ends_thought(self, ids: Sequence[int]) -> bool:
+        """Whether the newest token ends a thought."""
+        end = self.ids_of_mark(self.marks.end)
+        if end:
+            return list(ids[-len(end) :]) == end
+        tail = len(self.marks.end.encode()) + 4  # a token is at least one byte of text
+        return self.marks.end in self._raw(ids[-tail:])
+
+    def said(self, ids: Sequence[int], stop: Sequence[str], mode: Mode | None) -> Said:
+        """What sampled ids say: a completion, or a thought and the answer after it.
+
+        `mode` is the one that the prompt was rendered in; stop strings count in the answer only.
+        """
+        if mode is None or mode == "off":
+            return Said(self.completion(ids, stop))
+        marks = self.marks
+        found = self._find(ids, marks.turn)
+        begin = self._find(ids, marks.begin.strip())
+        if begin is not None and self.decode(ids[: begin[0]]).strip():
+            begin = None  # only spoken of
+        begun = begin is not None or mode == "open"
+        if not begun and found is None:
+            begun = thinking.opened(self._generation_prompt("on"), marks)
+        if not begun and found is None:
+            return Said(self.completion(ids, stop))
+        end = len(ids) if found is None else found[0]
+        thought = ids[min(begin[1] if begin else 0, end) : end]
+        if marks.turn != marks.end and (inner := self._find(thought, marks.end)) is not None:
+            thought = thought[: inner[0]]
+        told = self.decode(thought).strip()
+        if found is None:
+            return Said("", told, tuple(thought), thinking=True)
+        answer = found[2] + self.completion(ids[found[1] :], stop)
+        return Said(marks.unwrapped(answer.lstrip()), told, tuple(thought))
+
+    def _find(self, ids: Sequence[int], mark: str) -> tuple[int, int, str] | None:
+        """Where a mark first stands in ids: the first and the last of its tokens' places, the
+        latter exclusive, and what its last token says after it."""
+        wanted, n = self.ids_of_mark(mark), len(ids)
+        if wanted:
+            k = len(wanted)
+            places = (i for i in range(n - k + 1) if ids[i] == wanted[0])
+            at = next((i for i in places if list(ids[i : i + k]) == wanted), None)
+            return None if at is None else (at, at + k, "")
+        whole = self._raw(ids)
+        begin = whole.find(mark)
+        if begin < 0:
+            return None
+        last = bisect.bisect_left(range(n), True, key=lambda k: mark in self._raw(ids[: k + 1]))
+        first = bisect.bisect_left(
+            range(n), True, key=lambda k: len(self._raw(ids[: k + 1])) > begin
+        )
+        rest = self._raw(ids[: last + 1])[begin + len(mark) :]
+        return first, last + 1, rest
+
+    def ids_of_mark(self, mark: str) -> list[int]:
+        """The tokens of a mark that is made of added ones; none where its letters are text, which
+        a tokenizer may write in several ways."""
+        if mark not in self._mark_ids:
+            ids, added = self._trusted(mark), set(self._added.values())
+            self._mark_ids[mark] = ids if ids and {ids[0], ids[-1]} <= added else []
+        return self._mark_ids[mark]
+
+    def _raw(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        text: str = self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return text
+
+    def generation(
+        self, ids: Sequence[int], finish_reason: str, sampling: Sampling, mode: Mode | None
+    ) -> Generation:
+        """What was sampled after a prompt that was rendered in a mode.
+
+        A thought that was sampled alone has the ids of its own words. A stop string that an engine
+        did not stop at ends the completion here.
+        """
+        if mode == "open" and not sampling.max_new_tokens:
+            said = self.said(ids, (), mode)
+            kept = said.thought_ids
+            if said.thinking and finish_reason == "stop" and kept:  # it ended its turn instead
+                kept = kept[:-1]
+            return Generation("", finish_reason, len(ids), kept, self.decode(kept).strip())
+        said = self.said(ids, sampling.stop, mode)
+        return Generation(said.text, finish_reason, len(ids), tuple(ids), said.thought)
+
+    # ---- options and completions
 
     def option(self, text: str) -> Ids:
         """The ids of an option: trusted text that goes on after the prompt."""
@@ -155,14 +306,14 @@ class Encoder:
 
     # ---- messages → segments
 
-    def _segments(self, messages: tuple[RenderedMessage, ...]) -> list[Segment]:
+    def _segments(self, messages: tuple[RenderedMessage, ...], mode: Mode | None) -> list[Segment]:
         cue: tuple[Segment, ...] = ()
         if messages and messages[-1].role == "assistant":
             messages, cue = messages[:-1], messages[-1].segments
         if self.transcript:
             return _transcript(messages, cue)
         for variant in (messages, _fold_system(messages), _alternating(_fold_system(messages))):
-            skeleton = self._skeleton(tuple(m.role for m in variant))
+            skeleton = self._skeleton(tuple(m.role for m in variant), mode)
             if skeleton is not None:
                 out = [Segment(skeleton[0], False)]
                 for index, after in zip(skeleton[1::2], skeleton[2::2], strict=True):
@@ -174,42 +325,60 @@ class Encoder:
             "also with the system message folded into the first user message"
         )
 
-    def _chat_skeleton(self, roles: tuple[str, ...]) -> tuple[str, ...] | None:
+    def _chat_skeleton(self, roles: tuple[str, ...], mode: Mode | None) -> tuple[str, ...] | None:
         """Text and message index by turns: text, index, text, …; None if the template refuses."""
+        parts = self._rendered(roles, mode)
+        return None if parts is None else (*parts[:-1], self._ended(parts[-1], mode))
+
+    def _rendered(self, roles: tuple[str, ...], mode: Mode | None) -> tuple[str, ...] | None:
+        """The same as the template has it."""
         nonce = secrets.token_hex(8)
         messages = [{"role": r, "content": f"Q{nonce}x{i}Q"} for i, r in enumerate(roles)]
         try:
-            # Judges answer at once: templates of thinking models then close the thought themselves.
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, enable_thinking=False,
-                strftime_now=self._strftime,
+                messages, tokenize=False, add_generation_prompt=True,
+                strftime_now=self._strftime, **thinking.variables(self._source, mode),
             )  # fmt: skip
         except Exception:  # templates raise what they like
             return None
         parts = re.split(f"Q{nonce}x(\\d+)Q", text)
         found = [int(i) for i in parts[1::2]]
-        if found != list(range(len(roles))):
-            return None
-        return (*parts[:-1], self._closed(parts[-1]))
+        return tuple(parts) if found == list(range(len(roles))) else None
+
+    def _ended(self, tail: str, mode: Mode | None) -> str:
+        """The generation prompt as a mode wants it to end: a thought is begun, left to the model,
+        or, what it leaves open, closed: else a verdict would be read inside it."""
+        if mode == "on":
+            return tail
+        if mode == "open":
+            return tail if thinking.opened(tail, self.marks) else tail + self.marks.begin
+        shut = thinking.without_thought(tail, self._source)
+        if mode == "off":
+            return shut + self._empty_thought(shut)
+        left = thinking.left_open(tail)
+        if left is not None and not self._thought_said:
+            self._thought_said = True
+            warnings.warn(
+                f"{self.name}: its chat template begins every answer with an open thought "
+                f"({left.begin}), which is closed at once: it answers without thinking",
+                stacklevel=6,
+            )
+        return shut
+
+    def _empty_thought(self, tail: str) -> str:
+        """What keeps a model from thinking whose template leaves that to it, and has no switch."""
+        on, off = (self._rendered(("user",), mode) for mode in ("on", "off"))
+        found = thinking.marks_of(self._source, on[-1] if on else "", off[-1] if off else "")
+        if found is None or on is None or off is None or thinking.closed(tail, found):
+            return ""
+        same = [x for i, x in enumerate(on) if i % 2 == 0] == [
+            x for i, x in enumerate(off) if i % 2 == 0
+        ]
+        return f"{found.begin.strip()}{found.after}" if same else ""
 
     def _strftime(self, form: str) -> str:
         """In place of the clock that Transformers gives to templates."""
         return datetime.datetime.combine(self.date, datetime.time()).strftime(form)
-
-    def _closed(self, text: str) -> str:
-        """The generation prompt with its thought closed: else a verdict would be read inside it."""
-        opened, end = _open_thought(text)
-        if not opened:
-            return text
-        if not self._thought_said:
-            self._thought_said = True
-            warnings.warn(
-                f"{self.name}: its chat template begins every answer with an open thought "
-                f"({opened}), which is closed at once: it answers without thinking",
-                stacklevel=6,
-            )
-        gap = "" if end.endswith("<|message|>") else "\n\n"
-        return f"{text.rstrip()}{gap}{end}{gap}"
 
     # ---- segments → ids
 
@@ -272,15 +441,6 @@ class Encoder:
             if forbidden.ids.isdisjoint(ids):
                 return ids
         return [i for i in ids if i not in forbidden.ids]  # a control token of one character
-
-
-def _open_thought(text: str) -> tuple[str, str]:
-    """The mark of a thought that a generation prompt ends in, and the one that ends it; or none."""
-    found = _THOUGHT.search(text)
-    if found:
-        return found[0].strip(), f"{found[1]}/{found[2]}{found[3]}"
-    ends = text.rstrip()
-    return next(((a, b) for a, b in _OTHER_THOUGHTS.items() if ends.endswith(a)), ("", ""))
 
 
 @dataclass(frozen=True, slots=True)

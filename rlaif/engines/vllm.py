@@ -48,6 +48,7 @@ from rlaif.engines.checkpoint import (
 )
 from rlaif.engines.fingerprint import folder_fingerprint, run_fingerprint
 from rlaif.engines.gguf import gguf_of
+from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import common_prefix
 from rlaif.errors import ConfigError, EngineError, missing_extra
@@ -87,6 +88,8 @@ class VLLMEngine:
     `sleep_mode` lets `sleep()` free the GPU's memory for training; `rollouts` makes an engine for
     `rollout()`.
     """
+
+    closes_thoughts = True
 
     def __init__(
         self,
@@ -202,6 +205,10 @@ class VLLMEngine:
         """Hash of the model alone: weights, config, tokenizer, adapter; of updates since."""
         return self._fingerprint
 
+    def thinking_id(self, mode: Mode) -> str:
+        """A hash of how the chat template is rendered in a mode; EngineError if it cannot think."""
+        return self.encoder.thinking_id(mode)
+
     def close(self) -> None:
         """Frees the model and ends its processes. The engine cannot be used afterwards."""
         self._llm = None
@@ -270,9 +277,13 @@ class VLLMEngine:
         Each sample has a seed of its own, made of the prompt, the seed and its number. On a GPU the
         rounding of a batch may still tip a token; vLLM's VLLM_BATCH_INVARIANT=1 forbids that.
         """
-        encoded = [self._encode(prompt) for prompt in prompts]
+        asked = sampling.asking(prompts)
+        encoded = [self._encode(prompt) for prompt in asked]
         drawn = self._draw(encoded, sampling)
-        return [[self._generation(sample, sampling) for sample in row] for row in drawn]
+        return [
+            [self._generation(sample, sampling, prompt.mode) for sample in row]
+            for prompt, row in zip(asked, drawn, strict=True)
+        ]
 
     def rollout(
         self, prompts: Sequence[Ids], sampling: Sampling, first: Sequence[int] = ()
@@ -331,14 +342,22 @@ class VLLMEngine:
     def _params(self, path: bytes, sample: int, sampling: Sampling, logprobs: bool) -> Any:
         digest = hashlib.sha256(f"{sampling.seed}:{sample}:".encode() + path).digest()
         stop = [*sampling.stop, *self.encoder.stop]
+        ends = set(self._eos)
+        if sampling.mode == "open":  # a thought alone: its end mark ends it
+            end = self.encoder.ids_of_mark(self.encoder.marks.end)
+            stop = [] if len(end) == 1 else [self.encoder.marks.end]
+            ends |= set(end) if len(end) == 1 else set()
+        elif sampling.mode == "on":  # vLLM would stop inside a thought: they are looked for later
+            stop = []
         return self._vllm.SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             seed=int.from_bytes(digest[:8]) >> 1 if sampling.temperature > 0 else None,
-            max_tokens=min(sampling.max_new_tokens, self.max_length - len(path) // 4),
+            max_tokens=min(sampling.limit, self.max_length - len(path) // 4),
             stop=stop,
-            stop_token_ids=sorted(self._eos),
+            stop_token_ids=sorted(ends),
             detokenize=bool(stop),  # vLLM looks for stop strings in its own text
+            skip_special_tokens=sampling.mode != "open",  # which a mark may be made of
             logprobs=0 if logprobs else None,  # of the chosen token, and of no others
         )
 
@@ -352,12 +371,11 @@ class VLLMEngine:
         self.usage.generated_tokens += len(sample.token_ids)
         self.usage.computed_tokens += len(sample.token_ids) - 1
 
-    def _generation(self, sample: Any, sampling: Sampling) -> Generation:
+    def _generation(self, sample: Any, sampling: Sampling, mode: Mode | None) -> Generation:
         if sample is None:
             return Generation("", "too_long", 0)
         ids = list(sample.token_ids)
-        text = self.encoder.completion(ids, sampling.stop)
-        return Generation(text, sample.finish_reason, len(ids), tuple(ids))
+        return self.encoder.generation(ids, sample.finish_reason, sampling, mode)
 
     # ---- requests
 

@@ -30,7 +30,8 @@ class AdaptiveJudge:
 
     It looks at both orders of each pair whichever are asked, so that no verdict depends on what
     else is asked. A verdict by chain of thought has rationales and decoded tokens, others none.
-    `template` is the pairwise one, `cot_template` the other; `few_shot` is of the pairwise one.
+    `template` is the pairwise one, `cot_template` the other; `few_shot` is of the pairwise one. A
+    model that thinks does so only before a rationale.
     """
 
     method = "adaptive"
@@ -52,7 +53,10 @@ class AdaptiveJudge:
             raise ConfigError(f"band must be in [0, 0.5], got {band}")
         require_engine(engine)
         self.engine, self.name, self.band = engine, engine.name, band
-        self.fast = PairwiseJudge(engine, template=template, min_mass=min_mass, few_shot=few_shot)
+        quick = replace(reasoning, thinking=0) if reasoning and reasoning.thinking else reasoning
+        self.fast = PairwiseJudge(
+            engine, template=template, min_mass=min_mass, few_shot=few_shot, reasoning=quick
+        )
         self.slow = CotJudge(engine, template=cot_template, min_mass=min_mass, reasoning=reasoning)
         self.fingerprint = content_id(
             "adaptive", self.fast.fingerprint, self.slow.fingerprint, band

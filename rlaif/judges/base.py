@@ -10,18 +10,28 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from rlaif.constitution import Principle
-from rlaif.engines.base import Engine, Scores, checked, nonsense, weights_of
+from rlaif.engines.base import (
+    Engine,
+    Generation,
+    Scores,
+    checked,
+    nonsense,
+    thinking_id,
+    weights_of,
+)
+from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, require_finite
 from rlaif.judges.examples import Examples, FewShot, examples_for
 from rlaif.judges.protocols import require_engine
+from rlaif.judges.reasoning import Reasoning, Sample, unusable
 from rlaif.readers.examples import Example
 from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
-from rlaif.templates import Rendered, Template, load_template
+from rlaif.templates import Rendered, Template, Thought, load_template
 
 # The principles to ask about: the same for every pair, or chosen pair by pair (`rlaif.judges.draw`)
 Principles = Sequence[Principle] | Callable[[Pair], Sequence[Principle]]
@@ -92,7 +102,12 @@ class EngineJudge(ABC):
     both_orders: ClassVar[bool] = True  # whether the order shown can change a verdict
 
     def __init__(
-        self, engine: Engine, template: str | None, min_mass: float, *settings: Any
+        self,
+        engine: Engine,
+        template: str | None,
+        min_mass: float,
+        *settings: Any,
+        reasoning: Reasoning | None = None,
     ) -> None:
         require_engine(engine)
         require_finite(min_mass=min_mass)
@@ -101,7 +116,8 @@ class EngineJudge(ABC):
         self.template_name = template or engine.templates.get(self.method, f"{self.method}/default")
         self.template: Template = load_template(self.template_name)
         self.min_mass = min_mass
-        self._settings = settings
+        self.reasoning = reasoning or Reasoning()
+        self._settings = (*settings, *self._thinking_id())
         self._told_malformed = False
         # A method that takes some shows them by `show_examples`; for one that takes none, whoever
         # names some is told so before (`config`).
@@ -130,6 +146,60 @@ class EngineJudge(ABC):
             self.method, self.engine.fingerprint, self.template.hash, min_mass, *self._settings,
             *examples,
         )  # fmt: skip
+
+    # ---- thoughts
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model thinks before it decides."""
+        return bool(self.reasoning.thinking)
+
+    def _thinking_id(self) -> tuple[str, ...]:
+        """How the model is told to think, or not to; empty where it is not told anything."""
+        if self.reasoning.thinking is None:
+            return ()
+        if not self.thinks:
+            return (thinking_id(self.engine, "off"),)
+        return (thinking_id(self.engine, self._mode_of_thoughts()),)
+
+    def _mode_of_thoughts(self) -> Mode:
+        """How thoughts are sampled: by themselves, so that they can be closed at their budget."""
+        return "open"
+
+    def think(self, prompts: Sequence[Rendered]) -> list[list[Sample]]:
+        """The thoughts before each prompt's cue, and the prompt after each of them.
+
+        A thought that did not end within its budget is closed there: what it came to counts.
+        """
+        asked = [prompt.without_cue() for prompt in prompts]
+        rows = self.engine.generate(asked, self.reasoning.thoughts())
+        return [
+            [_thought(prompt, generation) for generation in row]
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
+
+    def prepared(self, prompts: Sequence[Rendered]) -> list[list[Sample]]:
+        """The samples after which each prompt is scored: its thoughts, or one without any."""
+        if self.thinks:
+            return self.think(prompts)
+        mode: Mode | None = None if self.reasoning.thinking is None else "off"
+        return [[Sample(replace(prompt, thinking=mode))] for prompt in prompts]
+
+    def score_samples(
+        self, rows: Sequence[Sequence[Sample]], options: Sequence[Sequence[str]]
+    ) -> list[list[Scores | None]]:
+        """The scores after each sample of each row, whose options these are; None for a sample that
+        cannot be scored."""
+        usable = [
+            (sample.prompt, choices)
+            for row, choices in zip(rows, options, strict=True)
+            for sample in row
+            if sample.prompt is not None
+        ]
+        found = iter(self.score([p for p, _ in usable], [c for _, c in usable]))
+        return [[None if s.prompt is None else next(found) for s in row] for row in rows]
+
+    # ---- keys
 
     def key(self, ask: Ask) -> str:
         return self.key_by(self.fingerprint, ask)
@@ -207,6 +277,15 @@ class EngineJudge(ABC):
                 f"{self.template_name}: a {self.method} template needs {wanted} options in its "
                 f"front matter, such as `options: [A, B]`; it has {list(self.template.options)}"
             )
+
+
+def _thought(prompt: Rendered, generation: Generation) -> Sample:
+    """The sample that a thought makes."""
+    cut = generation.finish_reason == "length"
+    fault = None if cut else unusable(generation)
+    told = generation.thought
+    after = None if fault else prompt.after(Thought(told, generation.ids, cut))
+    return Sample(after, fault, None, told, cut, generation.tokens)
 
 
 def expand(

@@ -7,14 +7,14 @@ greedy, the rationale and the ending appended to the prompt, then the labels sco
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import replace
 
-from rlaif.engines.base import Engine, Generation, Scores
-from rlaif.judges.base import Ask, EngineJudge, sigmoid
-from rlaif.judges.pairwise import of_the_pair
-from rlaif.judges.reasoning import Reasoning, unusable, verdict_of
-from rlaif.records import Reason, Verdict
+from rlaif.engines.base import Engine, Generation
+from rlaif.judges.base import Ask, EngineJudge
+from rlaif.judges.pairwise import after_writing
+from rlaif.judges.reasoning import Reasoning, Sample, unusable
+from rlaif.records import Verdict
 from rlaif.templates import Rendered
 
 
@@ -22,8 +22,9 @@ class CotJudge(EngineJudge):
     """Judges pairs after a rationale of its own, which is kept with the verdict.
 
     `template` is rendered twice: with `rationale` none, and with the rationale before the cue. It
-    says by `stop` where a rationale ends. `reasoning`: how many, how long, and the clamp.
-    A verdict's log-probabilities and mass are means over the rationales.
+    says by `stop` where a rationale ends. `reasoning`: how many, how long, and the clamp; and
+    whether the model thinks before each. A verdict's log-probabilities and mass are means over the
+    rationales.
     """
 
     method = "cot"
@@ -36,8 +37,8 @@ class CotJudge(EngineJudge):
         min_mass: float = 0.1,
         reasoning: Reasoning | None = None,
     ) -> None:
-        self.reasoning = reasoning or Reasoning()
-        super().__init__(engine, template, min_mass, self.reasoning.settings)
+        reasoning = reasoning or Reasoning()
+        super().__init__(engine, template, min_mass, reasoning.settings, reasoning=reasoning)
         self._needs_options(2)
         self.sampling = self.reasoning.sampling(self.template.stop)
 
@@ -52,54 +53,42 @@ class CotJudge(EngineJudge):
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         reasons = [ask.unjudgeable() for ask in asks]
         todo = [ask for ask, reason in zip(asks, reasons, strict=True) if reason is None]
-        written = self.engine.generate([self.render(a) for a in todo], self.sampling)
-        prompts = [
-            self.render(ask, generation.text.strip())
-            for ask, generations in zip(todo, written, strict=True)
-            for generation in generations
-            if unusable(generation) is None
-        ]
-        scores = iter(self.score(prompts, [self.template.options] * len(prompts)))
-        found = iter(
-            self._verdict(
-                ask, generations, [None if unusable(g) else next(scores) for g in generations]
-            )
-            for ask, generations in zip(todo, written, strict=True)
-        )
+        samples = self._written(todo)
+        scores = self.score_samples(samples, [self.template.options] * len(todo))
+        found = iter([after_writing(self, *x) for x in zip(todo, samples, scores, strict=True)])
         return [
             self.abstain(ask, reason) if reason else next(found)
             for ask, reason in zip(asks, reasons, strict=True)
         ]
 
-    def _verdict(
-        self, ask: Ask, generations: Sequence[Generation], scores: Sequence[Scores | None]
-    ) -> Verdict:
-        """From the rationales of an ask and the scores after them, None after an unusable one."""
-        known = [s for s in scores if s is not None and s.failure is None]
-        pairs = [of_the_pair(ask, s) for s in known]
-        facts = {
-            "rationales": tuple(g.text.strip() for g in generations),
-            "tokens": sum(g.tokens for g in generations),
-            "logprob_first": _mean([first for first, _ in pairs]),
-            "logprob_second": _mean([second for _, second in pairs]),
-            "mass": _mean([s.mass for s in known]),
-        }
-        p = verdict_of([self._p(ask, *x) for x in zip(generations, scores, strict=True)])
-        if isinstance(p, str):
-            return self.abstain(ask, p, **facts)
-        return self.verdict(ask, p, **facts)
+    def _written(self, asks: Sequence[Ask]) -> list[list[Sample]]:
+        """The rationales of each ask, each after a thought of its own where the model thinks."""
+        samples = self.prepared([self.render(ask) for ask in asks])
+        if not self.thinks:
+            prompts = [sample.prompt for (sample,) in samples]
+            rows = self.engine.generate([p for p in prompts if p is not None], self.sampling)
+            before = Sample(None)
+            return [
+                [self._sample(ask, before, generation) for generation in row]
+                for ask, row in zip(asks, rows, strict=True)
+            ]
+        usable = [s.prompt for row in samples for s in row if s.prompt is not None]
+        once = replace(self.sampling, n=1, thinking=None)
+        written = iter(self.engine.generate(usable, once))
+        return [
+            [s if s.prompt is None else self._sample(ask, s, next(written)[0]) for s in row]
+            for ask, row in zip(asks, samples, strict=True)
+        ]
 
-    def _p(self, ask: Ask, generation: Generation, scores: Scores | None) -> float | Reason:
-        """What one rationale says."""
-        if scores is None:
-            return unusable(generation) or "cut"
-        if scores.failure:
-            return scores.failure
-        if scores.mass < self.min_mass:
-            return "low_mass"
-        first, second = of_the_pair(ask, scores)
-        return self.reasoning.clamped(sigmoid(first - second))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    def _sample(self, ask: Ask, before: Sample, generation: Generation) -> Sample:
+        """The sample that a rationale makes, after the thought that was before it."""
+        rationale = generation.text.strip()
+        fault, tokens = unusable(generation), before.tokens + generation.tokens
+        prompt = None
+        if fault is None:
+            prompt = self.render(ask, rationale)
+            if before.prompt is not None and before.prompt.thought is not None:
+                prompt = prompt.after(before.prompt.thought)
+            elif self.reasoning.thinking is not None:
+                prompt = replace(prompt, thinking="off")
+        return replace(before, prompt=prompt, fault=fault, rationale=rationale, tokens=tokens)

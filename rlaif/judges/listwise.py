@@ -14,15 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 from rlaif.engines.base import Engine, Scores
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Ask, EngineJudge, sigmoid, verdict_key
+from rlaif.judges.reasoning import Reasoning, Sample, facts_of
 from rlaif.records import Prompt, Reason, Verdict, content_id
 from rlaif.templates import Rendered
 
 group_id = lru_cache(maxsize=4_096)(lambda group: content_id("group", group))
 _View = tuple[str, tuple[str, ...], str]  # prompt id, completions as listed first, principle
+# completions as shown, what was written before the labels, and their scores
+_Seen = tuple[tuple[str, ...], Sample, Scores | None]
 
 
 class ListwiseJudge(EngineJudge):
@@ -42,8 +46,10 @@ class ListwiseJudge(EngineJudge):
         template: str | None = None,
         min_mass: float = 0.1,
         rotations: int | None = None,
+        reasoning: Reasoning | None = None,
     ) -> None:
-        super().__init__(engine, template, min_mass, rotations)
+        settings = reasoning.settings_of_thoughts if reasoning else ()
+        super().__init__(engine, template, min_mass, rotations, *settings, reasoning=reasoning)
         self.rotations = rotations
         if len(self.template.options) < 2:
             raise ConfigError(
@@ -72,12 +78,14 @@ class ListwiseJudge(EngineJudge):
         lists = [(view, shown) for view in views for shown in self._rotations(view[1])]
         prompts = [self.render(views[view], shown, view[2]) for view, shown in lists]
         options = [self.template.options[: len(shown)] for _, shown in lists]
-        scores = zip(lists, self.score(prompts, options), strict=True)
-        found: dict[_View, list[tuple[tuple[str, ...], Scores]]] = {view: [] for view in views}
-        for (view, shown), score in scores:
-            found[view].append((shown, score))
+        samples = self.prepared(prompts)
+        scores = self.score_samples(samples, options)
+        found: dict[_View, list[_Seen]] = {view: [] for view in views}
+        for (view, shown), row, after in zip(lists, samples, scores, strict=True):
+            found[view] += [(shown, *one) for one in zip(row, after, strict=True)]
         strengths = {view: self._strengths(rows) for view, rows in found.items()}
-        return [self._verdict(ask, strengths) for ask in asks]
+        written = {view: facts_of([s for _, s, _ in rows]) for view, rows in found.items()}
+        return [self._verdict(ask, strengths, written) for ask in asks]
 
     def _rotations(self, texts: tuple[str, ...]) -> list[tuple[str, ...]]:
         n, most = len(texts), len(self.template.options)
@@ -90,13 +98,14 @@ class ListwiseJudge(EngineJudge):
         starts = [i * n // count for i in range(count)]  # evenly spaced
         return [texts[start:] + texts[:start] for start in starts]
 
-    def _strengths(
-        self, rows: Iterable[tuple[tuple[str, ...], Scores]]
-    ) -> tuple[dict[str, float], float, Reason | None]:
-        """Mean log-probability of each completion over the rotations, their mass, and any fault."""
+    def _strengths(self, rows: Iterable[_Seen]) -> tuple[dict[str, float], float, Reason | None]:
+        """Mean log-probability of each completion over the rotations, and over the thoughts of a
+        judge that thinks; their mass, and any fault."""
         values: dict[str, list[float]] = {}
         masses = []
-        for shown, scores in rows:
+        for shown, sample, scores in rows:
+            if scores is None:
+                return {}, math.nan, sample.fault or "cut"
             if scores.failure:
                 return {}, math.nan, scores.failure
             masses.append(scores.mass)
@@ -109,16 +118,20 @@ class ListwiseJudge(EngineJudge):
         return {text: mean - centre for text, mean in means.items()}, mass, low
 
     def _verdict(
-        self, ask: Ask, found: dict[_View, tuple[dict[str, float], float, Reason | None]]
+        self,
+        ask: Ask,
+        found: dict[_View, tuple[dict[str, float], float, Reason | None]],
+        written: dict[_View, dict[str, Any]],
     ) -> Verdict:
         reason = ask.unjudgeable()
         if reason is not None:
             return self.abstain(ask, reason)
         strengths, mass, why = found[_view(ask)]
+        facts = written[_view(ask)]
         if not strengths:
-            return self.abstain(ask, why or "not_finite")
+            return self.abstain(ask, why or "not_finite", **facts)
         first, second = strengths[ask.pair.first], strengths[ask.pair.second]
-        facts = {"score_first": first, "score_second": second, "mass": mass}
+        facts = facts | {"score_first": first, "score_second": second, "mass": mass}
         if why is not None:
             return self.abstain(ask, why, **facts)
         return self.verdict(ask, sigmoid(first - second), **facts)

@@ -6,6 +6,7 @@ and take the softmax over the log-probabilities of the two labels. Nothing is de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -13,8 +14,9 @@ from itertools import groupby
 from rlaif.engines.base import Engine, Scores
 from rlaif.judges.base import Ask, EngineJudge, sigmoid
 from rlaif.judges.examples import FewShot
+from rlaif.judges.reasoning import Reasoning, Sample, facts_of, verdict_of
 from rlaif.readers.examples import Example
-from rlaif.records import Pair, Verdict
+from rlaif.records import Pair, Reason, Verdict
 from rlaif.templates import Rendered
 
 
@@ -25,6 +27,8 @@ class PairwiseJudge(EngineJudge):
     `min_mass`: a judge that gives the two labels together less probability abstains (`low_mass`).
     `few_shot`: the worked examples it reads first; None takes some for a model without a chat
     template (`FewShot`).
+    `reasoning`: whether the model thinks before it (`Reasoning.thinking`), and how; it writes
+    nothing else. The verdict is then the mean over its thoughts, as after rationales.
     """
 
     method = "pairwise"
@@ -36,8 +40,10 @@ class PairwiseJudge(EngineJudge):
         template: str | None = None,
         min_mass: float = 0.1,
         few_shot: FewShot | None = None,
+        reasoning: Reasoning | None = None,
     ) -> None:
-        super().__init__(engine, template, min_mass)
+        settings = reasoning.settings_of_thoughts if reasoning else ()
+        super().__init__(engine, template, min_mass, *settings, reasoning=reasoning)
         self._needs_options(2)
         self.show_examples(few_shot)
 
@@ -72,13 +78,22 @@ class PairwiseJudge(EngineJudge):
         reasons = [ask.unjudgeable() for ask in asks]
         open_asks = [a for a, reason in zip(asks, reasons, strict=True) if reason is None]
         options = [self.template.options] * len(open_asks)
-        scores = iter(self.score(self._render_all(open_asks), options))
+        samples = self.prepared(self._render_all(open_asks))
+        scores = self.score_samples(samples, options)
+        rows = zip(open_asks, samples, scores, strict=True)
+        found = iter(
+            [
+                after_writing(self, ask, row, after) if self.thinks else self._verdict(ask, *after)
+                for ask, row, after in rows
+            ]
+        )
         return [
-            self.abstain(ask, reason) if reason else self._verdict(ask, next(scores))
+            self.abstain(ask, reason) if reason else next(found)
             for ask, reason in zip(asks, reasons, strict=True)
         ]
 
-    def _verdict(self, ask: Ask, scores: Scores) -> Verdict:
+    def _verdict(self, ask: Ask, scores: Scores | None) -> Verdict:
+        assert scores is not None  # of the prompt as it is
         if scores.failure:
             return self.abstain(ask, scores.failure)
         return self._read(ask, *of_the_pair(ask, scores), scores.mass)
@@ -97,6 +112,45 @@ class PairwiseJudge(EngineJudge):
         if first is None or second is None or mass is None:  # it abstained for another reason
             return replace(said, key=self.key(ask))
         return self._read(ask, first, second, mass)
+
+
+def after_writing(
+    judge: EngineJudge, ask: Ask, samples: Sequence[Sample], scores: Sequence[Scores | None]
+) -> Verdict:
+    """The verdict of a judge that wrote first: the mean over its samples, each clamped.
+
+    Log-probabilities and mass are means over those that could be scored.
+    """
+    known = [s for s in scores if s is not None and s.failure is None]
+    pairs = [of_the_pair(ask, s) for s in known]
+    facts = {
+        **facts_of(samples),
+        "logprob_first": mean([first for first, _ in pairs]),
+        "logprob_second": mean([second for _, second in pairs]),
+        "mass": mean([s.mass for s in known]),
+    }
+    p = verdict_of([_after_one(judge, ask, *x) for x in zip(samples, scores, strict=True)])
+    if isinstance(p, str):
+        return judge.abstain(ask, p, **facts)
+    return judge.verdict(ask, p, **facts)
+
+
+def _after_one(
+    judge: EngineJudge, ask: Ask, sample: Sample, scores: Scores | None
+) -> float | Reason:
+    """What the labels say after one sample."""
+    if scores is None:
+        return sample.fault or "cut"
+    if scores.failure:
+        return scores.failure
+    if scores.mass < judge.min_mass:
+        return "low_mass"
+    first, second = of_the_pair(ask, scores)
+    return judge.reasoning.clamped(sigmoid(first - second))
+
+
+def mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
 
 
 def of_the_pair(ask: Ask, scores: Scores) -> tuple[float, float]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rlaif.engines.base import Generation, Sampling
 from rlaif.errors import ConfigError, require_finite_fields
 from rlaif.records import Reason, Unusable
+from rlaif.templates import Rendered
+
+THINKING_TEMPERATURE = 0.6
 
 _REASONS: dict[str, Unusable | None] = {
     "stop": None, "length": "cut", "too_long": "too_long", "content_filter": "filtered",
@@ -24,6 +28,10 @@ class Reasoning:
     `temperature`: None takes 0 for one sample and 1 for several.
     `clamp`: c keeps each sample's p within [c, 1 − c], because a rationale makes the verdict after
     it overconfident: Bai et al. 2022 (§4.1) take 0.4. None leaves p as it is.
+    `thinking`: tokens that a thought of a thinking model may have, before the rationale or in its
+    place; it is closed there. 0 keeps the model from thinking, None leaves that to its chat
+    template. A model that thinks is sampled at 0.6 where `temperature` is None, as its makers
+    advise: at 0 such models tend to go round in circles.
     """
 
     samples: int = 1
@@ -31,6 +39,7 @@ class Reasoning:
     max_new_tokens: int = 256
     seed: int = 0
     clamp: float | None = 0.4
+    thinking: int | None = None
 
     def __post_init__(self) -> None:
         require_finite_fields(self)
@@ -44,21 +53,63 @@ class Reasoning:
 
     def sampling(self, stop: tuple[str, ...]) -> Sampling:
         """The same as an engine takes it. Raises ConfigError for values out of range."""
-        temperature = float(self.samples > 1) if self.temperature is None else self.temperature
+        temperature = self.temperature
+        if temperature is None:
+            temperature = THINKING_TEMPERATURE if self.thinking else float(self.samples > 1)
         return Sampling(
             n=self.samples, temperature=temperature, max_new_tokens=self.max_new_tokens,
-            seed=self.seed, stop=stop,
+            seed=self.seed, stop=stop, thinking=self.thinking,
         )  # fmt: skip
+
+    def thoughts(self) -> Sampling:
+        """How thoughts alone are sampled."""
+        return replace(self.sampling(()), max_new_tokens=0)
 
     @property
     def settings(self) -> tuple[float | None, ...]:
-        """All that can change a verdict, as a fingerprint takes it."""
+        """All that can change a verdict, as a fingerprint takes it; `thinking` stands there where
+        it is set."""
         drawn = self.sampling(())
         seed = drawn.seed if drawn.temperature > 0 else 0
-        return drawn.n, float(drawn.temperature), drawn.max_new_tokens, seed, self.clamp
+        thinking = () if self.thinking is None else (self.thinking,)
+        return drawn.n, float(drawn.temperature), drawn.max_new_tokens, seed, self.clamp, *thinking
+
+    @property
+    def settings_of_thoughts(self) -> tuple[float | None, ...]:
+        """The same of a judge that writes nothing but thoughts."""
+        if not self.thinking:
+            return () if self.thinking is None else (0,)
+        n, temperature, _, *others = self.settings
+        return n, temperature, *others
 
     def clamped(self, p: float) -> float:
         return p if self.clamp is None else min(max(p, self.clamp), 1.0 - self.clamp)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a judge wrote before a verdict, and the prompt that is scored after it; or why none is.
+
+    `cut`: its thought was closed at the budget. `tokens` are those decoded.
+    """
+
+    prompt: Rendered | None
+    fault: Reason | None = None
+    rationale: str | None = None
+    thought: str | None = None
+    cut: bool = False
+    tokens: int = 0
+
+
+def facts_of(samples: Sequence[Sample]) -> dict[str, Any]:
+    """What a verdict keeps of what was written before it."""
+    thoughts = tuple(s.thought for s in samples if s.thought is not None)
+    return {
+        "rationales": tuple(s.rationale for s in samples if s.rationale is not None),
+        "tokens": sum(s.tokens for s in samples),
+        "thoughts": thoughts,
+        "thoughts_cut": sum(s.cut for s in samples),
+    }
 
 
 def unusable(generation: Generation) -> Unusable | None:

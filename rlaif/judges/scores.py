@@ -19,6 +19,7 @@ from rlaif.engines.base import Engine, Scores
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.examples import FewShot
+from rlaif.judges.reasoning import Reasoning, Sample, facts_of, verdict_of
 from rlaif.readers.examples import Example
 from rlaif.records import Prompt, Reason, Verdict
 from rlaif.templates import Rendered
@@ -28,7 +29,8 @@ from rlaif.templates import Rendered
 class Marks:
     """What the judge says of one completion: probabilities of the levels from worst to best.
 
-    `levels` are normalised; `mass` is what they had together before that.
+    `levels` are normalised; `mass` is what they had together before that. Of a judge that thinks
+    they are means over its thoughts.
     """
 
     levels: tuple[float, ...]
@@ -43,6 +45,9 @@ class Marks:
     def scaled(self) -> float:
         """The expected score as a reward: −1 for the worst level, 1 for the best."""
         return 2 * (self.mean - 1) / (len(self.levels) - 1) - 1
+
+
+_Found = tuple[Marks | Reason, Sequence[Sample]]  # and what was written before
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,10 @@ class ScoreJudge(EngineJudge):
         template: str | None = None,
         min_mass: float = 0.1,
         few_shot: FewShot | None = None,
+        reasoning: Reasoning | None = None,
     ) -> None:
-        super().__init__(engine, template, min_mass)
+        settings = reasoning.settings_of_thoughts if reasoning else ()
+        super().__init__(engine, template, min_mass, *settings, reasoning=reasoning)
         if len(self.template.options) < 2:
             raise ConfigError(
                 f"{self.template_name}: a {self.method} template needs options from worst to best "
@@ -114,7 +121,7 @@ class ScoreJudge(EngineJudge):
             for prompt, text in zip(prompts, texts, strict=True)
         ]
         found = self._marks([item for row in items for item in row])
-        return [[found[item.name] for item in row] for row in items]
+        return [[found[item.name][0] for item in row] for row in items]
 
     def rewards(
         self,
@@ -150,14 +157,14 @@ class ScoreJudge(EngineJudge):
         asked = self._asked(pair.prompt, pair.first, example.compare)
         return asked, self.template.options[-1 if example.first_is_better else 0]
 
-    def _marks(self, items: Sequence[_Item]) -> dict[tuple[str, str, str], Marks | Reason]:
+    def _marks(self, items: Sequence[_Item]) -> dict[tuple[str, str, str], _Found]:
         """Each different item's marks, all in one batch; those of a completion side by side."""
-        out: dict[tuple[str, str, str], Marks | Reason] = {}
+        out: dict[tuple[str, str, str], _Found] = {}
         todo: dict[tuple[str, str], dict[str, _Item]] = {}
         for item in items:
             reason = item.unjudgeable()
             if reason is not None:
-                out[item.name] = reason
+                out[item.name] = reason, ()
             else:
                 todo.setdefault(item.name[:2], {}).setdefault(item.principle, item)
         prompts: list[Rendered] = []
@@ -167,12 +174,16 @@ class ScoreJudge(EngineJudge):
                 "principle", list(same), messages=one.prompt.messages, response=one.text
             )
         asked = [item for same in todo.values() for item in same.values()]
-        prompts = [self.after_examples(asked) for asked in prompts]
-        scores = self.score(prompts, [self.template.options] * len(prompts))
-        out.update((i.name, self._read(s)) for i, s in zip(asked, scores, strict=True))
+        samples = self.prepared([self.after_examples(prompt) for prompt in prompts])
+        scores = self.score_samples(samples, [self.template.options] * len(prompts))
+        for item, row, found in zip(asked, samples, scores, strict=True):
+            each = [self._read(*one) for one in zip(row, found, strict=True)]
+            out[item.name] = _mean_of(each), row
         return out
 
-    def _read(self, scores: Scores) -> Marks | Reason:
+    def _read(self, sample: Sample, scores: Scores | None) -> Marks | Reason:
+        if scores is None:
+            return sample.fault or "cut"
         if scores.failure:
             return scores.failure
         if scores.mass < self.min_mass:
@@ -182,10 +193,12 @@ class ScoreJudge(EngineJudge):
         total = math.fsum(weights)
         return Marks(tuple(w / total for w in weights), scores.mass)
 
-    def _verdict(self, ask: Ask, first: Marks | Reason, second: Marks | Reason) -> Verdict:
+    def _verdict(self, ask: Ask, of_first: _Found, of_second: _Found) -> Verdict:
+        (first, before), (second, after) = of_first, of_second
         facts = {
             "score_first": first.mean if isinstance(first, Marks) else None,
             "score_second": second.mean if isinstance(second, Marks) else None,
+            **facts_of([*before, *after]),
         }
         if isinstance(first, str):
             return self.abstain(ask, first, **facts)
@@ -193,6 +206,19 @@ class ScoreJudge(EngineJudge):
             return self.abstain(ask, second, **facts)
         mass = min(first.mass, second.mass)
         return self.verdict(ask, p_above(first.levels, second.levels), mass=mass, **facts)
+
+
+def _mean_of(found: Sequence[Marks | Reason]) -> Marks | Reason:
+    """The mean of the marks after each thought, by the rule of `verdict_of`."""
+    known = [one for one in found if isinstance(one, Marks)]
+    whether = verdict_of([one if isinstance(one, str) else 0.5 for one in found])
+    if isinstance(whether, str):
+        return whether
+    if len(known) == 1:
+        return known[0]
+    levels = zip(*(one.levels for one in known), strict=True)
+    mass = math.fsum(one.mass for one in known) / len(known)
+    return Marks(tuple(math.fsum(level) / len(known) for level in levels), mass)
 
 
 class PointwiseJudge(ScoreJudge):
@@ -213,8 +239,11 @@ class RubricJudge(ScoreJudge):
         template: str | None = None,
         min_mass: float = 0.1,
         few_shot: FewShot | None = None,
+        reasoning: Reasoning | None = None,
     ) -> None:
-        super().__init__(engine, template=template, min_mass=min_mass, few_shot=few_shot)
+        super().__init__(
+            engine, template=template, min_mass=min_mass, few_shot=few_shot, reasoning=reasoning
+        )
         self._needs_options(2)
 
 

@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rlaif.engines.base import Engine, Generation
+from rlaif.engines.base import Engine, Generation, closes_thoughts
+from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError
 from rlaif.judges.base import Ask, EngineJudge
-from rlaif.judges.reasoning import Reasoning, unusable, verdict_of
+from rlaif.judges.reasoning import Reasoning, Sample, facts_of, unusable, verdict_of
 from rlaif.records import Reason, Verdict
 from rlaif.templates import Rendered
 
@@ -34,8 +35,8 @@ class TextJudge(EngineJudge):
         self, engine: Engine, *, template: str | None = None, reasoning: Reasoning | None = None
     ) -> None:
         # There is no probability to clamp: a sample is a vote.
-        self.reasoning = replace(reasoning or Reasoning(), clamp=None)
-        super().__init__(engine, template, 0.0, self.reasoning.settings)
+        votes = replace(reasoning or Reasoning(), clamp=None)
+        super().__init__(engine, template, 0.0, votes.settings, reasoning=votes)
         self._needs_options(2, 3)
         self.sampling = self.reasoning.sampling(self.template.stop)
         self._pattern = verdict_pattern(self.template.options, self.template_name)
@@ -51,32 +52,59 @@ class TextJudge(EngineJudge):
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         reasons = [ask.unjudgeable() for ask in asks]
         todo = [ask for ask, reason in zip(asks, reasons, strict=True) if reason is None]
-        written = iter(self.engine.generate([self.render(a) for a in todo], self.sampling))
+        written = iter(self._written([self.render(ask) for ask in todo]))
         return [
             self.abstain(ask, reason) if reason else self._verdict(ask, next(written))
             for ask, reason in zip(asks, reasons, strict=True)
         ]
 
-    def _verdict(self, ask: Ask, generations: Sequence[Generation]) -> Verdict:
-        facts = {
-            "rationales": tuple(g.text.strip() for g in generations),
-            "tokens": sum(g.tokens for g in generations),
-        }
-        p = verdict_of([self._p(ask, generation) for generation in generations])
+    def _mode_of_thoughts(self) -> Mode:
+        """With the answer, by an engine that cannot close a thought, as a server's."""
+        return "open" if closes_thoughts(self.engine) else "on"
+
+    def _written(self, prompts: Sequence[Rendered]) -> list[list[Sample]]:
+        """The texts after each prompt, each after a thought where the model thinks."""
+        if not self.thinks or not closes_thoughts(self.engine):
+            rows = self.engine.generate(prompts, self.sampling)
+            return [[_sample(Sample(None), g, self.thinks) for g in row] for row in rows]
+        samples = self.think(prompts)
+        usable = [s.prompt for row in samples for s in row if s.prompt is not None]
+        once = replace(self.sampling, n=1, thinking=None)
+        written = iter(self.engine.generate(usable, once))
+        return [
+            [s if s.prompt is None else _sample(s, next(written)[0]) for s in row]
+            for row in samples
+        ]
+
+    def _verdict(self, ask: Ask, samples: Sequence[Sample]) -> Verdict:
+        facts = facts_of(samples)
+        p = verdict_of([self._p(ask, sample) for sample in samples])
         if isinstance(p, str):
             return self.abstain(ask, p, **facts)
         return self.verdict(ask, p, **facts)
 
-    def _p(self, ask: Ask, generation: Generation) -> float | Reason:
-        reason = unusable(generation)
-        if reason is not None:
-            return reason
-        option = last_verdict(generation.text, self.template.options, self._pattern)
+    def _p(self, ask: Ask, sample: Sample) -> float | Reason:
+        if sample.fault is not None:
+            return sample.fault
+        option = last_verdict(sample.rationale or "", self.template.options, self._pattern)
         if option is None:
             return "unparsable"
         if option == 2:
             return 0.5
         return float((option == 0) == (ask.order == "first_second"))
+
+
+def _sample(before: Sample, written: Generation, with_thought: bool = False) -> Sample:
+    """The sample that a text makes, after the thought that was before it or came with it.
+
+    A thought is not looked at for a verdict.
+    """
+    thought = written.thought if with_thought else before.thought
+    cut = before.cut or (with_thought and written.finish_reason == "length" and not written.text)
+    return Sample(
+        None, unusable(written), written.text.strip(), thought, cut,
+        before.tokens + written.tokens,
+    )  # fmt: skip
 
 
 def verdict_pattern(options: Sequence[str], name: str = "the template") -> re.Pattern[str]:

@@ -134,6 +134,8 @@ class Panel:
         before, method = said.get("min_mass"), juror.section.method
         if method != "pairwise" or before is None or before == juror.section.min_mass:
             return
+        if juror.section.thought_tokens:  # a verdict is a mean, which cannot be taken apart again
+            return
         judge, table = self.run.judge(juror.section), self.run.store.table("verdicts")
         assert isinstance(judge, PairwiseJudge)
         find, fingerprint = table.finder(), judge.fingerprint_at(before)

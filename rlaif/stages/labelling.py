@@ -214,6 +214,12 @@ def _tell_labels(run: Run, new: int, quality: LabelQuality, reasoned: Reasoned) 
             f"{reasoned.verdicts:,} of {quality.verdicts:,} verdicts after a text of the judge's "
             f"own: {reasoned.tokens:,} tokens decoded"
         )
+    if reasoned.thoughts_cut:
+        run.reporter.warn(
+            f"{reasoned.thoughts_cut:,} of {reasoned.thoughts:,} thoughts of the judge were closed "
+            "at their budget: what they had come to by then counts. A number of tokens in "
+            "`judge.thinking` (or the juror's) gives them more"
+        )
     if quality.reasons:
         reasons = ", ".join(f"{n:,} {why}" for why, n in sorted(quality.reasons.items()))
         run.reporter.warn(f"{quality.reasons.total():,} verdicts abstained: {reasons}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -55,7 +56,7 @@ def special(tokenizer) -> set[int]:
 @given(data=st.data())
 def test_any_ids_that_were_sampled_come_back_from_their_text(rows, data):
     """Whatever a policy says: split words, halves of characters, marks, special tokens amid it."""
-    encoder, tokenizer = rows._encoder, rows._encoder.tokenizer
+    encoder, tokenizer = rows.encoder, rows.encoder.tokenizer
     end = tokenizer.eos_token_id
     added = st.sampled_from(sorted(tokenizer.added_tokens_decoder))
     one = st.integers(0, len(tokenizer) - 1) | added
@@ -78,23 +79,23 @@ def test_any_ids_that_were_sampled_come_back_from_their_text(rows, data):
     )
 )
 def test_a_text_alone_has_its_marks_as_tokens_and_never_a_special_one(rows, pieces):
-    tokenizer, text = rows._encoder.tokenizer, "".join(pieces)
+    tokenizer, text = rows.encoder.tokenizer, "".join(pieces)
     _, after = rows.sequence(PROMPT, text, ended=False)
     kept = special(tokenizer) - {tokenizer.unk_token_id}
     assert kept.isdisjoint(after.tolist())
     found = Counter(tokenizer.convert_ids_to_tokens(after.tolist()))
     for mark in MARKS:
         assert found[mark] == text.count(mark)
-    assert "".join(rows._encoder.decode(after).split()) == "".join(text.split())
+    assert "".join(rows.encoder.decode(after).split()) == "".join(text.split())
 
 
 def test_words_and_marks_come_back_without_being_told(rows):
     """Ids as a tokenizer makes them need no telling: text → ids → text → ids."""
     text = "<think>\nThe better answer is near.\n</think>\nMix flour, water, salt."
     ids = rows.sequence(PROMPT, text)[1].tolist()
-    marks = [rows._encoder.tokenizer.convert_tokens_to_ids(m) for m in MARKS[:2]]
+    marks = [rows.encoder.tokenizer.convert_tokens_to_ids(m) for m in MARKS[:2]]
     assert [ids.count(m) for m in marks] == [1, 1]
-    assert rows.sequence(PROMPT, rows._encoder.completion(ids, ()))[1].tolist() == ids
+    assert rows.sequence(PROMPT, rows.encoder.completion(ids, ()))[1].tolist() == ids
 
 
 def test_what_a_stop_string_took_away_is_not_learnt(tokenizers):
@@ -103,7 +104,7 @@ def test_what_a_stop_string_took_away_is_not_learnt(tokenizers):
     rows = RowEncoder(Encoder(tokenizer), tokenizer.eos_token_id)
     said = tokenizer(" <think>Mix flour.", add_special_tokens=False)["input_ids"]
     stop = tokenizer("\n\nHuman:", add_special_tokens=False)["input_ids"]
-    text = rows._encoder.completion([*said, *stop], ())
+    text = rows.encoder.completion([*said, *stop], ())
     assert text == "<think>Mix flour."
     assert rows.sequence(PROMPT, text, True, [*said, *stop])[1].tolist() == [
         *said, tokenizer.eos_token_id,
@@ -165,7 +166,7 @@ def test_sft_dpo_and_reward_models_read_a_thoughts_marks_as_one_token_each(model
         assert answer == pair.chosen.tolist()
         assert [answer.count(m) for m in marks] == [1, 1]
         assert answer == (odd if sampled else answer)
-        assert loaded.encoder._encoder.completion(answer, ()) == THOUGHT
+        assert loaded.encoder.encoder.completion(answer, ()) == THOUGHT
     reward = load_reward(model)
     (pair,), _ = encode_rows([preference], reward.encoder, 128)
     assert [pair.chosen.tolist().count(m) for m in marks] == [1, 1]
@@ -230,10 +231,10 @@ def test_sampled_ids_are_kept_with_the_run_and_older_shards_have_none(model, tmp
     with RunStore(tmp_path / "old", command="test") as store:
         store.table("completions").append([old])
     (shard,) = (tmp_path / "old" / "completions").glob("*.parquet")
-    assert pq.read_schema(shard).names[-1] == "ids"
+    assert pq.read_schema(shard).names[-2:] == ["ids", "thought"]
     with RunStore(tmp_path / "before", command="test") as store:
         table = store.table("completions")
-        table.schema, whole = table.schema.remove(len(table.schema) - 1), table.schema
+        table.schema, whole = pa.schema(list(table.schema)[:-2]), table.schema
         table.append([old])
         table.schema = whole
         assert table.read() == [old]
