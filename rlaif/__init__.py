@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlaif.judges.base import EngineJudge as EngineJudge
     from rlaif.judges.base import Judge as Judge
     from rlaif.judges.cot import CotJudge as CotJudge
+    from rlaif.judges.examples import FewShot as FewShot
     from rlaif.judges.listwise import ListwiseJudge as ListwiseJudge
     from rlaif.judges.pairwise import PairwiseJudge as PairwiseJudge
     from rlaif.judges.reasoning import Reasoning as Reasoning
@@ -58,6 +59,7 @@ _HOME = {
     "Demonstration": "records",
     "Engine": "engines.base",
     "EngineJudge": "judges.base",
+    "FewShot": "judges.examples",
     "Generation": "engines.base",
     "Judge": "judges.base",
     "ListwiseJudge": "judges.listwise",

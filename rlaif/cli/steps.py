@@ -36,7 +36,8 @@ def _of_a_run(named: dict[str, Any], load: Callable[[], Config]) -> dict[str, An
 
 
 @on_a_run(
-    "prompts", "pairs", "format", "constitution", "policy", "judge", "method", "executor",
+    "prompts", "pairs", "format", "constitution", "policy", "judge", "method", "examples",
+    "executor",
     column="source", limit="source.limit", skip_bad="source.skip_bad", seed="sampling.seed",
     resolve=_of_a_run,
 )  # fmt: skip

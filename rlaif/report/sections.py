@@ -368,6 +368,10 @@ def provenance(run: Run) -> list[tuple[str, Any]]:
         ("Judge", judge.get("model")),
         ("Judge's method, fingerprint", _joined(judge, "method", "fingerprint")),
         ("Prompt template, hash", _joined(judge, "template", "template_hash")),
+        (
+            "Worked examples from, how many, seed, hash",
+            _joined(judge.get("examples") or {}, "from", "shots", "seed", "hash"),
+        ),
         *(
             (f"Juror {name}", _joined(juror, "model", "method", "template", "fingerprint"))
             for name, juror in run.jury.items()

@@ -89,6 +89,7 @@ def label(run: Run) -> None:
     if temperature is not None:
         of = " that the audit fitted" if run.config.preferences.temperature == "audit" else ""
         run.reporter.say(f"labels at the temperature {temperature:.3g}{of}")
+    _tell_examples(run, panel)
     _remove_audit(run)
     found = quality.result()
     if jurors is not None:
@@ -117,6 +118,19 @@ def _nothing(run: Run) -> DataError:
     return DataError(f"{root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
 
 
+def _tell_examples(run: Run, panel: Panel) -> None:
+    """Says which worked examples a judge was shown, for some are without anybody asking."""
+    for juror in panel.jurors:
+        told = juror.about.get("examples")
+        if told:
+            size = f", {told['tokens']:,} tokens" if told["tokens"] is not None else ""
+            who = "" if juror.name is None else f"{juror.name}: "
+            run.reporter.say(
+                f"{who}{told['shots']} worked examples ({told['from']}{size}) stood before each "
+                "question; judge.examples says which"
+            )
+
+
 def _remove_audit(run: Run) -> None:
     """The audit was of other labels. Its temperature stays where labels are made at it."""
     if run.config.preferences.temperature != "audit":
@@ -134,7 +148,8 @@ def _warn_of_mass(run: Run, low: float | None) -> None:
         run.reporter.warn(
             f"in {low:.0%} of the verdicts the labels together had less than half of the judge's "
             "probability: it would write something else. Look at the prompt (`rlaif constitution "
-            "show`), and give the judge a template whose cue leads to its labels, or another method"
+            "show`), and give the judge worked examples (`--examples`), a template whose cue leads "
+            "to its labels, or another method"
         )
 
 

@@ -493,8 +493,9 @@ def test_a_run_keeps_its_examples_and_judges_nothing_twice(
     Path("pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
     write_examples(Path("mine.jsonl"), row(), row(prompt="Yo"), row(prompt="Hey"))
     command = ("--judge", "tiny", "--set", "judge.min_mass=0")
-    label("r", "--pairs", "pairs.jsonl", *command, "--examples", "mine.jsonl",
-          "--set", "judge.shots=2")  # fmt: skip
+    said = label("r", "--pairs", "pairs.jsonl", *command, "--examples", "mine.jsonl",
+                 "--set", "judge.shots=2")  # fmt: skip
+    assert "2 worked examples (mine.jsonl, " in " ".join(said.split())
     manifest = RunStore.open_readonly(Path("r")).read_manifest()
     told = manifest["judge"]["examples"]
     assert (told["shots"], told["seed"], told["from"]) == (2, 0, "mine.jsonl")
@@ -502,6 +503,9 @@ def test_a_run_keeps_its_examples_and_judges_nothing_twice(
     assert told["tokens"] > 0
     kept = Path("r/inputs/judge.examples/mine.jsonl")
     assert kept.read_text() == Path("mine.jsonl").read_text()
+    report = CliRunner().invoke(app, ["report", "r"], catch_exceptions=False)
+    assert report.exit_code == 0
+    assert told["hash"] in Path("r/report.html").read_text()
     Path("mine.jsonl").unlink()
     Path("pairs.jsonl").unlink()
     Path("r").rename("moved")
