@@ -18,6 +18,7 @@ import torch
 
 from rlaif.engines.base import Sampling, tell
 from rlaif.engines.tokens import Ids
+from rlaif.errors import EngineError
 
 
 @dataclass(slots=True)
@@ -95,9 +96,9 @@ def decode_batch(
         use_cache=True,
         logits_to_keep=1,
     )
-    cache, n = out.past_key_values, sampling.n
+    (name, cache), n = _cache_of(out, model), sampling.n
     if n > 1:
-        cache.batch_repeat_interleave(n)
+        cache.reorder_cache(torch.arange(len(prompts), device=device).repeat_interleave(n))
     logits = out.logits[:, -1].float().repeat_interleave(n, 0)  # (B·n, V)
     mask = mask.repeat_interleave(n, 0)
     position = position[:, -1:].repeat_interleave(n, 0)
@@ -132,17 +133,28 @@ def decode_batch(
             break
         if len(keep) < len(live):
             index = torch.tensor(keep, device=device)
-            cache.batch_select_indices(index)
+            cache.reorder_cache(index)
             live = [live[k] for k in keep]
             chosen, mask, position = chosen[index], mask[index], position[index]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=-1)
         position = position + 1
-        out = model(
-            input_ids=chosen[:, None],
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        )
+        more = {name: cache}
+        if name == "past_key_values":  # others take one for the new token only
+            more["attention_mask"] = mask
+        out = model(input_ids=chosen[:, None], position_ids=position, use_cache=True, **more)
         logits = out.logits[:, -1].float()
     return rows
+
+
+def _cache_of(out: Any, model: Any) -> tuple[str, Any]:
+    """A model's cache, and the name by which its code gives and takes it: Mamba's is another.
+
+    It is asked for `reorder_cache` alone, as recurrent layers can neither repeat nor select rows.
+    """
+    for name in ("past_key_values", "cache_params"):
+        if (cache := getattr(out, name, None)) is not None:
+            return name, cache
+    raise EngineError(
+        f"{type(model).__name__} gives no cache from which sampling could go on. "
+        "Sample with an engine that knows it (engine: vllm or http)"
+    )

@@ -305,7 +305,7 @@ class HFEngine(Watched):
         more: dict[str, Any] = {"use_cache": False}
         if cache is not None:
             cache = copy.deepcopy(cache)
-            cache.batch_repeat_interleave(len(rows))
+            cache.reorder_cache(torch.zeros(len(rows), dtype=torch.long, device=self.model.device))
             positions = torch.arange(prefix, prefix + width, device=self.model.device)
             positions = positions.expand(len(rows), -1)
             more = {"use_cache": True, "past_key_values": cache, "position_ids": positions}

@@ -35,7 +35,7 @@ States = dict[int, torch.Tensor]  # by depth
 # Some runs of a step (tensors (B, L, …)), the states that they go on from, and whether those that
 # they leave are wanted → what they give (B, L, …), and the states.
 Compute = Callable[[list[torch.Tensor], torch.Tensor, bool], tuple[torch.Tensor, torch.Tensor]]
-_MARKS = 16  # depths whose states are kept between calls
+_MARKS = 8  # depths whose states are kept between calls
 _LEAST = 16  # tokens: the smallest chunk that the scans' kernels take
 _NEVER = -1e4  # softplus(_NEVER) is 0
 _now = threading.local()  # the pass that is running in this thread
@@ -51,6 +51,7 @@ class KeptStates:
 
     def __init__(self) -> None:
         self._marks: list[int] = []
+        self._met = 0  # where the newest call left the path of the one before
         self._states: dict[Key, States] = {}
 
     def read(self, key: Key, depth: int) -> torch.Tensor:
@@ -65,17 +66,21 @@ class KeptStates:
             self._states[key] = {d: old[d] for d in depths if d in old} | states
 
     def mark(self, depth: int) -> None:
-        """Keeps the states at a depth for later calls. Of too many, every other one goes."""
+        """Keeps the states at a depth for later calls. Of too many, every other one goes.
+
+        The one where calls have parted before stays: the next call will most likely part there too.
+        """
         if depth not in self._marks:
             self._marks.append(depth)
         if len(self._marks) > _MARKS:
-            self._marks = self._marks[1::2]
+            self._marks = [m for i, m in enumerate(self._marks) if i % 2 or m == self._met]
 
     def resume(self, depth: int) -> int:
         """The deepest mark within the first `depth` tokens, 0 if there is none.
 
         Marks below it are forgotten.
         """
+        self._met = depth
         self._marks = [mark for mark in self._marks if mark <= depth]
         return max(self._marks, default=0)
 

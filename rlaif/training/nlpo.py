@@ -96,15 +96,14 @@ class _Caches:
         self.rows = list(range(len(first)))
         self._masks[:] = [[mask] for mask in first]
 
-    def batch_repeat_interleave(self, n: int) -> None:
+    def reorder_cache(self, index: Tensor) -> None:
+        """Repeats rows before the first step, or leaves some out after it."""
         for cache in self.caches:
-            cache.batch_repeat_interleave(n)
-        self._start([mask for (mask,) in self._masks for _ in range(n)])
-
-    def batch_select_indices(self, index: Tensor) -> None:
-        for cache in self.caches:
-            cache.batch_select_indices(index)
-        self.rows = [self.rows[i] for i in index.tolist()]
+            cache.reorder_cache(index)
+        if len(index) > len(self.rows):
+            self._start([self._masks[i][0] for i in index.tolist()])
+        else:
+            self.rows = [self.rows[i] for i in index.tolist()]
 
 
 def table_of(masks: list[Bits], states: int, device: Any) -> Tensor:

@@ -17,8 +17,11 @@ from transformers.models.qwen3_next import modeling_qwen3_next
 
 from rlaif.engines import packed, recurrent
 from rlaif.engines import trie as t
+from rlaif.engines.base import Sampling
+from rlaif.engines.decoding import choose, uniforms
 from rlaif.engines.hf import HFEngine, _request
 from rlaif.engines.trial import TRIAL_WINDOW
+from rlaif.errors import EngineError
 from rlaif.templates import Rendered, RenderedMessage, Segment
 
 NO_SPECIAL = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -283,9 +286,12 @@ def test_a_mark_too_many_thins_out_the_marks():
         kept.mark(depth)
         kept.replace({("scan", 1): {depth: torch.zeros(1)}}, ())
     assert len(kept._states["scan", 1]) <= recurrent._MARKS + 1
-    resumed = kept.resume(64 * 30)
-    assert 64 * 24 <= resumed <= 64 * 30
+    assert 64 * 20 <= (resumed := kept.resume(64 * 30)) <= 64 * 30
     assert kept.read(("scan", 1), resumed) is not None
+    kept.resume(64 * 3)  # here the calls part; as they do the next time
+    for depth in range(64, 64 * 40, 64):
+        kept.mark(depth)
+    assert kept.resume(64 * 3) == 64 * 3
     assert kept.resume(63) == 0
 
 
@@ -330,6 +336,40 @@ def test_two_threads_walk_two_models_at_once_and_leave_transformers_as_it_was(to
     for values in found:
         assert np.array_equal(values, expected)
     assert [getattr(modeling_qwen3_next, name) for name in names] == before
+
+
+# ---- generate
+
+
+@torch.no_grad()
+def sampled(engine: HFEngine, prompt: Rendered, sample: int, sampling: Sampling) -> list[int]:
+    """The definition: one plain pass for every token, nothing kept."""
+    ids = engine.encoder.prompt(prompt)
+    out: list[int] = []
+    for u in uniforms(ids, sample, sampling.seed, sampling.max_new_tokens):
+        logits = engine.model(torch.tensor([ids.tolist() + out])).logits[:, -1].float()
+        out.append(int(choose(logits, torch.tensor([u], dtype=torch.float64), 1.0, 1.0)))
+        if out[-1] in engine._eos:
+            break
+    return out
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_several_completions_that_end_at_different_times(shape, tokenizer):
+    engine = HFEngine.from_loaded(model_of(shape), tokenizer)
+    engine._eos = frozenset(range(0, 640, 6))
+    asked = [Rendered((RenderedMessage("user", (Segment(text, False),)),)) for text in ("Hi", "A?")]
+    asked += prompts()[-1:]
+    sampling = Sampling(n=3, max_new_tokens=6, seed=1)
+    made = engine.generate(asked, sampling)
+    expected = [[sampled(engine, p, j, sampling) for j in range(3)] for p in asked]
+    assert [[list(g.ids) for g in row] for row in made] == expected
+    assert len({len(ids) for row in expected for ids in row}) > 2
+
+
+def test_a_model_without_a_cache_is_refused_by_name(make_engine):
+    with pytest.raises(EngineError, match="RwkvForCausalLM gives no cache"):
+        make_engine("rwkv").generate(prompts()[:1], Sampling())
 
 
 # ---- the trial
