@@ -147,7 +147,7 @@ class Pass:
             total.add_sinks(sinks)
         for a, b, depth in self.plan.keep:
             self._pending.append((layer, depth, k[:, :, a:b].clone(), v[:, :, a:b].clone()))
-        return total.out.to(q.dtype)[None]
+        return total.out.to(q.dtype).contiguous()[None]  # some models view it
 
     def _pieces(self, reach: Reach | None) -> tuple[list[_Piece], list[_RowPiece]]:
         """The plan cut down to what a layer of this reach sees: made once a pass."""

@@ -1,5 +1,5 @@
-"""Models whose attention does not go through the attention interface of Transformers: Bloom, MPT
-and Falcon. For a packed pass the forwards of their attention layers are replaced.
+"""Models whose attention does not go through the attention interface of Transformers: Bloom, MPT,
+Falcon, GPT-J, CodeGen and GPT-Neo. For a packed pass that part of their layers is replaced.
 
 Bloom, MPT and some Falcons add a bias that is linear in a key's position (ALiBi). A softmax does
 not change when all scores of a query move together, so a key's own depth tells its bias. It is
@@ -24,15 +24,15 @@ Table = dict[str, torch.Tensor]
 @contextlib.contextmanager
 def attending(model: Any, run: Any) -> Iterator[None]:
     """Sends such attention to `run` (`attention.Pass`) while inside."""
-    own = [(m, _FORWARDS[n]) for m in model.modules() if (n := type(m).__name__) in _FORWARDS]
+    own = [(m, *_METHODS[n]) for m in model.modules() if (n := type(m).__name__) in _METHODS]
     table: Table = {}  # the biases by depth, the same in every layer
-    for module, forward in own:
-        module.forward = partial(forward, module, run, table)
+    for module, name, method in own:
+        setattr(module, name, partial(method, module, run, table))
     try:
         yield
     finally:
-        for module, _ in own:
-            del module.forward  # the class's own shows again
+        for module, name, _ in own:
+            delattr(module, name)  # the class's own shows again
 
 
 def needs_mask(model: Any) -> bool:
@@ -85,11 +85,33 @@ def _falcon(
     return self.dense(_attend(run, q, k, v, scale, bias)), None
 
 
-_FORWARDS: dict[str, Callable[..., Any]] = {
-    "BloomAttention": _bloom,
-    "MptAttention": _mpt,
-    "FalconAttention": _falcon,
-    "FalconFlashAttention2": _falcon,
+def _scaled(
+    self: Any, run: Any, _: Table, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *__: Any
+) -> tuple[torch.Tensor, None]:
+    """Of layers that have the attention itself in a method, q, k, v (1, H, N, D), in float32."""
+    scale = next(
+        (1 / float(vars(self)[n]) for n in ("scale_attn", "norm_factor") if n in vars(self)), 1.0
+    )
+    out = run.attend(q.float(), k.float(), v.float(), scale, reach=_local(self))
+    return out.transpose(1, 2).to(v.dtype), None
+
+
+def _local(module: Any) -> tuple[str, int] | None:
+    """GPT-Neo writes the windows of its local layers into a mask, and nowhere else."""
+    if type(module).__name__ != "GPTNeoSelfAttention":
+        return None
+    return "window", int(module.bias[0, 0, -1].sum())
+
+
+_METHODS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "BloomAttention": ("forward", _bloom),
+    "MptAttention": ("forward", _mpt),
+    "FalconAttention": ("forward", _falcon),
+    "FalconFlashAttention2": ("forward", _falcon),
+    "GPTJAttention": ("_attn", _scaled),
+    "CodeGenAttention": ("_attn", _scaled),
+    "GPTNeoXJapaneseAttention": ("_attn", _scaled),
+    "GPTNeoSelfAttention": ("_attn", _scaled),
 }
 
 

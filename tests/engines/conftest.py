@@ -149,6 +149,38 @@ SHAPES["gptj"] = {
     "bos_token_id": None,
     "eos_token_id": None,
 }
+SHAPES["gpt_neo"] = {
+    "model_type": "gpt_neo",
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 16,
+    "vocab_size": 640,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+SHAPES["xglm"] = {
+    "model_type": "xglm",
+    "d_model": 32,
+    "ffn_dim": 64,
+    "num_layers": 2,
+    "attention_heads": 4,
+    "vocab_size": 640,
+    "max_position_embeddings": 512,
+    "pad_token_id": 1,
+}
+SHAPES["ahead"] = {
+    "model_type": "rembert",
+    "hidden_size": 32,
+    "input_embedding_size": 32,
+    "output_embedding_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 640,
+}
 SHAPES["mpt"] = {"model_type": "mpt", "d_model": 48, "n_layers": 2, "n_heads": 6, "vocab_size": 640}
 SHAPES["falcon"] = {
     "model_type": "falcon",

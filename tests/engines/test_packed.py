@@ -119,7 +119,7 @@ def test_the_attention_of_the_model_comes_back_as_it_was(make_engine):
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
-    [("gptj", "on a trial|cannot do it"), ("rwkv", "on a trial")],
+    [("xglm", "on a trial|cannot do it"), ("rwkv", "on a trial")],
 )
 def test_what_cannot_be_packed_is_scored_in_padded_batches(make_engine, shape, reason):
     asked = prompts()
@@ -129,14 +129,14 @@ def test_what_cannot_be_packed_is_scored_in_padded_batches(make_engine, shape, r
     reference = plain(make_engine, shape, batch_tokens=1)
     assert np.abs(found - logprobs(reference, asked)).max() <= 5e-5
     assert engine.usage.computed_tokens <= reference.usage.computed_tokens
-    if shape == "gptj":  # its cache can be copied, so the prefix is computed once
+    if shape == "xglm":  # its cache can be copied, so the prefix is computed once
         assert engine.usage.computed_tokens < reference.usage.computed_tokens / 1.3
 
 
 @pytest.mark.parametrize(
     "shape",
     ["window", "gemma3", "gemma2", "gpt_oss", "deepseek_v3", "bloom", "mpt", "falcon",
-     "falcon alibi", "llama4"],
+     "falcon alibi", "llama4", "gptj", "gpt_neo"],
 )  # fmt: skip
 def test_every_attention_is_packed(make_engine, shape):
     """Windows and chunks shorter than the paths, sinks, soft-caps, ALiBi, heads of two sizes."""
