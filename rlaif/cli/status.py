@@ -83,7 +83,14 @@ def _stopped(root: Path) -> dict[str, str]:
     for key in sorted(root.glob("models/*/run.key")):
         folder = key.parent
         journal = folder / "training.jsonl"
-        if is_file(folder / "metrics.json") or not is_file(journal):
+        if is_file(folder / "metrics.json"):
+            continue
+        if not is_file(journal):
+            if folder.name == "reward" and any(root.glob("features/*/*.rows")):
+                found["models/reward"] = (
+                    "stopped: training reward on a frozen trunk; goes on from the completions that "
+                    "were read"
+                )
             continue
         with suppress(OSError, LookupError, TypeError, ValueError):
             lines = [line for line in journal.read_text("utf-8").split("\n")[:-1] if line]

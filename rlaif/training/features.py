@@ -239,14 +239,25 @@ def compute(
     # In the order of their ids those that share a prompt stand together.
     keys = sorted(by_key, key=lambda key: by_key[key].astype(">u4").tobytes())
     done = sum(key in features.known for key in keys)
-    if done == len(keys):
-        return
-    passes = _Passes(loaded, features.depths, max(map(len, sequences)))
-    work = share(list(_chunks(keys, by_key, passes.budget)))
+    if done < len(keys):
+        _compute(loaded, {key: by_key[key] for key in keys}, features, done, on_step)
+    if world() > 1:
+        wait()
+        features.again()
+
+
+def _compute(
+    loaded: Loaded,
+    by_key: Mapping[bytes, Ids],
+    features: Features,
+    done: int,
+    on_step: Callable[[int, int], None],
+) -> None:
+    passes = _Passes(loaded, features.depths, list(by_key.values()))
     saver = _Saver(features)
     with steps_from(None):
         stopping.saved(done)
-        for chunk in work:
+        for chunk in share(list(_chunks(by_key, passes.budget))):
             todo = [key for key in chunk if key not in features.known]
             for found, states in passes.states([by_key[key] for key in todo]):
                 saver.add([todo[i] for i in found], states)
@@ -255,28 +266,19 @@ def compute(
                     saver.flush()
                     stopping.saved(done)
                     stopping.leave()
-                if world() == 1:
-                    on_step(done, len(keys))
+                on_step(done, len(by_key))  # of several processes, by this one
         saver.flush()
-    if world() > 1:
-        wait()
-        features.again()
-        on_step(len(keys), len(keys))
 
 
-def _chunks(
-    keys: Sequence[bytes], by_key: Mapping[bytes, Ids], budget: int
-) -> Iterator[list[bytes]]:
+def _chunks(by_key: Mapping[bytes, Ids], budget: int) -> Iterator[list[bytes]]:
     """Consecutive keys whose sequences have some `budget` tokens together, shared ones once."""
     chunk: list[bytes] = []
     tokens = 0
-    for key in keys:
-        new = len(by_key[key])
-        if chunk:
-            new -= common_prefix(by_key[chunk[-1]], by_key[key])
+    for key, ids in by_key.items():
+        new = len(ids) - (common_prefix(by_key[chunk[-1]], ids) if chunk else 0)
         if chunk and tokens + new > budget:
             yield chunk
-            chunk, tokens, new = [], 0, len(by_key[key])
+            chunk, tokens, new = [], 0, len(ids)
         chunk.append(key)
         tokens += new
     if chunk:
@@ -306,20 +308,30 @@ class _Saver:
 class _Passes:
     """Forward passes of a trunk over sequences: packed where it can be, else padded."""
 
-    def __init__(self, loaded: Loaded, depths: Sequence[int], longest: int) -> None:
+    def __init__(self, loaded: Loaded, depths: Sequence[int], sequences: Sequence[Ids]) -> None:
         self._trunk = Trunk(loaded.model, depths).eval()
         self._packed = PackedModel(self._trunk)
         self._filler, self._depths = loaded.filler, depths
-        self.budget = _TOKENS.get(self._trunk.device.type, 8_192)
-        self._size = self.budget  # tokens of a pass, fewer where they take long
+        self._device = self._trunk.device
+        self.budget = _TOKENS.get(self._device.type, 8_192)
+        longest = max(sequences, key=len)
         why, most = obstacle(self._trunk.config, windows=True)
-        if not why and longest > most:
+        if not why and len(longest) > most:
             why = f"it packs paths of up to {most} tokens"
         with torch.no_grad():
             why = why or self._packed.check(most, TRIAL_WINDOW)
         self._plain = bool(why)
         if why:
             loaded.notes.append(f"the prompt of several completions is computed for each: {why}")
+        self._size = self._first_size(longest[:64])
+
+    def _first_size(self, some: Ids) -> int:
+        """Tokens of a pass: the budget, or fewer where a trial tells that it would take long."""
+        started = time.monotonic()
+        with torch.no_grad():
+            self._trunk(input_ids=torch.from_numpy(some.astype(np.int64))[None].to(self._device))
+        speed = len(some) / max(time.monotonic() - started, 1e-9)
+        return min(self.budget, max(len(some), int(LIMIT * speed)))
 
     @torch.no_grad()
     def states(self, sequences: Sequence[Ids]) -> Iterator[tuple[list[int], States]]:
@@ -338,7 +350,14 @@ class _Passes:
             end = next_pack(trie, begin, self._size)
             mine = np.flatnonzero((ends >= begin) & (ends < end))
             nodes, row = np.unique(ends[mine], return_inverse=True)
-            found = self._packed.logits(trie, begin, end, nodes)
+            try:
+                found = self._packed.logits(trie, begin, end, nodes)
+            except torch.cuda.OutOfMemoryError:
+                if self._size <= 64:
+                    raise
+                self._size //= 2
+                torch.cuda.empty_cache()
+                continue
             if len(mine):
                 yield mine.tolist(), self._shaped(found)[row]
             self._took(end - begin, time.monotonic() - started)
@@ -353,10 +372,11 @@ class _Passes:
         for batch in token_batches([len(s) for s in sequences], self._size):
             started = time.monotonic()
             ids, mask = pad([sequences[i] for i in batch], self._filler)
-            device = self._trunk.device
-            out = self._trunk(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-            last = torch.tensor([len(sequences[i]) - 1 for i in batch], device=device)
-            yield batch, self._shaped(out[torch.arange(len(batch), device=device), last])
+            out = self._trunk(
+                input_ids=ids.to(self._device), attention_mask=mask.to(self._device)
+            ).logits
+            last = torch.tensor([len(sequences[i]) - 1 for i in batch])
+            yield batch, self._shaped(out[torch.arange(len(batch)), last])
             self._took(ids.numel(), time.monotonic() - started)
 
     def _shaped(self, found: Tensor) -> States:

@@ -142,7 +142,8 @@ def fit_heads(
             f"the penalty that predicts prompts left out best is the greatest of the grid, "
             f"{best.chosen.penalty:g}: the model's states tell hardly anything of these labels"
         )
-    trained = [keys.index(key) for key in {sequence_key(s) for s in sequences}]
+    learnt = {sequence_key(s) for s in sequences}
+    trained = [i for i, key in enumerate(keys) if key in learnt]
     means = raw[trained].mean(0)
     summary = {
         "steps": 0,
@@ -204,12 +205,11 @@ def cut_off(loaded: Loaded, depth: int) -> None:
 
 
 def put_head(loaded: Loaded, weight: Tensor) -> None:
-    """Gives the classifier a head of this weight (d,), and no bias."""
-    head = loaded.model.score
+    """Gives the classifier a head of this weight (d,), in float32, and no bias."""
+    head = torch.nn.Linear(len(weight), 1, bias=False, device=loaded.model.device)
     with torch.no_grad():
-        head.weight.copy_(weight[None].to(head.weight))
-        if head.bias is not None:
-            head.bias.zero_()
+        head.weight.copy_(weight[None])
+    loaded.model.score = head
 
 
 def _check(loaded: Loaded, sequences: Sequence[Ids], scores: dict[bytes, float]) -> None:

@@ -346,6 +346,8 @@ def score_last_real_token(model: Any, but: int | None = None) -> None:
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **given
             ).last_hidden_state  # (B, T, d)
         pooled = hidden.flatten(0, 1).index_select(0, where)
+        if isinstance(self.score, torch.nn.Linear):  # a fitted head is finer than a trunk of halves
+            pooled = pooled.to(self.score.weight.dtype)
         return SequenceClassifierOutput(logits=self.score(pooled))  # (N, 1)
 
     model.forward = MethodType(forward, model)  # a copy of the model gets one of its own

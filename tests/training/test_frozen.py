@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_models import make_preferences, make_tokenizer, save_windowed
 
 from rlaif.config import load_config
@@ -394,9 +395,38 @@ def test_a_trunk_of_another_make_has_the_same_features(kind, causal, tmp_path, m
         np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
+def test_a_trunk_in_halves_has_a_head_in_float32(causal, tmp_path):
+    made = train_reward(make_preferences(60), causal, tmp_path, bf16=True, **FROZEN)
+    assert made.accuracy >= 0.9
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved["score.weight"].dtype == torch.float32
+    assert saved["model.norm.weight"].dtype == torch.bfloat16
+    rows = make_preferences(60)[:4]
+    model = RewardModel(tmp_path, device="cpu")
+    prompts = [p.pair.prompt for p in rows]
+    better = model.rewards(prompts, [p.chosen for p in rows])
+    worse = model.rewards(prompts, [p.rejected for p in rows])
+    assert np.mean(better) > np.mean(worse)
+
+
+def test_a_slow_trunk_is_computed_in_smaller_passes(causal, tmp_path, monkeypatch):
+    """With next to no time a pass, the same features come from many passes."""
+    loaded = load_reward(causal)
+    sequences = _sequences(loaded)
+    whole, cut = (Features(tmp_path / name, "m", (2,), 32) for name in ("whole", "cut"))
+    compute(loaded, sequences, whole, lambda *_: None)
+    monkeypatch.setattr("rlaif.training.features.LIMIT", 1e-9)
+    steps: list[int] = []
+    compute(loaded, sequences, cut, lambda done, _: steps.append(done))
+    assert len(steps) > 10
+    keys = [sequence_key(s) for s in sequences]
+    np.testing.assert_allclose(cut.read(keys, 2), whole.read(keys, 2), atol=2e-5)
+
+
 def test_a_stage_keeps_the_features_in_the_run(tmp_path, causal):
     from rlaif import stages
     from rlaif.cli.console import Silent
+    from rlaif.cli.status import told
     from rlaif.stages import Run
     from rlaif.store import RunStore
 
@@ -413,4 +443,7 @@ def test_a_stage_keeps_the_features_in_the_run(tmp_path, causal):
         assert list(store.path("features").glob("*/0.rows"))
         assert not store.path("models", "reward", "features").exists()
         said = store.read_manifest()["stages"]["reward"]
-    assert said["rows"] == 32
+        assert said["rows"] == 32
+        assert not any("stopped" in line for line in told(store.root))
+        (store.path("models", "reward", "metrics.json")).unlink()  # as a kill leaves it
+        assert any("on a frozen trunk; goes on" in line for line in told(store.root))

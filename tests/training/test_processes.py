@@ -43,6 +43,7 @@ model, out, processes = {model!r}, {out!r}, {processes}
 quick = dict(learning_rate=3e-3, batch_size=8 // processes, device="cpu")
 assert train_reward(make_preferences(32), model, out + "/reward", **quick).accuracy is not None
 train_dpo(make_preferences(32), model, out + "/dpo", **quick)
+train_reward(make_preferences(120), model, out + "/frozen", trunk="frozen", device="cpu")
 
 calls = 0
 crash = None
@@ -145,6 +146,20 @@ def test_two_processes_are_one(runs, trainer, steps):
     weights = [load_file(runs[n] / trainer / "model.safetensors") for n in (1, 2)]
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=2e-5), name
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_completions_of_a_frozen_trunk(runs):
+    one, two = (load_file(runs[n] / "frozen" / "model.safetensors") for n in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], atol=2e-4 * value.abs().max().item(), rtol=0)
+    sizes = [
+        [path.stat().st_size for path in sorted((runs[n] / "frozen").glob("features/*/*.rows"))]
+        for n in (1, 2)
+    ]
+    assert [len(found) for found in sizes] == [1, 2]
+    assert sum(sizes[1]) == sizes[0][0]  # no completion was computed twice
+    assert min(sizes[1]) > 0
 
 
 # The trainers that build on TRL, and online DPO. Answers and completions differ in length, so that
