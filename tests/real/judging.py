@@ -5,6 +5,7 @@ from __future__ import annotations
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Engine
 from rlaif.judges.base import Ask
+from rlaif.judges.examples import FewShot
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Pair, Prompt
 from rlaif.templates import Rendered
@@ -36,5 +37,5 @@ def asked(pair: Pair, principles: int, orders: int = 2) -> list[Ask]:
 def requests(engine: Engine, first: str, second: str, principles: int) -> list[Rendered]:
     """The prompts that the pairwise judge asks of a pair, in both orders."""
     pair = Pair(Prompt.user("How do I bake bread?"), first, second)
-    judge = PairwiseJudge(engine)
+    judge = PairwiseJudge(engine, few_shot=FewShot("none"))  # short paths are to stay short
     return [judge.render(ask) for ask in asked(pair, principles)]
