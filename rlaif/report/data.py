@@ -36,7 +36,8 @@ EVALUATE = "`rlaif eval winrate`"
 _POLICIES: dict[Any, Shape] = {str: {"traits": {str: object}, "and_legal": {str: {}}}}
 _SAMPLES: list[Shape] = [{}]
 WIN_RATE: dict[Any, Shape] = {"at_stake": {"trait": str}, "judge": {"models": [str]}}
-_METRICS: dict[str, Shape] = {"held_out": {}}  # of a reward model; PPO's is a number
+# Of a reward model and of a judge; PPO's is a number.
+_METRICS: dict[str, Shape] = {"held_out": {}}
 
 
 def read_training(path: Path) -> list[Json]:
@@ -94,7 +95,7 @@ class Run:
     def training(self, stage: str) -> tuple[list[Json], Json]:
         """(steps, final metrics) of a training stage; both empty when it was not run."""
         folder = self.path / "models" / stage
-        shape = _METRICS if stage == "reward" else None
+        shape = _METRICS if stage in ("judge", "reward") else None
         metrics = read_object(folder / "metrics.json", f"`rlaif train {stage}`", shape)
         return read_training(folder / "training.jsonl"), metrics
 

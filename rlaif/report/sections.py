@@ -26,7 +26,7 @@ from rlaif.report.labels import (
     telling_pairs,
     unseparated,
 )
-from rlaif.report.summary import ONLINE, STAGES
+from rlaif.report.summary import JUDGE_QUALITY, ONLINE, STAGES, trained_judge
 
 MAX_TURNS = 6  # of a conversation that is shown
 MAX_VERDICTS = 24  # principles of a pair that are shown
@@ -210,6 +210,7 @@ _CHARTS: tuple[tuple[str, str, tuple[float, float] | None, tuple[tuple[str, str]
         (("chosen", "reward_chosen"), ("rejected", "reward_rejected")),
     ),
     ("Reward", "margin, chosen over rejected", None, (("margin", "margin"),)),
+    ("Label mass", "probability of the labels", (0.0, 1.0), (("label mass", "mass"),)),
     ("Score", "mean score of the completions", None, (("score", "score"),)),
     ("KL", "nats a completion, to the start", None, (("KL, k3", "kl_k3"),)),
     ("KL", "nats a completion, to the start", None, (("KL", "kl"),)),
@@ -218,7 +219,8 @@ _CHARTS: tuple[tuple[str, str, tuple[float, float] | None, tuple[tuple[str, str]
 
 def training(run: Run) -> list[Json]:
     """Curves and final metrics of the training stages that were run."""
-    return [t for t in (_training(run, stage) for stage in ("reward", "dpo", *ONLINE)) if t]
+    stages = ("judge", "reward", "dpo", *ONLINE)
+    return [t for t in (_training(run, stage) for stage in stages) if t]
 
 
 def _training(run: Run, stage: str) -> Json | None:
@@ -251,8 +253,19 @@ def _training(run: Run, stage: str) -> Json | None:
         "stage": stage,
         "charts": charts,
         "notes": notes,
-        "metrics": _flat(metrics),
+        "metrics": {**_flat(metrics), **(_before_and_after(run) if stage == "judge" else {})},
         "steps": len(steps),
+    }
+
+
+def _before_and_after(run: Run) -> dict[str, float | str]:
+    """What a trained judge does on held-out prompts, beside what it did before."""
+    found = trained_judge(run)
+    return {
+        f"held out, {when}: {name}": value
+        for name in JUDGE_QUALITY
+        for when in ("before", "after")
+        if found is not None and (value := found[when][name]) is not None
     }
 
 

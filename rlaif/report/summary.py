@@ -4,6 +4,7 @@
      "labels": {"pairs", "verdicts", "abstained", "gold_agreement", "unseparated",
                 "swap_consistency", "label_mass", "ece", "temperature"},
      "reward_model": {"accuracy"},
+     "trained_judge": {"before": {"accuracy", "swap_consistency", "ece", "label_mass"}, "after"},
      "policies": {"base": {"traits": {…}, "legal", "and_legal": {trait: {"at_stake", "all"}}},
                   "dpo": {…, "kl", "win_rate": {"value", "low", "high", "n", "wins", "losses",
                           "ties", "identical", "abstained", "decided", "at_stake"}}},
@@ -11,7 +12,8 @@
      "out_of_date", "state"}
 
 `policies` and `seconds` also have "sft", "ppo", "grpo", "rloo" and "online-dpo" where they were
-run, in the shape of "dpo". A number that the run does not have is null; shares are in [0, 1], KL in
+run, in the shape of "dpo"; `trained_judge`, measured on held-out prompts, and its seconds are there
+where one was trained. A number that the run does not have is null; shares are in [0, 1], KL in
 nats. `gold_agreement` is of the preferred pairs that the truth separates; `unseparated`, an
 interval, is the share of the preferred pairs of known truth that it does not. `out_of_date` is a
 list of what stands on something that has changed since, and why; `state` is a hash of all that the
@@ -39,6 +41,9 @@ STAGES = ("sample", "label", "reward", "dpo", "evaluate")
 ONLINE = ("sft", "ppo", "grpo", "rloo", "online-dpo")  # what may have been trained beside
 
 
+JUDGE_QUALITY = ("accuracy", "swap_consistency", "ece", "label_mass")
+
+
 def build_summary(run_dir: Path) -> dict[str, Any]:
     """Computes a run's numbers, writes them to `summary.json` in it, and returns them."""
     summary = summarise(Run(run_dir))
@@ -52,6 +57,7 @@ def summarise(run: Run) -> Json:
         "target_trait": run.about.get("target_trait"),
         "labels": _labels(run),
         "reward_model": {"accuracy": _reward_accuracy(run)},
+        **({} if (judge := trained_judge(run)) is None else {"trained_judge": judge}),
         "policies": {
             "base": _policy(run, "base"),
             "dpo": _trained(run, "dpo", run.win_rate),
@@ -107,6 +113,15 @@ def _reward_accuracy(run: Run) -> float | None:
     return number(metrics.get("accuracy")) if held_out is None else held_out
 
 
+def trained_judge(run: Run) -> Json | None:
+    """What a judge does on held-out prompts, before and after its training; None without one."""
+    held_out = run.training("judge")[1].get("held_out") or {}
+    both = {when: held_out.get(when) for when in ("before", "after")}
+    if not all(isinstance(found, dict) for found in both.values()):
+        return None
+    return {w: {k: number((f or {}).get(k)) for k in JUDGE_QUALITY} for w, f in both.items()}
+
+
 def _policy(run: Run, name: str) -> Json:
     found = run.policies.get(name) or {}
     traits = {trait: number(value) for trait, value in (found.get("traits") or {}).items()}
@@ -130,7 +145,7 @@ def _rate(run: Run, name: str) -> Json:
 
 
 def _seconds(run: Run) -> Json:
-    names = [*STAGES, *(name for name in ONLINE if name in run.stages)]
+    names = [*STAGES, *(name for name in ("judge", *ONLINE) if name in run.stages)]
     seconds = {name: number((run.stages.get(name) or {}).get("seconds")) for name in names}
     known = [s for s in seconds.values() if s is not None]
     return {**seconds, "total": sum(known) if known else None}

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.constitution import Principle
+from rlaif.engines.base import hear
 from rlaif.engines.checkpoint import OWN, own_templates, source_of
 from rlaif.errors import ConfigError, TrainingError, require_finite
 from rlaif.intervals import bootstrap, share
@@ -111,7 +113,7 @@ def train_judge(
     `LoopSettings`, whose `batch_size` counts pairs.
     """
     from rlaif.training.judge_batches import collator, judge_loss, why_not
-    from rlaif.training.loop import finish, prepare, run_loop, training_arguments
+    from rlaif.training.loop import finish, make_plan, prepare, run_loop, training_arguments
 
     require_finite(held_out=held_out)
     folder, settings = Path(out), LoopSettings(**options)
@@ -130,22 +132,14 @@ def train_judge(
         share_prompt = False
         loaded.notes.append(f"what the prompts of a pair share is computed for each: {reason}")
     rows = rows if share_prompt else [replace(row, together=row.alone) for row in rows]
-    main = arguments.process_index == 0
+    main, elements = arguments.process_index == 0, _elements(rows)
+    collate = collator(loaded.filler, share_prompt)
+    make_plan(rows, elements, collate, settings, arguments)  # refuses before anything is measured
     measure = _Measure(test, asked_with, folder, progress or _no_bar)
     before = measure(loaded, "before") if main else None
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
-    elements = _elements(rows)
-    summary = run_loop(
-        loaded,
-        rows,
-        elements,
-        collator(loaded.filler, share_prompt),
-        judge_loss(),
-        settings,
-        arguments,
-        on_log,
-    )
+    summary = run_loop(loaded, rows, elements, collate, judge_loss(), settings, arguments, on_log)
     made = {
         **summary,
         "pairs": len({q.pair.id for q in train}) - len(_pairs_of(refused)),
@@ -286,6 +280,10 @@ def _no_bar(_: str, __: int | None) -> AbstractContextManager[Progress]:
     return nullcontext(lambda *_: None)
 
 
+def _told(tell: Progress, done: int, some: int, total: int, part: float) -> None:
+    tell(done + part * some, total)
+
+
 class _Measure:
     """Asks a model the held-out questions as the pairwise judge does, and keeps what it says."""
 
@@ -329,13 +327,16 @@ class _Measure:
             )
             with self._bar(f"judge {when}", len(missing)) as tell:
                 for i in range(0, len(missing), _CHUNK):
-                    asks = [ask for q in missing[i : i + _CHUNK] for ask in q.asks]
-                    for ask, said in zip(asks, judge.judge(asks), strict=True):
+                    some = missing[i : i + _CHUNK]
+                    asks = [ask for q in some for ask in q.asks]
+                    with hear(partial(_told, tell, i, len(some), len(missing))):
+                        verdicts = judge.judge(asks)
+                    for ask, said in zip(asks, verdicts, strict=True):
                         name = f"{when} {ask.pair.id} {ask.principle.id} {ask.order}"
                         told = said.p_first is not None and said.mass is not None
                         self._known[name] = [said.p_first, said.mass] if told else []  # type: ignore[list-item]
                     keep_reference(self._file, self._known)
-                    tell(min(i + _CHUNK, len(missing)), len(missing))
+                    tell(i + len(some), len(missing))
         finally:
             model.train(training)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rlaif.engines.packed import REFUSALS, logits_at, obstacle
 from rlaif.engines.tokens import Ids
-from rlaif.engines.trial import difference
+from rlaif.engines.trial import TRIAL_WINDOW, difference, narrowed
 from rlaif.engines.trie import Trie, build
 from rlaif.training.data import pad
 from rlaif.training.forward import to_device
@@ -212,8 +212,8 @@ def judge_loss() -> PairLoss:
 def why_not(loaded: Loaded, rows: Sequence[JudgeRow]) -> str:
     """Why this model cannot compute the prompts of a pair in one row; "" if it can.
 
-    Tried on the longest and on a middling pair, against its own rounding: how far a padded batch
-    of their prompts is from each by itself.
+    Tried on a middling pair, its windows being narrowed to less than that, against its own
+    rounding: how far a batch of the prompts is from each by itself.
     """
     config = loaded.model.config
     reason, longest = obstacle(config, windows=True)
@@ -228,7 +228,7 @@ def why_not(loaded: Loaded, rows: Sequence[JudgeRow]) -> str:
         return f"its attention is {config._attn_implementation}, not sdpa"
     groups = [list(g) for _, g in groupby(rows, key=lambda row: row.together)]
     groups.sort(key=lambda g: max(row.length for row in g))
-    some = [row for g in {len(groups) // 2, len(groups) - 1} for row in groups[g][:4]]
+    some = groups[len(groups) // 2][:4]
     plain, shared = collator(loaded.filler, False), collator(loaded.filler, True)
     model, training = loaded.model, loaded.model.training
     model.eval()
@@ -237,8 +237,9 @@ def why_not(loaded: Loaded, rows: Sequence[JudgeRow]) -> str:
         return logits_of(model, to_device(batch, model.device))[batch["slots"]]  # (M, V)
 
     try:
-        alone = torch.cat([found(plain([row], 1.0)) for row in some])
-        why = difference(alone, found(plain(some, 1.0)), found(shared(some, 1.0)))
+        with narrowed(model, TRIAL_WINDOW):
+            alone = torch.cat([found(plain([row], 1.0)) for row in some])
+            why = difference(alone, found(plain(some, 1.0)), found(shared(some, 1.0)))
     except (*REFUSALS, NotImplementedError, KeyError) as error:
         return f"its code cannot do it ({error})"
     finally:

@@ -49,7 +49,9 @@ def join(device: str) -> torch.device:
         # Imported later, its functions' defaults would hold the group beyond `_leave`.
         import_module("torch.distributed.nn.functional")
         wait = timedelta(seconds=PATIENCE)
-        found: torch.device = PartialState(cpu=device == "cpu", timeout=wait).device
+        # Not told that there is no GPU, Accelerate would take each process for the only one.
+        cpu = device == "cpu" or not torch.accelerator.is_available()
+        found: torch.device = PartialState(cpu=cpu, timeout=wait).device
         return found
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -98,6 +98,11 @@ def test_from_peoples_pairs_to_labels_by_the_trained_judge(place: Path) -> None:
         == json.loads((place / "run" / "manifest.json").read_text())["stages"]["judge"]["seconds"]
     )
     assert "agrees with the labels" in again
+    rlaif("report", run)
+    summary = json.loads((place / "run" / "summary.json").read_text())
+    assert summary["trained_judge"]["after"]["accuracy"] == metrics["held_out"]["after"]["accuracy"]
+    assert summary["seconds"]["judge"] == manifest["stages"]["judge"]["seconds"]
+    assert "held out, before: accuracy" in (place / "run" / "report.html").read_text()
     told = rlaif(
         "label", *given, "--judge", str(folder), "--out", str(place / "labelled"),
         "--set", "judge.principles=[harmless]",

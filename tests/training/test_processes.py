@@ -22,8 +22,9 @@ from rlaif.training.models import LoraSettings, load_policy
 from rlaif.training.processes import gathered, refuse_spread, share, world
 from rlaif.training.reward import train_reward
 
-# Trains by reward, dpo and ppo, and PPO once more with a crash between two checkpoints. Losses of
-# one process and of two are compared; `learning_rate` is high: a wrong gradient would show.
+# Trains by reward, judge, dpo and ppo, and PPO once more with a crash between two checkpoints.
+# Losses of one process and of two are compared; `learning_rate` is high: a wrong gradient would
+# show.
 WORKER = """
 import sys
 import numpy as np
@@ -31,8 +32,10 @@ import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
 from small_models import make_preferences
+from rlaif.constitution import Principle
 from rlaif.records import Prompt
 from rlaif.training.dpo import train_dpo
+from rlaif.training.judge import Question, train_judge
 from rlaif.training.held_out import HeldOut
 from rlaif.training.ppo import PPOSettings
 from rlaif.training.ppo_run import train_ppo
@@ -42,6 +45,10 @@ from rlaif.training.scorers import FunctionScorer
 model, out, processes = {model!r}, {out!r}, {processes}
 quick = dict(learning_rate=3e-3, batch_size=8 // processes, device="cpu")
 assert train_reward(make_preferences(32), model, out + "/reward", **quick).accuracy is not None
+asked = Principle(id="happy", compare="happily")
+rows = [Question(p.pair, asked, p.p_first) for p in make_preferences(32)]
+judge = train_judge(rows, model, out + "/judge", template="pairwise/tiny", **quick)
+assert judge.agreement is not None
 train_dpo(make_preferences(32), model, out + "/dpo", **quick)
 train_reward(make_preferences(120), model, out + "/frozen", trunk="frozen", device="cpu")
 
@@ -128,7 +135,9 @@ def runs(causal, tmp_path_factory) -> dict[int, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("trainer", "steps"), [("reward", 4), ("dpo", 4), ("ppo", 5)])
+@pytest.mark.parametrize(
+    ("trainer", "steps"), [("reward", 4), ("judge", 4), ("dpo", 4), ("ppo", 5)]
+)
 def test_two_processes_are_one(runs, trainer, steps):
     one, two = (journal(runs[n] / trainer) for n in (1, 2))
     assert len(one) == len(two) == steps
@@ -288,6 +297,20 @@ def test_a_command_under_the_launcher_speaks_and_writes_once(causal, tmp_path):
     assert manifest["stages"]["dpo"]["rows"] == 32
     with RunStore(out):  # the lock is free again
         pass
+
+
+@pytest.mark.slow
+def test_processes_that_train_a_judge_read_the_pairs_once(tmp_path):
+    pairs, out = tmp_path / "pairs.jsonl", tmp_path / "run"
+    rows = [{"prompt": f"Is {i} even?", "chosen": "Yes.", "rejected": "No."} for i in range(12)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--pairs", str(pairs), "--out", str(out), "--judge", "tiny"]
+    options += ["--set", "train.judge.batch_size=2"]
+    done = launch(tmp_path / "command.py", COMMAND, 2, ["train", "judge", *options])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("12 pairs read") == 1
+    assert done.stdout.count("judge: 11 pairs, 11 questions in both orders") == 1
+    assert done.stdout.count("on 1 held-out prompts") == 1
 
 
 def test_other_commands_refuse_the_launcher(monkeypatch, tmp_path):
