@@ -233,7 +233,8 @@ class EngineConfig(Section):
     thought may have, which come on top of the answer's. Its chat template is told so
     (`enable_thinking`, `thinking`, `reasoning_effort`, …). Null tells it not to by
     `enable_thinking` alone and closes a thought that it opens by itself. A model whose template
-    knows no thought is refused."""
+    knows no thought is refused. A judge's thought is closed at its budget, and the labels are read
+    behind it; a policy's is kept apart from its answer, and one that is cut has none."""
 
     @property
     def thought_tokens(self) -> int | None:

@@ -9,7 +9,7 @@ stands, and more rounds keep the ones that exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from rlaif.constitution import Principle, require
 from rlaif.engines.base import Engine, Generation, Sampling, hear, listener
@@ -86,7 +86,7 @@ class Reviser:
     def key(self, chain: Chain, round_: int, principle: Principle) -> str:
         """The resume key of a round that starts from `chain.response`."""
         return content_id(
-            "revision", self.engine.fingerprint, self.template.hash, asdict(self.sampling),
+            "revision", self.engine.fingerprint, self.template.hash, self.sampling.settings(),
             chain.prompt.id, chain.sample, round_, chain.response,
             (principle.id, principle.critique, principle.revise),
         )  # fmt: skip
@@ -290,7 +290,7 @@ def contrast_stream(
         ]
         keys = [
             content_id(
-                "contrast", engine.fingerprint, loaded.hash, asdict(one), prompt.id, side, wish
+                "contrast", engine.fingerprint, loaded.hash, one.settings(), prompt.id, side, wish
             )
             for prompt, side, wish in wishes
         ]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from itertools import combinations
 
-from rlaif.engines.base import Engine, Sampling
+from rlaif.engines.base import Engine, Sampling, thinking_id
 from rlaif.records import Completion, Pair, Prompt, content_id
 from rlaif.templates import Rendered
 
@@ -18,8 +17,9 @@ def completion_keys(engine: Engine, sampling: Sampling, prompt: Prompt) -> list[
     `n` is left out: sample i does not depend on how many others are drawn, so raising n adds
     samples and keeps those that exist.
     """
-    settings = {k: v for k, v in asdict(sampling).items() if k != "n"}
-    base = ("sample", engine.fingerprint, prompt.id, settings)
+    settings = {k: v for k, v in sampling.settings().items() if k != "n"}
+    how = () if sampling.mode is None else (thinking_id(engine, sampling.mode),)
+    base = ("sample", engine.fingerprint, prompt.id, settings, *how)
     return [content_id(*base, i) for i in range(sampling.n)]
 
 
@@ -28,7 +28,9 @@ def sample_prompts(
 ) -> list[Completion]:
     """`sampling.n` completions of each prompt, prompt by prompt.
 
-    A prompt too long for the model gives one empty completion with that finish reason.
+    A prompt too long for the model gives one empty completion with that finish reason. The thought
+    of a policy that thinks is kept apart from its answer, the text: one that did not come to an
+    answer has none.
     `policy` names the source in the records; None takes the engine's name.
     """
     answers = engine.generate([Rendered.chat(p.messages) for p in prompts], sampling)
@@ -37,7 +39,7 @@ def sample_prompts(
     for prompt, generations in zip(prompts, answers, strict=True):
         keys = completion_keys(engine, sampling, prompt)
         out += [
-            Completion(key, prompt.id, name, i, g.text, g.finish_reason, g.tokens, g.ids)
+            Completion(key, prompt.id, name, i, g.text, g.finish_reason, g.tokens, g.ids, g.thought)
             for i, (key, g) in enumerate(zip(keys, generations, strict=True))
         ]
     return out

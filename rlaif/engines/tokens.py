@@ -111,16 +111,18 @@ class Encoder:
         self._marks_of_thoughts: Marks | None = None  # found when first asked for
         self._mark_ids: dict[str, list[int]] = {}
 
-    def prompt(self, prompt: Rendered) -> Ids:
+    def prompt(self, prompt: Rendered, begun: bool = False) -> Ids:
         """The ids of a prompt, as int32 (T,), up to where the assistant begins or goes on.
 
         A thought of the prompt stands before its cue, closed. A turn that the assistant has begun
-        otherwise cannot begin with a thought: it is rendered without.
+        otherwise cannot begin with a thought: it is rendered without, unless what it has `begun`
+        with is what it said.
         """
         if prompt.thought is not None:
             return self._after_thought(prompt)
         mode = prompt.thinking
-        if mode is not None and prompt.messages and prompt.messages[-1].role == "assistant":
+        has_cue = bool(prompt.messages) and prompt.messages[-1].role == "assistant"
+        if mode is not None and has_cue and not begun:
             mode = "off"
         pieces = [np.asarray(self._bos, np.int32)] if self.transcript else []
         for i, segment in enumerate(_shift_spaces(self._segments(prompt.messages, mode))):
@@ -184,6 +186,11 @@ class Encoder:
         parts = self._rendered(("user",), mode)
         return parts[-1] if parts else ""
 
+    @property
+    def opens_thoughts(self) -> bool:
+        """Whether the template, and not the model, writes the mark that begins a thought."""
+        return thinking.opened(self._generation_prompt("on"), self.marks)
+
     def ends_thought(self, ids: Sequence[int]) -> bool:
         """Whether the newest token ends a thought."""
         end = self.ids_of_mark(self.marks.end)
@@ -206,7 +213,7 @@ class Encoder:
             begin = None  # only spoken of
         begun = begin is not None or mode == "open"
         if not begun and found is None:
-            begun = thinking.opened(self._generation_prompt("on"), marks)
+            begun = self.opens_thoughts
         if not begun and found is None:
             return Said(self.completion(ids, stop))
         end = len(ids) if found is None else found[0]

@@ -51,12 +51,14 @@ def kl_to_base(
     *,
     ids: Sequence[Sequence[int]] = (),
     cut: Cut = (),
+    thinking: int | None = None,
     seed: int = 0,
 ) -> Divergence:
     """How far the policy has moved from its base, on completions the *policy* sampled.
 
     They must be drawn from all of its distribution, at temperature 1 and top-p 1: of others this
-    is no estimate of the KL. Both read the same tokens: the `ids` that each completion was sampled
+    is no estimate of the KL. `thinking`: how the policies were told to (`RowEncoder`); a thought is
+    part of what a policy did. Both read the same tokens: the `ids` that each completion was sampled
     as, where they are known, the end of turn included unless `cut` names the completion as (prompt
     id, text). The interval resamples prompts.
     """
@@ -64,7 +66,7 @@ def kl_to_base(
 
     _same_vocabulary(policy, base)
     ends = end_tokens(policy.model.generation_config, policy.tokenizer)
-    encoder = RowEncoder(policy.encoder, end_of_turn(policy.tokenizer, ends), ends)
+    encoder = RowEncoder(policy.encoder, end_of_turn(policy.tokenizer, ends), ends, thinking)
     unended, limit = frozenset(cut), min(policy.max_length, base.max_length)
     kept = []
     known = ids or [()] * len(prompts)

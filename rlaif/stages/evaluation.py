@@ -60,7 +60,9 @@ def evaluate(run: Run) -> None:
         drawn, more = _samples_for_kl(run, store, policies, prompts, samples)
     found = {name: _gold(run, prompts, rows) for name, rows in samples.items()}
     for name in names:
-        found[name]["kl"] = _kl(policies[name], base, prompts, drawn[name])
+        found[name]["kl"] = _kl(
+            policies[name], base, prompts, drawn[name], run.config.policy.thought_tokens
+        )
     write_json(run.store.path("evaluation", "policies.json"), found)
     shown = [
         {"prompt": prompt.messages[-1].content}
@@ -227,7 +229,11 @@ def _gold(run: Run, prompts: Sequence[Prompt], rows: Sequence[Completion]) -> di
 
 
 def _kl(
-    policy: Engine, base: Engine, prompts: Sequence[Prompt], rows: Sequence[Completion]
+    policy: Engine,
+    base: Engine,
+    prompts: Sequence[Prompt],
+    rows: Sequence[Completion],
+    thinking: int | None,
 ) -> dict[str, Any]:
     from rlaif.engines.hf import HFEngine
     from rlaif.evaluation.policy import kl_to_base
@@ -236,4 +242,4 @@ def _kl(
         raise ConfigError("KL to the base needs both policies on the `hf` engine")
     cut = {(c.prompt_id, c.text) for c in rows if c.finish_reason == "length"}
     texts, ids = [c.text for c in rows], [c.ids for c in rows]
-    return kl_to_base(policy, base, prompts, texts, ids=ids, cut=cut).as_dict()
+    return kl_to_base(policy, base, prompts, texts, ids=ids, cut=cut, thinking=thinking).as_dict()

@@ -19,9 +19,11 @@ TINY_PROMPTS = 512  # prompts of the embedded world when no limit is given
 
 
 def sampling_of(config: Config) -> Sampling:
-    """The sampling section as an engine takes it."""
+    """The sampling section as an engine takes it, with the policy's thoughts."""
     values = config.sampling.model_dump(exclude={"keep_cut"})
-    return Sampling(**{**values, "stop": tuple(values["stop"])})
+    return Sampling(
+        **{**values, "stop": tuple(values["stop"])}, thinking=config.policy.thought_tokens
+    )
 
 
 def reading(config: PromptsConfig | PairsConfig | SFTConfig) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def train_dpo(run: Run) -> None:
     policy = run.config.policy
     _train(
         run, "dpo", fit, settings, policy.model, adapter=policy.adapter,
-        sampled=sampled_tokens(run.store),
+        thinking=policy.thought_tokens, sampled=sampled_tokens(run.store),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rlaif.config import GRPOConfig, RLOOConfig
 from rlaif.errors import ConfigError
 from rlaif.records import Prompt
-from rlaif.stages.inputs import load_prompts
+from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.learning import lora_of
 from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish, told_kl
@@ -49,14 +49,15 @@ def _train_group(
     options = config.model_dump(exclude={"reward", "against", "rounds", "lora", "checkpoint_every"})
     settings = GroupSettings(
         algorithm=name, **options, lora=lora_of(config.lora),
-        max_new_tokens=run.config.sampling.max_new_tokens,
+        max_new_tokens=sampling_of(run.config).limit,
     )  # fmt: skip
 
     def fit(prompts: Sequence[Prompt], on_log: Callable[[dict[str, Any]], None]) -> Any:
         return train_group(
             prompts, run.config.policy.model, run.store.path("models", name), scorer, settings,
             spent=(lambda: judge_tokens(run)) if config.reward == "judge" else None,
-            adapter=run.config.policy.adapter, device=run.config.policy.device,
+            adapter=run.config.policy.adapter, thinking=run.config.policy.thought_tokens,
+            device=run.config.policy.device,
             checkpoint_every=config.checkpoint_every,
             log_to=run.config.train.log_to, on_log=on_log,
         )  # fmt: skip
@@ -76,13 +77,14 @@ def train_online_dpo(run: Run) -> None:
     label, key = live_label(run)
     settings = OnlineDPOSettings(
         **config.model_dump(exclude={"lora", "checkpoint_every"}), lora=lora_of(config.lora),
-        max_new_tokens=run.config.sampling.max_new_tokens, keep_cut=run.config.sampling.keep_cut,
+        max_new_tokens=sampling_of(run.config).limit, keep_cut=run.config.sampling.keep_cut,
     )  # fmt: skip
 
     def fit(prompts: Sequence[Prompt], on_log: Callable[[dict[str, Any]], None]) -> Any:
         return train(
             prompts, run.config.policy.model, run.store.path("models", "online-dpo"), label, key,
-            settings, adapter=run.config.policy.adapter, spent=lambda: judge_tokens(run),
+            settings, adapter=run.config.policy.adapter,
+            thinking=run.config.policy.thought_tokens, spent=lambda: judge_tokens(run),
             device=run.config.policy.device, checkpoint_every=config.checkpoint_every,
             log_to=run.config.train.log_to, on_log=on_log,
         )  # fmt: skip
@@ -135,7 +137,7 @@ def _tell(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
     if metrics["refused"]["too_long"]:
         run.reporter.warn(
             f"{metrics['refused']['too_long']:,} prompts leave no room for "
-            f"{run.config.sampling.max_new_tokens} tokens: not used"
+            f"{sampling_of(run.config).limit} tokens: not used"
         )
     for note in metrics["notes"]:
         run.reporter.warn(note)

@@ -9,7 +9,7 @@ from typing import Any
 from rlaif.errors import ConfigError
 from rlaif.readers import read_demonstrations
 from rlaif.records import Demonstration
-from rlaif.stages.inputs import load_prompts
+from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.learning import lora_of
 from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish, told_kl
@@ -73,9 +73,10 @@ def train_ppo(run: Run) -> None:
             scorer,
             PPOSettings(
                 **options, lora=lora_of(config.lora), alarms=AlarmLimits(**dict(config.alarms)),
-                max_new_tokens=run.config.sampling.max_new_tokens,
+                max_new_tokens=sampling_of(run.config).limit,
             ),
-            adapter=run.config.policy.adapter, ptx=ptx, held_out=held_out,
+            adapter=run.config.policy.adapter, thinking=run.config.policy.thought_tokens,
+            ptx=ptx, held_out=held_out,
             device=run.config.policy.device, checkpoint_every=config.checkpoint_every,
             log_to=run.config.train.log_to, on_log=on_log,
             vllm=config.vllm.model_dump(exclude_none=True),
@@ -102,7 +103,7 @@ def _tell_ppo(run: Run, metrics: Mapping[str, Any]) -> None:
     if metrics["refused"]["too_long"]:
         run.reporter.warn(
             f"{metrics['refused']['too_long']:,} prompts leave no room for "
-            f"{run.config.sampling.max_new_tokens} tokens: not used"
+            f"{sampling_of(run.config).limit} tokens: not used"
         )
     if metrics["refused"]["ptx"]:
         run.reporter.warn(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
         asked = [Rendered.chat(p.messages) for p in prompts]
         return [samples[0].text for samples in base.generate(asked, once)]
 
-    return JudgeScorer(label, reference, content_id(key, asdict(once)))
+    return JudgeScorer(label, reference, content_id(key, once.settings()))
 
 
 def live_label(run: Run) -> tuple[Label, str]:

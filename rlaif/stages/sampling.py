@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 
 from rlaif.errors import DataError
 from rlaif.executors import Done, counted
@@ -46,15 +45,32 @@ def sample(run: Run) -> None:
         f"{len(completions):,} completions of {len(prompts):,} prompts "
         f"({done.new_rows:,} new), {len(pairs):,} pairs"
     )
+    thoughts = _tell_thoughts(run, completions)
     tell_replaced(run, before)
     rejected.write(run)
     facts = {
         "rows": len(completions), "new_rows": done.new_rows, "prompts": len(prompts),
         "pairs": len(pairs), "without_pair": dict(skipped), "rejected_rows": rejected.counts(),
-        **work.spent(), "device": about["device"], "sampling": asdict(settings),
+        **work.spent(), "device": about["device"], "sampling": settings.settings(),
         "policy": {"model": run.config.policy.model, "fingerprint": about["fingerprint"]},
+        **thoughts,
     }  # fmt: skip
     finish(run, "sample", clock, facts)
+
+
+def _tell_thoughts(run: Run, completions: Sequence[Completion]) -> dict[str, int]:
+    """How many completions have a thought before their answer, and how many were cut within it."""
+    if not run.config.policy.thought_tokens:
+        return {}
+    thoughts = sum(bool(c.thought) for c in completions)
+    cut = sum(c.finish_reason == "length" and bool(c.thought and not c.text) for c in completions)
+    if cut:
+        run.reporter.warn(
+            f"{cut:,} of {len(completions):,} completions were cut within their thought and have "
+            f"no answer: policy.thinking={run.config.policy.thought_tokens} and "
+            f"sampling.max_new_tokens={run.config.sampling.max_new_tokens} are their room together"
+        )
+    return {"thoughts": thoughts, "thoughts_cut": cut}
 
 
 def sampled(

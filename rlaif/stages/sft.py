@@ -44,6 +44,7 @@ def train_sft(run: Run) -> None:
         metrics = fit(
             rows, run.config.policy.model, run.store.path("models", "sft"), cut=cut,
             sampled=sampled, adapter=run.config.policy.adapter,
+            thinking=run.config.policy.thought_tokens,
             device=run.config.policy.device, lora=lora_of(config.lora),
             log_to=run.config.train.log_to, on_log=on_log, **options,
         ).metrics  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
+from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids
 from rlaif.engines.trie import Ints
 from rlaif.errors import TrainingError
@@ -96,10 +97,22 @@ class RowEncoder:
     `end` is the id that ends the assistant's turn, `ends` are all that generation stops at. Text is
     data: nothing in it becomes a special token. In a completion, tokens that were added to the
     vocabulary and are not special (`<think>`, marks of tools) are tokens, as a policy says them.
+
+    `thinking`: the tokens that a thought of the policy may have, 0 where it is told not to think;
+    None leaves that to its chat template. What was sampled after a thought is learnt with it.
     """
 
-    def __init__(self, encoder: Encoder, end: int, ends: Collection[int] = ()) -> None:
-        self.encoder, self.end = encoder, end
+    def __init__(
+        self,
+        encoder: Encoder,
+        end: int,
+        ends: Collection[int] = (),
+        thinking: int | None = None,
+    ) -> None:
+        self.encoder, self.end, self.thinking = encoder, end, thinking
+        self.mode: Mode | None = None if thinking is None else "on" if thinking else "off"
+        if self.mode == "on":
+            _ = encoder.marks  # refuses a model that cannot think
         self._end = np.array([end], np.int32)
         self._ends = frozenset((end, *ends))
 
@@ -113,17 +126,26 @@ class RowEncoder:
         text they make; else the text is tokenised. A prompt that ends with the assistant leaves its
         turn open, for engines and here: the completion goes on in that turn, and no template's
         tokens come between the two.
+
+        Of a policy that thinks, a text that nobody sampled is an answer without a thought, and
+        stands where the policy is told not to think; if it begins with the mark of a thought, the
+        thought is part of it.
         """
-        before = self.encoder.prompt(Rendered.chat(prompt.messages))
+        before = self.prompt(prompt)
         if len(ids) and (kept := self._sampled(text, ids)) is not None:
             if ended and kept[-1:] and kept[-1] in self._ends:
                 return before, np.array(kept, np.int32)
             return before, np.concatenate([np.array(kept, np.int32), self._end[: int(ended)]])
-        asked = Rendered.chat(prompt.messages).messages
+        asked, mode = Rendered.chat(prompt.messages).messages, self.mode
+        if mode == "on":
+            mode, text = self._unsampled(text)
+            before = self.encoder.prompt(Rendered(asked, mode))
         said: tuple[Segment, ...] = (Segment(text, True, own=True),)
         if asked and asked[-1].role == "assistant":
+            mode = mode and "off"  # a turn that was begun cannot begin with a thought
             asked, said = asked[:-1], (*asked[-1].segments, *said)
-        whole = self.encoder.prompt(Rendered((*asked, RenderedMessage("assistant", said))))
+        turns = Rendered((*asked, RenderedMessage("assistant", said)), mode)
+        whole = self.encoder.prompt(turns, begun=True)
         # A tokenizer of words takes a space at the prompt's end over to the completion's first
         # word: the completion starts where the two part.
         shared = min(len(before), len(whole))
@@ -131,6 +153,24 @@ class RowEncoder:
         at = int(unlike[0]) if len(unlike) else shared
         completion = whole[at:]
         return whole[:at], np.concatenate([completion, self._end]) if ended else completion
+
+    def telling(self, thinking: int | None) -> RowEncoder:
+        """The same, of a policy that is told to think, or not to."""
+        return RowEncoder(self.encoder, self.end, self._ends, thinking)
+
+    def prompt(self, prompt: Prompt) -> Ids:
+        """The ids of a prompt, up to where the policy begins."""
+        return self.encoder.prompt(Rendered.chat(prompt.messages, self.mode))
+
+    def _unsampled(self, text: str) -> tuple[Mode, str]:
+        """How a thinking policy's prompt is rendered before a text that nobody sampled, and the
+        text as it goes on there."""
+        begin = self.encoder.marks.begin.strip()
+        if not text.lstrip().startswith(begin):
+            return "off", text
+        if self.encoder.opens_thoughts:
+            return "on", text.lstrip().removeprefix(begin).lstrip("\n")
+        return "on", text
 
     def _sampled(self, text: str, ids: Sequence[int]) -> list[int] | None:
         """The sampled ids without what a stop string took away; None if they do not make the text.
@@ -140,7 +180,10 @@ class RowEncoder:
         if not all(0 <= i < len(self.encoder.tokenizer) for i in ids):
             return None
         for n in range(len(ids), max(-1, len(ids) - _STOPS), -1):
-            found = self.encoder.decode(ids[:n])
+            if self.mode == "on":
+                found = self.encoder.said(ids[:n], (), "on").text
+            else:
+                found = self.encoder.decode(ids[:n])
             if self.encoder.transcript:
                 found = found.removeprefix(" ")
             if found == text:
@@ -247,6 +290,11 @@ def sampled_key(sampled: Sampled | None) -> list[str]:
     """What a trainer's resume key takes of the tokens that completions were sampled as."""
     known = sorted((*name, list(ids)) for name, ids in (sampled or {}).items())
     return [content_id("sampled", known)] if known else []
+
+
+def thinking_key(thinking: int | None) -> list[Any]:
+    """What a trainer's resume key takes of the policy's thinking: nothing where it is not set."""
+    return [] if thinking is None else [["thinking", thinking]]
 
 
 def weigh_by_prompt(rows: Sequence[Row]) -> list[Row]:

@@ -28,6 +28,7 @@ from rlaif.training.data import (
     encode_rows,
     preferred,
     sampled_key,
+    thinking_key,
 )
 from rlaif.training.models import add_lora, load_policy, save_model
 from rlaif.training.settings import LoopOptions, LoopSettings
@@ -65,6 +66,7 @@ def train_dpo(
     nll: float = 0.0,
     share_prompt: bool = True,
     adapter: str | None = None,
+    thinking: int | None = None,
     cut: Cut = (),
     sampled: Sampled | None = None,
     resume: bool = True,
@@ -78,9 +80,11 @@ def train_dpo(
     an added −log π(chosen) a token, which holds on to the chosen completions where DPO would sink
     both (Pang et al. 2024). With `share_prompt` a pair is one row, whose prompt is computed once,
     where the model can. `adapter` is a LoRA folder to add into the model first, and so into the
-    reference. `cut` names completions, as (prompt id, text), that a length limit cut off: they get
-    no end of turn, and are not preferred to what ended. `sampled` are the tokens of completions, by
-    the same names: they are trained on as they were sampled, others are tokenised.
+    reference. `thinking`: tokens that a thought of the policy may have, 0 where it is told not to
+    think: its prompts are then those it was sampled with. `cut` names completions, as (prompt id,
+    text), that a length limit cut off: they get no end of turn, and are not preferred to what
+    ended. `sampled` are the tokens of completions, by the same names: they are trained on as they
+    were sampled, others are tokenised.
 
     With `resume` a killed run goes on from its last checkpoint, `checkpoint_every` steps apart,
     and a finished one returns at once. `options` are the fields of `LoopSettings`; the learning
@@ -108,12 +112,13 @@ def train_dpo(
     settings = LoopSettings(**options)
     arguments = training_arguments(settings, folder)
     chosen = [beta, loss, label_noise, nll, share_prompt, sorted(cut), *sampled_key(sampled)]
+    chosen += thinking_key(thinking)
     start = (model, adapter)
     done = prepare(folder, run_key("dpo", model, adapter, kept, settings, chosen), resume, start)
     if done is not None:
         return DPOResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, adapter=adapter, **settings.precision)
+    loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
     loaded.model.to(arguments.device)
     limit = loaded.limit(settings.max_length)
     rows, refused = encode_rows(kept, loaded.encoder, limit, cut, sampled, policy=True)

@@ -32,6 +32,7 @@ from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import sends_nothing
 from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
+from rlaif.training.data import thinking_key
 from rlaif.training.loop import Journal, OnLog, argument_values, finish, one_gpu, prepare
 from rlaif.training.models import (
     Loaded,
@@ -115,6 +116,7 @@ def train_group(
     settings: GroupSettings | None = None,
     *,
     adapter: str | None = None,
+    thinking: int | None = None,
     spent: Spent | None = None,
     device: str = "auto",
     checkpoint_every: int = 20,
@@ -126,9 +128,10 @@ def train_group(
 
     Every pass over the prompts is in an order of its own. The scorer gets whole groups of `group`
     completions of a prompt, side by side. `adapter` is a LoRA folder to add into the model first,
-    and so into the reference. `spent` tells the judge's tokens so far, for the journal.
-    `log_to` names trackers beside it. `checkpoint_every` batches of completions are what a kill can
-    cost at most; with `resume` a finished run returns at once.
+    and so into the reference. `thinking` (tokens, 0 for none) has the policy think before it
+    answers; the scorer is given the answer alone. `spent` tells the judge's tokens so far, for the
+    journal. `log_to` names trackers beside it. `checkpoint_every` batches of completions are what a
+    kill can cost at most; with `resume` a finished run returns at once.
     """
     check_scorer(scorer)
     s, folder = settings or GroupSettings(), Path(out)
@@ -137,12 +140,15 @@ def train_group(
     loop = _loop_settings(s, device, checkpoint_every, log_to)
     arguments = one_gpu(_arguments(s, argument_values(loop, folder)))
     fingerprint = fingerprint_of(model, adapter)
-    key = content_id(s.algorithm, fingerprint, [p.id for p in prompts], scorer.key, asdict(s))
+    key = content_id(
+        s.algorithm, fingerprint, [p.id for p in prompts], scorer.key, asdict(s),
+        *thinking_key(thinking),
+    )  # fmt: skip
     done = prepare(folder, key, resume, (model, adapter))
     if done is not None:
         return GroupResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, adapter=adapter, **loop.precision)
+    loaded = load_policy(model, adapter=adapter, thinking=thinking, **loop.precision)
     sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.max_new_tokens)
     kept = [prompt for prompt in prompts if sampler.fits(prompt)]
     if len(kept) < s.batch_size // s.group:

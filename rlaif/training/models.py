@@ -84,12 +84,18 @@ def fingerprint_of(model: str, adapter: str | None = None) -> str:
 
 
 def load_policy(
-    name: str, *, adapter: str | None = None, half: bool = False, four_bit: bool = False
+    name: str,
+    *,
+    adapter: str | None = None,
+    half: bool = False,
+    four_bit: bool = False,
+    thinking: int | None = None,
 ) -> Loaded:
     """A causal language model, dropout off, with the LoRA `adapter` added into its weights.
 
     In float32, in which small steps are not rounded away; `half` takes bfloat16, and `four_bit`
-    four bits (NF4), for weights that are frozen under an adapter of their own.
+    four bits (NF4), for weights that are frozen under an adapter of their own. `thinking`: see
+    `RowEncoder`.
     """
     from transformers import AutoModelForCausalLM
 
@@ -101,6 +107,8 @@ def load_policy(
         raise TrainingError(f"cannot train {name}: {what}; its weights lack {missing[0]}")
     if loaded.adapter is not None:
         loaded.model = add_adapter(loaded.model, loaded.adapter)
+    if thinking is not None:
+        loaded.encoder = loaded.encoder.telling(thinking)
     train_faster(loaded.model)
     return loaded
 

@@ -35,7 +35,7 @@ from rlaif.training.checkpoints import (
     steps_from,
     write_checkpoint,
 )
-from rlaif.training.data import Row, token_batches
+from rlaif.training.data import Row, thinking_key, token_batches
 from rlaif.training.dpo import collator, pair_logprobs, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
 from rlaif.training.loop import Journal, OnLog, finish, prepare
@@ -116,6 +116,7 @@ def train_online_dpo(
     settings: OnlineDPOSettings | None = None,
     *,
     adapter: str | None = None,
+    thinking: int | None = None,
     spent: Spent | None = None,
     device: str = "auto",
     checkpoint_every: int = 20,
@@ -126,7 +127,8 @@ def train_online_dpo(
     """Trains a policy on pairs that `label` gives preferences, and writes it to `out`.
 
     `key` hashes all that decides the labels; `adapter` is a LoRA folder to add into the model, and
-    so into the reference, first; `spent` tells the judge's tokens so far, for the
+    so into the reference, first; `thinking` (tokens, 0 for none) has the policy think before it
+    answers, of which the answer alone is judged; `spent` tells the judge's tokens so far, for the
     journal, and `log_to` names trackers beside it. Every pass over the prompts is in an order of
     its own. `checkpoint_every` steps are what a kill can cost at most; with `resume` a finished run
     returns at once.
@@ -136,7 +138,9 @@ def train_online_dpo(
     refuse_spread()
     place = join(device)
     fingerprint = fingerprint_of(model, adapter)
-    whole = content_id("online-dpo", fingerprint, [p.id for p in prompts], key, asdict(s))
+    whole = content_id(
+        "online-dpo", fingerprint, [p.id for p in prompts], key, asdict(s), *thinking_key(thinking)
+    )
     done = prepare(folder, whole, resume, (model, adapter))
     if done is not None:
         return OnlineDPOResult(folder, done["steps"], done["seconds"], done)
@@ -144,6 +148,7 @@ def train_online_dpo(
     loaded = load_policy(
         model,
         adapter=adapter,
+        thinking=thinking,
         half=s.bf16 and s.lora is not None,
         four_bit=s.lora is not None and s.lora.four_bit,
     )

@@ -31,6 +31,7 @@ from rlaif.training.checkpoints import (
     steps_from,
     write_checkpoint,
 )
+from rlaif.training.data import thinking_key
 from rlaif.training.held_out import HeldOut, held_out_alarm
 from rlaif.training.loop import Journal, OnLog, finish, prepare
 from rlaif.training.models import Loaded, fingerprint_of, load_policy, save_model
@@ -62,6 +63,7 @@ def train_ppo(
     settings: PPOSettings | None = None,
     *,
     adapter: str | None = None,
+    thinking: int | None = None,
     ptx: Sequence[Ids | Demonstration] = (),
     held_out: HeldOut | None = None,
     device: str = "auto",
@@ -74,7 +76,8 @@ def train_ppo(
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
     Every pass over the prompts is in an order of its own. `adapter` is a LoRA folder to add into
-    the model first, and so into the reference. `ptx`, for `ptx_weight`: demonstrations,
+    the model first, and so into the reference. `thinking` (tokens, 0 for none) has the policy think
+    before it answers, of which the answer alone is scored. `ptx`, for `ptx_weight`: demonstrations,
     or the token ids of any text; those that do not fit the context are left out and counted.
     `held_out` looks on and changes no weight. `on_log` gets each step's line of `training.jsonl`,
     whose `alarms` say what has gone wrong; without it they are warned of. `log_to` names trackers
@@ -87,7 +90,7 @@ def train_ppo(
     refuse_spread()
     place = join(device)
     room = (vllm or {}).get("max_model_len") if settings.rollouts == "vllm" else None
-    key = _run_key(prompts, model, adapter, scorer, settings, ptx, room)
+    key = _run_key(prompts, model, adapter, scorer, settings, ptx, room, thinking)
     done = prepare(folder, key, resume, (model, adapter, settings.value_model))
     if done is not None:
         return PPOResult(folder, done["steps"], done["seconds"], done)
@@ -95,6 +98,7 @@ def train_ppo(
     loaded = load_policy(
         model,
         adapter=adapter,
+        thinking=thinking,
         half=settings.bf16 and settings.lora is not None,
         four_bit=settings.lora is not None and settings.lora.four_bit,
     )
@@ -304,6 +308,7 @@ def _run_key(
     settings: PPOSettings,
     ptx: Sequence[Ids | Demonstration],
     room: int | None = None,
+    thinking: int | None = None,
 ) -> str:
     """Hash of all that decides the weights; alarms only look on.
 
@@ -317,4 +322,5 @@ def _run_key(
     models = [fingerprint_of(model, adapter), *([fingerprint_of(value)] if value else [])]
     ids = [p.id for p in prompts]
     held = [x.id if isinstance(x, Demonstration) else x.tolist() for x in ptx]
-    return content_id("ppo", models, ids, scorer.key, chosen, held, room)
+    told = thinking_key(thinking)
+    return content_id("ppo", models, ids, scorer.key, chosen, held, room, *told)

@@ -7,7 +7,6 @@ and its number only. A completion ends at its first end token, which is its last
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ from rlaif.engines.base import Sampling
 from rlaif.engines.checkpoint import end_tokens
 from rlaif.engines.decoding import decode_batch
 from rlaif.engines.prepacked import Prepacked
-from rlaif.engines.tokens import Encoder, Ids
+from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
 from rlaif.records import Prompt
-from rlaif.templates import Rendered
 from rlaif.training.data import pad
 from rlaif.training.forward import BATCH_TOKENS
 from rlaif.training.models import Loaded
@@ -40,7 +38,10 @@ PASS_OVERHEAD = {"cpu": 64, "cuda": 4_096}
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """A prompt and what the policy said to it. `logprobs` (L,) are those of its sampling."""
+    """A prompt and what the policy said to it. `logprobs` (L,) are those of its sampling.
+
+    `text` is the answer; the ids of a policy that thinks begin with its thought.
+    """
 
     prompt: Prompt
     prompt_ids: Ids
@@ -65,16 +66,19 @@ class Sampler:
     """Samples completions from a model that may change between calls, by its own forward pass."""
 
     def __init__(self, loaded: Loaded, *, temperature: float, max_new_tokens: int) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `Loaded.notes` says it
-            self.encoder = Encoder(loaded.tokenizer)
+        self.rows, self.encoder = loaded.encoder, loaded.encoder.encoder
         self._eos = end_tokens(loaded.model.generation_config, loaded.tokenizer)
         self._room, self._filler = loaded.max_length, loaded.filler
-        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens  # of a thought and its answer together
 
     def encode(self, prompt: Prompt) -> Ids:
         """The ids of a prompt, up to where the assistant begins."""
-        return self.encoder.prompt(Rendered.chat(prompt.messages))
+        return self.rows.prompt(prompt)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The answer that sampled ids hold, without the thought before it."""
+        return self.encoder.said(ids, (), self.rows.mode).text
 
     def fits(self, prompt: Prompt) -> bool:
         """Whether the prompt and the longest completion fit the context."""
@@ -131,7 +135,7 @@ class Sampler:
                     prompt=prompts[i],
                     prompt_ids=encoded[i],
                     ids=np.asarray(row.ids, np.int32),
-                    text=self.encoder.completion(row.ids, ()),
+                    text=self.text(row.ids),
                     ended=row.finish_reason == "stop",
                     logprobs=np.asarray(row.logprobs),
                     masks=np.stack(decoder.masks[k]) if masker else None,

@@ -95,7 +95,7 @@ class VLLMSampler(Sampler):
                 prompt=prompt,
                 prompt_ids=ids,
                 ids=one.ids,
-                text=self.encoder.completion(one.ids.tolist(), ()),
+                text=self.text(one.ids.tolist()),
                 ended=one.finish_reason == "stop",
                 logprobs=one.logprobs,
             )

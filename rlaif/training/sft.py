@@ -21,7 +21,7 @@ from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Preference, content_id
 from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import IN_ORDER, fit
-from rlaif.training.data import Cut, Refused, Sampled, sampled_key
+from rlaif.training.data import Cut, Refused, Sampled, sampled_key, thinking_key
 from rlaif.training.loop import OnLog, argument_values, finish, one_gpu, prepare
 from rlaif.training.models import Loaded, add_lora, fingerprint_of, load_policy, save_model
 from rlaif.training.settings import LoopOptions, LoopSettings
@@ -44,6 +44,7 @@ def train_sft(
     out: str | Path,
     *,
     adapter: str | None = None,
+    thinking: int | None = None,
     cut: Cut = (),
     sampled: Sampled | None = None,
     resume: bool = True,
@@ -52,9 +53,11 @@ def train_sft(
 ) -> SFTResult:
     """Trains a policy on answers and writes it to `out` as a complete model folder.
 
-    The loss is the mean of −log π over the answers' tokens of a step. `adapter` is a LoRA folder
-    to add into the model first. `cut` names answers, as (prompt id, text), that a length limit cut
-    off: they get no end of turn. `sampled` are the tokens that answers were sampled as, by the same
+    The loss is the mean of −log π over the answers' tokens of a step. `thinking` tells the policy
+    to think before it answers, or not to (0): an answer of a thinking policy is learnt with the
+    thought that it was sampled with, one from elsewhere without. `adapter` is a LoRA folder to add
+    into the model first. `cut` names answers, as (prompt id, text), that a length limit cut off:
+    they get no end of turn. `sampled` are the tokens that answers were sampled as, by the same
     names: they are learnt as they are, others are tokenised. `options` are the fields of
     `LoopSettings`, whose `batch_size` counts answers. With `resume` a killed run goes on from its
     last checkpoint, and a finished one returns at once.
@@ -71,12 +74,13 @@ def train_sft(
         settings.key(),
         sorted(cut),
         *sampled_key(sampled),
+        *thinking_key(thinking),
     )
     done = prepare(folder, key, resume, (model, adapter))
     if done is not None:
         return SFTResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, adapter=adapter, **settings.precision)
+    loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
     loaded.model.to(arguments.device)
     rows, refused = encode(demonstrations, loaded, settings.max_length, cut, sampled)
     if settings.lora is not None:

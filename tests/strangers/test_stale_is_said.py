@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from rlaif import lineage
 from rlaif.cli.app import app
+from rlaif.records import Pair, Prompt
 from rlaif.store import RunStore
 
 PROMPTS = [
@@ -197,3 +198,16 @@ def test_a_status_of_a_run_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
     told = run("status", "a run")
     assert "next: rlaif train reward --out 'a run'" in told
     assert "2 rows" in told
+
+
+def test_a_setting_that_did_not_exist_yet_makes_nothing_stale(tmp_path: Path) -> None:
+    """A newer version knows options that an older one's manifest does not name."""
+    with RunStore(tmp_path / "r", command="test") as store:
+        store.table("pairs").append([Pair(Prompt.user("q"), "a", "b")])
+        policy = {"model": "tiny", "dtype": "auto"}
+        store.update_manifest("made", {"pairs": {"policy": policy}})
+        store.update_manifest("asked", {"policy": {**policy, "thinking": None}})
+        assert lineage.stale(store) == []
+        store.update_manifest("asked", {"policy": {**policy, "thinking": 64}})
+        (found,) = lineage.stale(store)
+        assert found.reasons == ("the policy changed (thinking none → 64)",)

@@ -13,15 +13,15 @@ from rlaif import resources
 
 SWITCH = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}"
-    "{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think></think>"
+    "{% else %}<think>{% endif %}{% endif %}"
 )
 
 
 def make(to: Path) -> Path:
     """Copies the embedded model's folder, with two tokens more and a switch in its template.
 
-    The end mark is about as likely as a word, so that some thoughts end by themselves.
+    The end mark is as likely as a full stop, so that some thoughts end by themselves.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -40,8 +40,7 @@ def make(to: Path) -> Path:
     begin, end = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
     with torch.no_grad():
         rows = model.get_input_embeddings().weight
-        common = tokenizer("the", add_special_tokens=False)["input_ids"][0]
-        rows[begin], rows[end] = rows[common] * 0.9, rows[common]
+        rows[begin], rows[end] = rows[tokenizer.convert_tokens_to_ids([":", "."])]
     model.save_pretrained(to)
     tokenizer.save_pretrained(to)
     own = json.loads((resources.TINY_WEIGHTS / "rlaif.json").read_text())
