@@ -8,12 +8,13 @@ option from the command line. Library functions take plain arguments: only the c
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from rlaif.engines.thinking import ON_BUDGET
 from rlaif.ensembles import OrderRule, Rule
@@ -411,6 +412,14 @@ class ReviseConfig(Section):
     """Of the draws and of the texts."""
 
 
+def _temperature(said: Any) -> Any:
+    if said is None or said == "audit":
+        return said
+    if not isinstance(said, int | float) or not 0 < said < math.inf:
+        raise ValueError(f"expected a number above 0, audit, or null for none, got {said!r}")
+    return float(said)
+
+
 class PreferencesConfig(Section):
     """How verdicts become preferences. Changing this costs no model call."""
 
@@ -434,7 +443,7 @@ class PreferencesConfig(Section):
     """Leave out principles with |p − ½| under this: they had nothing to say about the pair."""
     min_margin: float = Field(default=MIN_MARGIN, ge=0, lt=0.5)
     """A pair with aggregated |p − ½| under this is a tie and trains nothing."""
-    temperature: Annotated[float, Field(gt=0)] | Literal["audit"] | None = None
+    temperature: Annotated[float | Literal["audit"] | None, BeforeValidator(_temperature)] = None
     """T puts σ(logit(p)/T) in the place of each label p, ties and sides staying as they are: a
     number; or `audit`, the one that the run's last `rlaif eval audit` fitted on known labels; null
     leaves labels as they are (`docs/audit.md`)."""

@@ -15,7 +15,7 @@ from sklearn.metrics import log_loss
 from typer.testing import CliRunner
 
 from rlaif.cli.app import app
-from rlaif.config import PreferencesConfig
+from rlaif.config import PreferencesConfig, load_config
 from rlaif.ensembles import at_temperature
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.audit import Elsewhere, Labels, audit
@@ -75,9 +75,11 @@ def test_a_label_at_a_temperature_keeps_its_side_its_status_and_what_it_was() ->
 def test_the_config_refuses_what_cannot_be() -> None:
     assert PreferencesConfig(temperature="audit").temperature == "audit"
     assert "temperature" not in PreferencesConfig().rule()
-    for wrong in ({"temperature": 0}, {"temperature": "audits"}, {"temperature": math.inf}):
-        with pytest.raises(ValueError, match="temperature"):
-            PreferencesConfig(**wrong)  # type: ignore[arg-type]
+    for wrong in ("0", "-1", "audits", "on", "off", ".inf", "[1]"):
+        with pytest.raises(
+            ConfigError, match=r"expected a (number above 0, audit, or null|number)"
+        ):
+            load_config(None, [f"preferences.temperature={wrong}"])
     with pytest.raises(ValueError, match="rounded to 0 or 1 has no temperature"):
         PreferencesConfig(temperature=2.0, soft=False)
 
@@ -87,6 +89,18 @@ def test_what_it_was_is_stored(tmp_path: Path) -> None:
         rows = [label_of(0.9, temperature=2.0), label_of(0.8, Pair(Prompt.user("r"), "a", "b"))]
         store.table("preferences").replace(rows)
         assert store.table("preferences").read() == rows
+
+
+def test_labels_that_took_the_place_of_such_at_a_temperature_are_at_none(tmp_path: Path) -> None:
+    with RunStore(tmp_path / "run") as store:
+        store.table("pairs").append([PAIR])
+        store.update_manifest("stages", {"label": {"temperature": 2.0}})
+        for row, found in ((label_of(0.9, temperature=2.0), 2.0), (label_of(0.75), None)):
+            store.table("preferences").replace([row])
+            stored = Run(tmp_path / "run")
+            assert stored.temperature == found
+            assert stored.preference.tolist() == pytest.approx([0.75])
+            assert stored.raw.tolist() == pytest.approx([0.9 if found else 0.75])
 
 
 # ------------------------------------------------------------------------------------- the audit

@@ -249,7 +249,9 @@ class Run:
     @property
     def temperature(self) -> float | None:
         """The temperature that the labels are at; None for none."""
-        return number((self.stages.get("label") or {}).get("temperature"))
+        found = number((self.stages.get("label") or {}).get("temperature"))
+        at_one = self._preferences["p_raw"].null_count < len(self._preferences)
+        return found if at_one else None  # labels of `contrast` took the place of such
 
     @cached_property
     def preferred(self) -> Floats:

@@ -55,12 +55,15 @@ class Juror:
         return [replace(v, judge=self.name) for v in verdicts]
 
 
-def one_judge_twice(one: Juror, other: Juror) -> ConfigError:
-    """For jurors whose settings differ in what changes no verdict, or whose folders are copies."""
-    return ConfigError(
-        f"jury: '{one.name}' and '{other.name}' are the same model, asked in the same way, and "
-        "would always agree: leave one out, and give it a weight"
-    )
+def require_unlike(asked: Iterable[tuple[Juror, str]]) -> None:
+    """ConfigError where two jurors, each with its fingerprint, are one judge: their settings differ
+    in what changes no verdict, or their folders are copies."""
+    for (one, its), (other, others) in combinations(asked, 2):
+        if its == others and one.orders == other.orders:
+            raise ConfigError(
+                f"jury: '{one.name}' and '{other.name}' are the same model, asked in the same way, "
+                "and would always agree: leave one out, and give it a weight"
+            )
 
 
 def jurors(run: Run) -> list[Juror]:
@@ -122,7 +125,7 @@ class Panel:
             chain.from_iterable(table.iter_batches(READ_PAIRS)), run.asked(), juror.orders,
             run.store.table("verdicts"),
         )  # fmt: skip
-        if run.config.executor == "local":  # on Ray it is known when the work is done
+        if run.config.executor == "local":  # before it is asked
             self._alone(juror, work.about())
         return work
 
@@ -149,13 +152,12 @@ class Panel:
                 table.append(rows)
 
     def _alone(self, juror: Juror, about: Mapping[str, Any]) -> None:
-        for other in self.jurors:
-            same = other.about.get("fingerprint") == about["fingerprint"]
-            if other is not juror and same and other.orders == juror.orders:
-                raise one_judge_twice(other, juror)
+        known = [(j, str(j.about["fingerprint"])) for j in self.jurors if j.about]
+        require_unlike([*known, (juror, str(about["fingerprint"]))])
 
     def _finish(self, juror: Juror, work: Work[Pair, Verdict]) -> None:
-        self._alone(juror, work.about())
+        if self.run.config.executor != "local":  # on Ray it is known when the work is done
+            self._alone(juror, work.about())
         juror.about, juror.spent = work.about(), work.spent()
 
     def _stored(
@@ -247,7 +249,5 @@ def bench(run: Run) -> Bench:
     """Loads all of a run's judges."""
     asked = jurors(run)
     seats = tuple((j, run.judge(j.section)) for j in asked)
-    for (one, judge), (other, its) in combinations(seats, 2):
-        if judge.fingerprint == its.fingerprint and one.orders == other.orders:
-            raise one_judge_twice(one, other)
+    require_unlike((juror, judge.fingerprint) for juror, judge in seats)
     return Bench(seats, orders_of(asked))
