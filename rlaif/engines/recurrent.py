@@ -10,8 +10,8 @@ that the run above it left.
 So every distinct token is computed once, in projections as large as the pack. A batch of runs is
 padded to its longest within the scan alone, by steps that change no state.
 
-Simplified away: convolutions and scans by other names. The trial of `PackedModel.check` finds the
-models that have them.
+Simplified away: convolutions and scans by other names, as MiniMax, Zaya, RecurrentGemma and xLSTM
+have them. The trial of `PackedModel.check` finds them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import silu, softplus
+from torch.nn.functional import pad, silu, softplus
 
 from rlaif.engines.trie import Walk
 
@@ -92,6 +92,7 @@ class Recurrence:
         self.kept = KeptStates()
         files = [sys.modules[name] for name in {type(m).__module__ for m in model.modules()}]
         self._places = [(f, name) for f in files for name in _INSTEAD if name in vars(f)]
+        self._shifts = [m for m in model.modules() if _is_shift(m)]
 
     def __bool__(self) -> bool:
         return bool(self._places)
@@ -106,6 +107,9 @@ class Recurrence:
         with contextlib.ExitStack() as stack:
             for file, name in self._places:
                 stack.enter_context(_replaced(file, name))
+            for module in self._shifts:
+                module.forward = partial(_shift, run)
+                stack.callback(delattr, module, "forward")  # the class's own shows again
             _now.run = run
             stack.callback(setattr, _now, "run", None)
             yield
@@ -405,10 +409,48 @@ def _selective_scan(
     return scanned if z is None else scanned * silu(z)
 
 
+def _rwkv(
+    run: _Pass,
+    before: Callable[..., Any],
+    time_decay: torch.Tensor,
+    time_first: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """The scan of RWKV 4 over keys and values (1, N, D).
+
+    A state (1, 3, D) holds a numerator and a denominator, and the exponent that both lack. It
+    fades with every token, so that there is none by which to pad.
+    """
+    blank = key.new_zeros(1, 3, key.shape[-1], dtype=torch.float32)
+    blank[:, 2] = -1e38
+
+    def compute(
+        rows: list[torch.Tensor], initial: torch.Tensor, _: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        state = list(initial.unbind(1))
+        out, state = before(time_decay, time_first, *rows, state=state, return_state=True)
+        return out, torch.stack(list(state), 1)
+
+    return run.scan([(key[0], None), (value[0], None)], blank, compute, alone=True)[None], None
+
+
+def _is_shift(module: torch.nn.Module) -> bool:
+    """Whether a layer gives each token what the token before it has, as RWKV's does."""
+    return isinstance(module, torch.nn.ZeroPad2d) and module.padding == (0, 0, 1, -1)
+
+
+def _shift(run: _Pass, x: torch.Tensor) -> torch.Tensor:
+    """What the token before has, for (1, N, D)."""
+    return run.convolve(x.mT, 2, lambda rows: pad(rows, (1, -1))).mT
+
+
 _INSTEAD: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": _convolution,
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
     "mamba2_chunk_scan": _chunk_scan,
     "mamba_selective_scan": _selective_scan,
+    "rwkv_linear_attention": _rwkv,
 }

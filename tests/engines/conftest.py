@@ -232,12 +232,13 @@ SHAPES["llama4"] = {
     "layer_types": ["chunked_attention", "full_attention"],
     "no_rope_layers": [1, 0],
 }
-SHAPES["rwkv"] = {
-    "model_type": "rwkv",
-    "hidden_size": 32,
-    "attention_hidden_size": 32,
-    "num_hidden_layers": 2,
-    "vocab_size": 640,
+SHAPES["minimax"] = {
+    "model_type": "minimax",
+    **SMALL,
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+    "block_size": 16,
+    "num_local_experts": 4,
 }
 
 

@@ -119,7 +119,7 @@ def test_the_attention_of_the_model_comes_back_as_it_was(make_engine):
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
-    [("xglm", "on a trial|cannot do it"), ("rwkv", "on a trial")],
+    [("xglm", "on a trial|cannot do it"), ("minimax", "on a trial")],
 )
 def test_what_cannot_be_packed_is_scored_in_padded_batches(make_engine, shape, reason):
     asked = prompts()
