@@ -185,7 +185,8 @@ class HTTPConfig(Section):
     backoff: float = Field(default=0.5, gt=0)
     """Seconds of the first wait before trying again; each next wait is twice as long, to 60."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request; a null takes out a field that is sent otherwise."""
+    """Further fields of each request, such as `{reasoning_effort: high}`; a null takes out a field
+    that is sent otherwise."""
 
 
 class VLLMConfig(Section):

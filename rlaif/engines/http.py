@@ -21,6 +21,9 @@ only). The server writes its own question round the prompt, and the prompt's cue
 `/v1/decisions` does not tell how much probability the labels have together, so that the judge
 cannot abstain with `low_mass`.
 
+Of a model that thinks, the completion is its answer. The thought is told apart from it, as
+`reasoning_content` or `reasoning`, or, by servers that do not part them, stands before `</think>`.
+
 Nothing is sent but to `base_url`. The key is read from the environment, and what the server says is
 cleared of it before anything else sees it.
 """
@@ -42,6 +45,7 @@ from rlaif.engines.base import Generation, Sampling, Scores, Usage
 from rlaif.engines.pacing import Budget, Gate, Pacer
 from rlaif.engines.replies import Body, Trouble
 from rlaif.engines.server import Server
+from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, EngineError, nearest
 from rlaif.records import content_id
 from rlaif.templates import Rendered, RenderedMessage
@@ -72,8 +76,11 @@ _CONTROL = re.compile(
 class HTTPEngine:
     """A model behind a server. `model` is the name the server gives to it.
 
-    The options are documented in `rlaif.config.HTTPConfig`.
+    The options are documented in `rlaif.config.HTTPConfig`. A server cannot close a thought at its
+    budget and go on from there.
     """
+
+    closes_thoughts = False
 
     def __init__(
         self,
@@ -140,6 +147,10 @@ class HTTPEngine:
 
     def __repr__(self) -> str:
         return f"HTTPEngine({self.name!r}, host={self.host!r})"
+
+    def thinking_id(self, mode: Mode) -> str:
+        """A hash of what tells the model to think, or not to. Whether it heeds that is up to it."""
+        return content_id("http", mode, self._thinking(mode))
 
     def close(self) -> None:
         """Closes the connections. The engine cannot be used afterwards."""
@@ -316,7 +327,7 @@ class HTTPEngine:
         """
         n = sampling.n if sampling.temperature > 0 else 1
         self.usage.requests += len(prompts)
-        asks = [(prompt, i) for prompt in prompts for i in range(n)]
+        asks = [(prompt, i) for prompt in sampling.asking(prompts) for i in range(n)]
         flat = self._server.run(self._generate_all(asks, sampling))
         rows = [flat[k * n : (k + 1) * n] for k in range(len(prompts))]
         return [row * (sampling.n // n) for row in rows]
@@ -324,7 +335,7 @@ class HTTPEngine:
     async def _generate_all(
         self, asks: Sequence[tuple[Rendered, int]], sampling: Sampling
     ) -> list[Generation]:
-        most = sampling.max_new_tokens
+        most = sampling.limit
         bodies = (self._body(prompt, most, 1.0, 1.0) for prompt, _ in asks)
         self._server.refuse_beyond(bodies, output=most)
         return await self._server.all(self._generate_one(*ask, sampling) for ask in asks)
@@ -338,9 +349,10 @@ class HTTPEngine:
         ask = partial(
             self._chat, prompt, fields, temperature=sampling.temperature, top_p=sampling.top_p
         )
-        outcome = await ask(most=sampling.max_new_tokens, read=replies.generation)
+        read = partial(replies.generation, split=bool(sampling.thinking))
+        outcome = await ask(most=sampling.limit, read=read)
         if isinstance(outcome, Trouble) and outcome.kind == "too_long":
-            outcome = await self._in_what_room_there_is(ask, outcome)
+            outcome = await self._in_what_room_there_is(ask, read, outcome)
         if isinstance(outcome, Generation):
             return outcome
         if outcome.kind == "too_long":
@@ -353,7 +365,7 @@ class HTTPEngine:
         raise self._failure(outcome)
 
     async def _in_what_room_there_is(
-        self, ask: Callable[..., Any], trouble: Trouble
+        self, ask: Callable[..., Any], read: Callable[[Body], Generation], trouble: Trouble
     ) -> Generation | Trouble:
         """Servers refuse a prompt that fits when all of `max_new_tokens` would not fit after it."""
         if self.max_length == _UNKNOWN_CONTEXT:
@@ -361,9 +373,7 @@ class HTTPEngine:
         used = await ask(most=1, read=replies.tokens_used)
         if used is None or isinstance(used, Trouble):
             return trouble
-        outcome: Generation | Trouble = await ask(
-            most=self.max_length - used[0], read=replies.generation
-        )
+        outcome: Generation | Trouble = await ask(most=self.max_length - used[0], read=read)
         return outcome
 
     # ---- requests
@@ -399,9 +409,17 @@ class HTTPEngine:
         }
         if is_open:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        if self._open_turns:  # judges answer at once; other templates take no notice
-            body["chat_template_kwargs"] = {"enable_thinking": False}
-        return body
+        return body | self._thinking(prompt.thinking if not is_open else prompt.thinking and "off")
+
+    def _thinking(self, mode: Mode | None) -> Body:
+        """What tells the model to think or not to: its chat template where the server hands that
+        on, else OpenAI's parameter. Templates take no notice of names that they do not know."""
+        if self._open_turns:
+            names = ("enable_thinking",) if mode is None else ("enable_thinking", "thinking")
+            return {"chat_template_kwargs": dict.fromkeys(names, mode == "on")}
+        if mode is None:
+            return {}
+        return {"reasoning_effort": "medium" if mode == "on" else "none"}
 
     def _with_extra(self, body: Body) -> Body:
         return {k: v for k, v in (body | self._extra).items() if v is not None}

@@ -16,9 +16,11 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
 from rlaif.engines.base import MOST_MASS, Generation, Scores, is_text, nonsense, number
+from rlaif.engines.thinking import split_thought
 from rlaif.errors import EngineError
 
 Body = dict[str, Any]
+_REASONING = ("reasoning_content", "reasoning")  # DeepSeek's and vLLM's names of a thought
 
 # What to do about a request that failed.
 #   retry     try again later: an outage, a cut connection, a malformed answer
@@ -158,7 +160,7 @@ def answered(body: Body) -> bool:
     """Whether a chat completion has text, and so cannot have generated no token."""
     choices = body.get("choices")
     rows = choices if isinstance(choices, list) else []
-    return any(bool(_at(row, "message", "content")) for row in rows)
+    return any(bool(_at(row, "message", name)) for row in rows for name in ("content", *_REASONING))
 
 
 def _is_count(value: Any) -> bool:
@@ -180,8 +182,12 @@ def only_choice(body: Body) -> Body:
     return choice
 
 
-def generation(body: Body) -> Generation:
-    """The completion of an answer, with its finish reason as the server says it."""
+def generation(body: Body, split: bool = False) -> Generation:
+    """The completion of an answer, with its finish reason as the server says it.
+
+    A thought that the server tells apart is kept apart. `split`: the model was asked to think, so
+    that what stands before `</think>` in a text of a server that does not part them is its thought.
+    """
     choice = only_choice(body)
     message, reason = choice.get("message"), choice.get("finish_reason")
     if not isinstance(message, dict) or not isinstance(reason, str):
@@ -189,7 +195,11 @@ def generation(body: Body) -> Generation:
     text = message.get("content")
     if text is not None and not isinstance(text, str):
         raise Malformed(f"expected text, got {short(message)}")
-    if not is_text(text or "") or not is_text(reason):
+    told = [t for t in map(message.get, _REASONING) if isinstance(t, str)]
+    thought = next(filter(None, told), "")
+    if split and not thought and text:
+        thought, text = split_thought(text)
+    if not is_text(text or "") or not is_text(reason) or not is_text(thought):
         raise Malformed(
             f"expected text, got half a character (a lone surrogate): {short(text)}", "nonsense"
         )
@@ -197,7 +207,7 @@ def generation(body: Body) -> Generation:
     if used is None:
         got = short(body.get("usage", body))
         raise Malformed(f"expected usage with the number of tokens, got {got}")
-    return Generation(text or "", reason, used[2])
+    return Generation(text or "", reason, used[2], thought=thought)
 
 
 def first_tokens(body: Body, *, ranked: bool = True) -> list[tuple[str, float]] | None:

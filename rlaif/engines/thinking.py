@@ -173,3 +173,18 @@ def left_open(tail: str) -> Marks | None:
         return Marks(found[0].strip(), f"{found[1]}/{found[2]}{found[3]}")
     ends = tail.rstrip()
     return next((m for m in (_GPT_OSS, *_FAMILIES) if ends.endswith(m.begin.rstrip())), None)
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """(thought, answer) of a text that a server did not part, by the marks that stand in it.
+
+    The answer is empty where a thought that the text begins with does not end.
+    """
+    for marks in (_GPT_OSS, *_FAMILIES):
+        begin = marks.begin.strip()
+        begun = text.lstrip().startswith(begin)
+        before, end, after = text.partition(marks.turn)
+        if end or begun:
+            thought = before.strip().removeprefix(begin).removesuffix(_HEADER)
+            return thought.removesuffix(marks.end).strip(), after.strip()
+    return "", text

@@ -66,7 +66,7 @@ class TextJudge(EngineJudge):
         """The texts after each prompt, each after a thought where the model thinks."""
         if not self.thinks or not closes_thoughts(self.engine):
             rows = self.engine.generate(prompts, self.sampling)
-            return [[_sample(Sample(None), g, self.thinks) for g in row] for row in rows]
+            return [[_sample(Sample(None), g) for g in row] for row in rows]
         samples = self.think(prompts)
         usable = [s.prompt for row in samples for s in row if s.prompt is not None]
         once = replace(self.sampling, n=1, thinking=None)
@@ -94,16 +94,15 @@ class TextJudge(EngineJudge):
         return float((option == 0) == (ask.order == "first_second"))
 
 
-def _sample(before: Sample, written: Generation, with_thought: bool = False) -> Sample:
+def _sample(before: Sample, written: Generation) -> Sample:
     """The sample that a text makes, after the thought that was before it or came with it.
 
     A thought is not looked at for a verdict.
     """
-    thought = written.thought if with_thought else before.thought
-    cut = before.cut or (with_thought and written.finish_reason == "length" and not written.text)
+    cut = written.finish_reason == "length" and bool(written.thought) and not written.text
     return Sample(
-        None, unusable(written), written.text.strip(), thought, cut,
-        before.tokens + written.tokens,
+        None, unusable(written), written.text.strip(), written.thought or before.thought,
+        before.cut or cut, before.tokens + written.tokens,
     )  # fmt: skip
 
 
