@@ -19,6 +19,7 @@ from rlaif.evaluation.attacks import Trial, clear_questions, report
 from rlaif.evaluation.jury import JuryAgreement
 from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Pair, Prompt, Verdict
+from rlaif.report.build import render
 from rlaif.report.data import Run
 from rlaif.report.labels import Cube
 from rlaif.store import RunStore
@@ -183,6 +184,7 @@ def test_the_config_takes_it_no_verdict_is_asked_again_and_the_report_follows(
             )  # fmt: skip
         stored_run = Run(Path("runs/a"))
         assert stored_run.cube.rule == rule
+        assert ("Orders of a question made one by" in render(stored_run)) == (rule != "mean")
         i = stored_run.store.table("pairs").read()[0].id
         assert stored_run.cube.debiased[0].tolist() == list(labels[rule][i].p_principles)
     assert labels["mean"] != labels["mean_logits"]

@@ -390,6 +390,7 @@ def provenance(run: Run) -> list[tuple[str, Any]]:
             for name, juror in run.jury.items()
         ),
         ("Jury's rule, quorum", _joined(judge, "rule", "quorum")),
+        ("Orders of a question made one by", run.rule.get("orders")),
         ("Labels at the temperature", run.temperature),
         ("Pairs read from", (run.manifest.get("read") or {}).get("source")),
         ("Seed", about.get("seed")),

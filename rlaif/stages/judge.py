@@ -52,6 +52,7 @@ def train_judge(run: Run) -> None:
         metrics = fit(
             questions, start.model, run.store.path("models", NAME), template=template,
             adapter=start.adapter, device=start.device, lora=lora_of(config.lora),
+            order_rule=run.config.preferences.orders,
             log_to=run.config.train.log_to, on_log=on_log, progress=run.reporter.progress,
             **options,
         ).metrics  # fmt: skip

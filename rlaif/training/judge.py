@@ -5,9 +5,8 @@ target is the distribution of the label over the template's options, so that the
 one, how surely, and to answer with nothing else (label mass). Every question, a pair under a
 principle, is shown in both orders. All questions of a prompt weigh together as one.
 
-Held-out prompts tell, before and after, how often the judge agrees with the labels by the mean over
-both orders, as labelling takes it, and how sure and how steady it is: asked by an engine, as a run
-asks it.
+Held-out prompts tell, before and after, how often the judge agrees with the labels, its two orders
+made one as labelling does, and how sure and how steady it is: asked by an engine, as a run asks it.
 
 A judge in training sees no worked examples, nor does the trained one unless told: having a
 template of its own, it is no base model any more (`judges.examples.is_base`).
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from rlaif.constitution import Principle
 from rlaif.engines.base import hear
 from rlaif.engines.checkpoint import OWN, own_templates, source_of
+from rlaif.ensembles import OrderRule, over_orders
 from rlaif.errors import ConfigError, TrainingError, require_finite
 from rlaif.intervals import bootstrap, share
 from rlaif.judges.base import Ask
@@ -96,6 +96,7 @@ def train_judge(
     *,
     template: str | None = None,
     held_out: float = 0.1,
+    order_rule: OrderRule = "mean",
     share_prompt: bool = True,
     adapter: str | None = None,
     resume: bool = True,
@@ -107,7 +108,8 @@ def train_judge(
 
     `template` is a pairwise one, by path or shipped name; None takes the model's own or
     `pairwise/default`. A copy goes with the judge, which is asked with it from then on. `held_out`
-    is the share of *prompts* kept to measure on. With `share_prompt` what the prompts of a pair
+    is the share of *prompts* kept to measure on, where `order_rule` makes the two orders of a
+    question one. With `share_prompt` what the prompts of a pair
     have in common is computed once, where the model can. `adapter` is a LoRA folder to add into the
     model first. `progress` makes a bar for the measuring. `options` are the fields of
     `LoopSettings`, whose `batch_size` counts pairs.
@@ -135,7 +137,7 @@ def train_judge(
     main, elements = arguments.process_index == 0, _elements(rows)
     collate = collator(loaded.filler, share_prompt)
     make_plan(rows, elements, collate, settings, arguments)  # refuses before anything is measured
-    measure = _Measure(test, asked_with, folder, progress or _no_bar)
+    measure = _Measure(test, asked_with, folder, progress or _no_bar, order_rule)
     before = measure(loaded, "before") if main else None
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
@@ -287,11 +289,18 @@ def _told(tell: Progress, done: int, some: int, total: int, part: float) -> None
 class _Measure:
     """Asks a model the held-out questions as the pairwise judge does, and keeps what it says."""
 
-    def __init__(self, test: Sequence[Question], template: Template, folder: Path, bar: Bar):
+    def __init__(
+        self,
+        test: Sequence[Question],
+        template: Template,
+        folder: Path,
+        bar: Bar,
+        rule: OrderRule,
+    ) -> None:
         from rlaif.training.checkpoints import kept_reference
         from rlaif.training.loop import REFERENCE
 
-        self._test, self._template, self._bar = test, template, bar
+        self._test, self._template, self._bar, self._rule = test, template, bar, rule
         self._file = folder / REFERENCE
         self._known = kept_reference(self._file) if test else {}
 
@@ -363,30 +372,42 @@ class _Measure:
             for name, rows in (("before", before), ("after", after))
         }  # (Q, 2, 2)
         for name, values in said.items():
-            out[name] = judge_quality(values[:, :, 0], values[:, :, 1], labels, prompts)
+            out[name] = judge_quality(values[:, :, 0], values[:, :, 1], labels, prompts, self._rule)
         sided = np.flatnonzero(labels != 0.5)
         if len(sided):
-            right = {k: _right(v[:, :, 0].mean(1), labels)[sided] for k, v in said.items()}
+            right = {
+                k: _right(_made_one(v[:, :, 0], self._rule), labels)[sided] for k, v in said.items()
+            }
             gain = bootstrap(right["after"] - right["before"], [prompts[i] for i in sided.tolist()])
             out["gain"] = gain.as_dict()
         return out
 
 
+def _made_one(p_first: Floats, rule: OrderRule) -> Floats:
+    """P(first) of each question (Q,), of what was said in its orders (Q, 2)."""
+    return np.array([over_orders(both, rule) for both in p_first.tolist()])
+
+
 def judge_quality(
-    p_first: Floats, mass: Floats, labels: Floats, prompts: Sequence[str]
+    p_first: Floats,
+    mass: Floats,
+    labels: Floats,
+    prompts: Sequence[str],
+    rule: OrderRule = "mean",
 ) -> dict[str, Any]:
     """How well a judge's answers (Q, 2), one a question and order, meet the labels (Q,).
 
-    `p_first` is P(the pair's first is better) in each order; the mean over both is compared with
-    the label. `accuracy` is the share of the questions with a label other than ½ on which both are
-    on one side; `ece`, `brier` and `log_loss` are of that mean. `mass` is the probability of the
-    labels together. The rates of slots are over the questions on which the judge leans by 0.1 in
-    one order or the other; `leaning` says how many those are. Intervals are 95 % ones over prompts.
+    `p_first` is P(the pair's first is better) in each order; both, made one by `rule`, are compared
+    with the label. `accuracy` is the share of the questions with a label other than ½ on which it
+    and the judge are on one side; `ece`, `brier` and `log_loss` are of what the orders make. `mass`
+    is the probability of the labels together. The rates of slots are over the questions on which
+    the judge leans by 0.1 in one order or the other; `leaning` says how many those are. Intervals
+    are 95 % ones over prompts.
     """
     from rlaif.training.reward import reward_quality
 
-    mean = np.clip(p_first.mean(1), 1e-12, 1 - 1e-12)
-    found = reward_quality((np.log(mean) - np.log1p(-mean)).tolist(), labels.tolist(), prompts)
+    p = np.clip(_made_one(p_first, rule), 1e-12, 1 - 1e-12)
+    found = reward_quality((np.log(p) - np.log1p(-p)).tolist(), labels.tolist(), prompts)
     out = {k: found[k] for k in ("n", "ties", "accuracy", "log_loss", "entropy", "ece", "brier")}
     intervals = dict(found["intervals"])
     clear = leaning(*p_first.T)

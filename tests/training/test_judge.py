@@ -336,6 +336,14 @@ def test_no_prompt_is_on_both_sides(causal, template, tmp_path) -> None:
     assert asked == {q.pair.id for q in split_by_prompt(rows, 0.2, 0)[1]}
 
 
+def test_a_trained_judge_is_measured_by_the_rule_of_the_labels() -> None:
+    """One question, 0.8 and 0.5 in its orders: mean 0.65; odds 4 and 1, so 2 to 1."""
+    p, mass, label = np.array([[0.8, 0.5]]), np.ones((1, 2)), np.array([1.0])
+    for rule, expected in (("mean", 0.65), ("mean_logits", 2 / 3)):
+        found = judge_quality(p, mass, label, ["a"], rule)  # type: ignore[arg-type]
+        assert found["log_loss"] == pytest.approx(-math.log(expected))
+
+
 def test_quality_by_hand() -> None:
     # three questions of two prompts; in the last the judge says what stands first in both orders
     p = np.array([[0.9, 0.7], [0.4, 0.2], [0.8, 0.3]])
