@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from rlaif.engines.gguf import (
     gguf_of,
     mend_model,
     mend_tokenizer,
+    no_bar,
     read_metadata,
 )
 from rlaif.errors import ConfigError, EngineError, RlaifError
@@ -111,7 +112,8 @@ def read_model(auto: Any, model: str, **options: Any) -> tuple[Any, list[str]]:
     place, how = _place(model)
     if how:
         options = {**dense_options(), **options, **how}
-    loaded, info = auto.from_pretrained(place, output_loading_info=True, **options)
+    with no_bar() if how else nullcontext():
+        loaded, info = auto.from_pretrained(place, output_loading_info=True, **options)
     if how:
         mend_model(loaded, read_metadata(Path(model)), Path(model))
     return loaded, sorted(info["missing_keys"])

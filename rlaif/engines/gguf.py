@@ -13,6 +13,9 @@ from __future__ import annotations
 import mmap
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -171,6 +174,19 @@ def dense_options() -> dict[str, Any]:
     except ImportError:  # older ones always unpack them
         return {}
     return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """Hides the bar of Transformers' unpacking, which heeds none of its own settings."""
+    from transformers import modeling_gguf_pytorch_utils as unpacking
+
+    bar = unpacking.tqdm
+    unpacking.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        unpacking.tqdm = bar
 
 
 def mend_model(model: Any, metadata: Metadata, file: Path) -> None:

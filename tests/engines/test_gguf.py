@@ -331,7 +331,7 @@ def test_four_bits_of_it_are_refused(write) -> None:  # type: ignore[no-untyped-
 
 
 def test_a_run_labels_by_one_and_keeps_its_absolute_path(
-    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:  # type: ignore[no-untyped-def]
     from typer.testing import CliRunner
 
@@ -340,11 +340,13 @@ def test_a_run_labels_by_one_and_keeps_its_absolute_path(
 
     path = write(add_bos=True)
     monkeypatch.chdir(tmp_path)
+    capfd.readouterr()
     row = {"prompt": "bread", "chosen": "good good", "rejected": "bad"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     command = ["label", "--pairs", "pairs.jsonl", "--judge", path.name, "--out", "run"]
     done = CliRunner().invoke(app, [*command, "--set", "judge.min_mass=0"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
+    assert "it/s" not in done.output + capfd.readouterr().err  # no bars but ours
     assert load_config("run/run.yaml").judge.model == str(path)
     missing = CliRunner().invoke(app, [*command[:4], "other.gguf", "--out", "other"])
     assert missing.exit_code != 0
