@@ -136,7 +136,7 @@ def _train(
         def on_log(row: Mapping[str, Any]) -> None:
             nonlocal steps_now
             steps_now += 1
-            progress(row["step"], row["total_steps"])
+            progress(row["step"], row["total_steps"], row.get("found", 0))
 
         result = fit(
             preferences, model, run.store.path("models", name), cut=cut_completions(run.store),

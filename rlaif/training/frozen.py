@@ -123,7 +123,7 @@ def fit_heads(
     def told(done: int, total: int) -> None:
         if on_log is not None:
             seconds = round(time.perf_counter() - clock, 3)
-            on_log({"step": done, "total_steps": total, "seconds": seconds})
+            on_log({"step": done, "total_steps": total, "found": found, "seconds": seconds})
 
     found = sum(key in features.known for key in keys)
     cut_off(loaded, max(features.depths))  # what lies behind is not computed
