@@ -35,7 +35,7 @@ _now = threading.local()  # the pass that is running in this thread: models carr
 _NEUTRAL = frozenset({
     "cache_position", "dropout", "is_causal", "logits_to_keep", "output_attentions",
     "output_hidden_states", "output_router_logits", "position_embeddings", "position_ids",
-    "return_dict", "use_cache",
+    "return_dict", "sliding_window", "use_cache",
 })  # fmt: skip
 # How far back a layer looks: ("window", 512): less than 512 positions, its own included; ("chunk",
 # 8192): as far as the last multiple of 8192.
@@ -370,7 +370,6 @@ def _interface(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
-    sliding_window: int | None = None,
     s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -385,21 +384,22 @@ def _interface(
     run: Pass = _now.run
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query = _tempered(module, query, run.depths)
-    return run.attend(
-        query, key, value, scale, softcap, _reach(module, sliding_window), s_aux
-    ), None
+    return run.attend(query, key, value, scale, softcap, _reach(module, kwargs), s_aux), None
 
 
-def _reach(module: Any, window: int | None) -> Reach | None:
-    """How far back a layer looks. Chunks are said by the config alone, not to the attention."""
-    if window is not None:
-        return "window", int(window)
+def _reach(module: Any, told: dict[str, Any]) -> Reach | None:
+    """How far back a layer looks. Some models tell their attention; the masks of others, of which
+    none is made here, follow from the config alone."""
     config: Any = getattr(module, "config", None)
-    kinds = getattr(config, "layer_types", None) or ()
-    # Layers may share one module, which then has no number of its own: Zamba's do.
-    if "chunked_attention" in kinds and kinds[module.layer_idx] == "chunked_attention":
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[module.layer_idx] if kinds else "sliding_attention"
+    if kind == "chunked_attention":
         return "chunk", int(config.attention_chunk_size)
-    return None
+    if "sliding_window" in told:
+        window = told["sliding_window"]
+    else:
+        window = getattr(config, "sliding_window", None) if kind == "sliding_attention" else None
+    return None if window is None else ("window", int(window))
 
 
 def _tempered(module: Any, query: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:

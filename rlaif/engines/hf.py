@@ -42,7 +42,7 @@ from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, ru
 from rlaif.engines.packed import PackedModel, logits_at, obstacle
 from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids, exclusive
-from rlaif.engines.trial import TIMES_ITS_NOISE, TRIAL_WINDOW
+from rlaif.engines.trial import LOOKS_AHEAD, TIMES_ITS_NOISE, TRIAL_WINDOW
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
 from rlaif.templates import Rendered
@@ -352,16 +352,20 @@ class HFEngine(Watched):
             with self._inference():
                 why = self._packed.check(longest, TRIAL_WINDOW)
                 _, within = obstacle(self.model.config, recurrent=True)
-                if why and within < longest:  # its windows may be what cannot be done
-                    longest, why = within, self._packed.check(within)
+                # Its windows may be what cannot be done.
+                if why and within < longest and not self._packed.check(within):
+                    longest, why = within, ""
+        if LOOKS_AHEAD in why:  # at padding too
+            self._budget, self._sharing = 1, False
         if why:
             self._say_unpacked(why)
         return 0 if why else longest
 
     def _say_unpacked(self, why: str) -> None:
+        how = "request by request" if LOOKS_AHEAD in why else "in padded batches"
         warnings.warn(
             f"{self.name}: shared prefixes are not packed, because {why}; "
-            "scoring goes on in padded batches, which is many times slower",
+            f"scoring goes on {how}, which is many times slower",
             stacklevel=2,
         )
 

@@ -42,8 +42,6 @@ from rlaif.engines.trie import (
 
 # What a model's code raises when it is called in a way that it does not know.
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError)
-# What bounds a path where the reach of layers is not computed, and the layers that have it.
-_BOUNDS = {"sliding_window": "sliding_attention", "attention_chunk_size": "chunked_attention"}
 _RECURRENT = {"linear_attention", "conv", "hybrid", "moe", "mlp"}  # and what stands beside them
 # Four dimensions say that the mask is made, so Transformers makes none (1, 1, N, N).
 _MADE = torch.ones(1, 1, 1, 1, dtype=torch.bool)
@@ -215,24 +213,21 @@ def logits_at(model: Any, where: torch.Tensor) -> Iterator[list[torch.Tensor]]:
 def obstacle(config: Any, *, windows: bool = False, recurrent: bool = False) -> tuple[str, int]:
     """Why a model cannot be packed ("" if nothing is known), and the longest path that can be.
 
-    `windows`: whether sliding windows and chunks are computed, and so bound no path. `recurrent`:
-    whether layers that carry a state walk the tree.
+    `windows`: whether sliding windows and chunks are computed, so that no window bounds a path.
+    `recurrent`: whether layers that carry a state walk the tree.
     """
     text = config.get_text_config(decoder=True)
     named = getattr(text, "layer_types", None)
     kinds = set(named or ["full_attention"])
-    known = {"full_attention", "sliding_attention", "chunked_attention"}
+    known = {"full_attention", "sliding_attention"} | ({"chunked_attention"} if windows else set())
     other = kinds - known - (_RECURRENT if recurrent else set())
     if other:
         return f"it has {', '.join(sorted(other))} layers", 0
     longest = 2**30
+    window = getattr(text, "sliding_window", None)
     # Configs without layer types that name a window use it in every layer.
-    bounds = [
-        getattr(text, name, None) if not named or kind in kinds else None
-        for name, kind in _BOUNDS.items()
-    ]
-    if not windows:
-        longest = min([longest, *(int(bound) for bound in bounds if bound)])
+    if not windows and window and (not named or "sliding_attention" in kinds):
+        longest = min(longest, int(window))
     ropes = getattr(text, "rope_parameters", None) or {}
     for rope in (ropes, *ropes.values()):  # some have one for each kind of layer
         kind = rope.get("rope_type") if isinstance(rope, dict) else None

@@ -17,8 +17,10 @@ from torch import nn
 
 from rlaif.engines.trie import Ints
 
-# Measured on …: see tests/engines/test_trial.py.
+# Packed passes of six models lay 0.3 to 1.4 times their rounding from plain ones; in float32 wrong
+# keys, masks and positions 600 times and more.
 TIMES_ITS_NOISE = 3.0
+LOOKS_AHEAD = "depend on the padding behind"
 TRIAL_WINDOW = 7  # shorter than the trial's paths and trunks
 COPY_LIMIT = 8 << 30  # bytes of weights that are held in float32 for a trial
 HALVES = (torch.bfloat16, torch.float16)
@@ -60,7 +62,7 @@ def difference(plain: torch.Tensor, other: torch.Tensor, packed: torch.Tensor) -
     )
     for found, rounding, scale in zip(error, noise, apart, strict=True):
         if rounding > most * scale:
-            return f"cannot be compared: two plain ones lie {rounding:.2g} apart"
+            return f"{LOOKS_AHEAD}: two plain ones lie {rounding:.2g} apart"
         if not found <= TIMES_ITS_NOISE * max(rounding, fine * scale):
             return f"differ by {found:.2g} on a trial, two plain passes by {rounding:.2g}"
     return ""

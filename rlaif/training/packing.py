@@ -1,12 +1,12 @@
 """Sequences of one forward pass behind one another in a single row, so that no padding is computed.
 
 Everything but attention treats tokens alike, and positions are given. Attention is that of
-Transformers, called for each sequence by itself: nothing masked is computed either. The model's
-attention is changed for good, as gradient checkpointing calls it again when the pass is over; it
-does what it did before wherever no `packed_lengths` are given.
+Transformers, called for each sequence by itself: nothing masked is computed but in sequences longer
+than a sliding window. The model's attention is changed for good, as gradient checkpointing calls it
+again when the pass is over; it does what it did before wherever no `packed_lengths` are given.
 
 Simplified away: models that look at their neighbours otherwise than by attention through
-Transformers' attention interface (recurrent ones), and sliding windows shorter than a sequence.
+Transformers' attention interface (recurrent ones).
 `learn_packing` finds them, and their sequences are padded.
 """
 
@@ -24,9 +24,11 @@ from transformers.masking_utils import sdpa_mask
 
 from rlaif.engines.packed import REFUSALS, obstacle
 from rlaif.engines.tokens import Ids
+from rlaif.engines.trial import narrowed
 
 _NAME = "rlaif_packed"
 _TRIAL = (7, 1, 4, 6)  # lengths
+_TRIAL_WINDOW = 3
 
 
 def packed(sequences: Sequence[Ids], device: Any) -> dict[str, Any]:
@@ -46,16 +48,22 @@ def packed(sequences: Sequence[Ids], device: Any) -> dict[str, Any]:
 def learn_packing(model: Any) -> tuple[int, str]:
     """Makes a model take `packed` sequences: the longest that it can, or 0 and why not.
 
-    Tried on some tokens: what a config does not tell shows in the numbers.
+    Tried on some tokens: what a config does not tell shows in the numbers. Sliding windows are
+    narrowed for that; where they go wrong, only sequences within them are packed.
     """
-    reason, longest = obstacle(model.config)
+    reason, longest = obstacle(model.config, windows=True)
     before = model.config._attn_implementation
     if not reason and before != "sdpa":
         reason = f"its attention is {before}, not sdpa"
     if reason:
         return 0, reason
     model.set_attn_implementation(_NAME)
-    reason = _difference(model)
+    with narrowed(model, _TRIAL_WINDOW):
+        reason = _difference(model)
+    if reason:
+        refused, within = obstacle(model.config)
+        if within < longest:
+            longest, reason = within, refused or _difference(model)
     if reason:
         model.set_attn_implementation(before)
         return 0, reason
@@ -100,8 +108,21 @@ def _attend(
         out: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
         return out, None
     each = zip(*(torch.split(x, packed_lengths, 2) for x in (query, key, value)), strict=True)
-    found = [sdpa_attention_forward(module, *qkv, None, **kwargs)[0] for qkv in each]
+    window = kwargs.get("sliding_window")
+    found = [
+        sdpa_attention_forward(module, *qkv, _band(n, window, query.device), **kwargs)[0]
+        for n, qkv in zip(packed_lengths, each, strict=True)
+    ]
     return torch.cat(found, 1), None
+
+
+def _band(length: int, window: int | None, device: Any) -> Tensor | None:
+    """Which tokens of a sequence see which (n, n), where it is longer than the window."""
+    if window is None or length <= window:
+        return None
+    at = torch.arange(length, device=device)
+    behind = at[:, None] - at
+    return (behind >= 0) & (behind < window)
 
 
 AttentionInterface.register(_NAME, _attend)

@@ -131,6 +131,13 @@ SHAPES["gemma2"] = {
     "sliding_window": 10,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+SHAPES["phimoe"] = {
+    "model_type": "phimoe",
+    **SMALL,
+    "sliding_window": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
 SHAPES["bloom"] = {
     "model_type": "bloom",
     "hidden_size": 32,

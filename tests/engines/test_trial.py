@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from rlaif.engines import attention, own_attention, packed, trial
 from rlaif.resources import TINY_WEIGHTS
+from rlaif.templates import Rendered, RenderedMessage, Segment
 
 DENSE, LOGITS, WHOLE = attention._dense, packed.PackedModel.logits, attention.Pass._whole
 
@@ -176,7 +178,20 @@ def test_a_model_of_halves_comes_out_of_the_trial_as_it_went_in(model_of):
 def test_a_model_that_looks_ahead_at_its_padding_is_no_measure(model_of, dtype):
     """An encoder's plain passes differ as much as anything: whatever packing gave would pass."""
     said = said_of(copy.deepcopy(model_of("ahead")), dtype)
-    assert "two plain ones lie" in said, said
+    assert trial.LOOKS_AHEAD in said, said
+
+
+def test_what_looks_ahead_is_scored_request_by_request(make_engine):
+    engine = make_engine("ahead")
+    asked = [
+        Rendered((RenderedMessage("user", (Segment(text, True),)),))
+        for text in ("How do I bake bread?", "Do not.", "The end of the story is near. " * 9)
+    ]
+    with pytest.warns(UserWarning, match="padding behind: .*; scoring goes on request by request"):
+        together = engine.score(asked, [(" A", " B")] * 3)
+    alone = [make_engine("ahead").score([one], [(" A", " B")])[0] for one in asked]
+    for a, b in zip(together, alone, strict=True):
+        assert np.abs(np.array(a.logprobs) - b.logprobs).max() <= 1e-6
 
 
 # ---- models of which a copy in float32 is too large

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from rlaif.training import packing
 from rlaif.training.models import disable_dropout
 from rlaif.training.packing import learn_packing, packed
 
@@ -62,6 +63,23 @@ def test_a_row_of_sequences_is_each_alone(shape):
     both_ways(model.train())
 
 
+@pytest.mark.parametrize("shape", ["mistral", "gemma2", "gemma3_text"])
+def test_sequences_longer_than_the_window(shape):
+    model = make(shape, sliding_window=5)
+    if shape != "mistral":
+        model.set_attn_implementation("sdpa")
+    assert learn_packing(model) == (2**30, "")
+    assert model.config.sliding_window == 5
+    both_ways(model.train())
+
+
+@pytest.mark.parametrize("off", [-1, 1, None])
+def test_a_window_that_goes_wrong_bounds_the_sequences(monkeypatch, off):
+    band = packing._band
+    monkeypatch.setattr(packing, "_band", lambda n, w, d: band(n, w + off, d) if off else None)
+    assert learn_packing(make("mistral", sliding_window=9)) == (9, "")
+
+
 def test_with_adapters_and_with_gradient_checkpointing():
     """A checkpointed layer runs again in the backward pass, and must see the same sequences."""
     model = make("llama")
@@ -94,8 +112,8 @@ def test_padded_batches_and_caches_are_what_they_were(shape):
 
 
 def test_what_cannot_be_packed_says_why_and_stays():
-    window = make("mistral", sliding_window=9)
-    assert learn_packing(window) == (9, "")
+    chunked = make("llama4_text", attention_chunk_size=9, num_local_experts=2)
+    assert learn_packing(chunked) == (0, "it has chunked_attention layers")
     eager = make("llama")
     eager.set_attn_implementation("eager")
     assert learn_packing(eager) == (0, "its attention is eager, not sdpa")
