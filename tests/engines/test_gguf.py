@@ -9,10 +9,9 @@ import warnings
 from pathlib import Path
 
 import gguf
-import numpy as np
 import pytest
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from gguf_files import WORDS, byte_level, random_model, write_gguf
+from transformers import PreTrainedTokenizerFast
 
 from rlaif.engines.base import Sampling, load_engine
 from rlaif.engines.checkpoint import source_of
@@ -25,100 +24,23 @@ from rlaif.training.dpo import train_dpo
 from rlaif.training.models import LoraSettings, fingerprint_of, load_policy
 from rlaif.training.reward import RewardModel, train_reward
 
-WORDS = [
-    "bread",
-    "flour",
-    "water",
-    "salt",
-    "oven",
-    "Human",
-    "Assistant",
-    "good",
-    "bad",
-    "is",
-    "A",
-    "B",
-]
-LAYERS = 2
-
 
 @pytest.fixture(scope="module")
 def model():  # type: ignore[no-untyped-def]
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "qwen2", hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, vocab_size=320,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.3)
-    return model
-
-
-def vocabulary(tokenizer: PreTrainedTokenizerFast) -> tuple[list[str], list[str]]:
-    """Tokens by id, and merges."""
-    data = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    tokens = sorted(data["vocab"], key=data["vocab"].get)
-    return tokens, [" ".join(merge) for merge in data["merges"]]
-
-
-@pytest.fixture(scope="module")
-def byte_level() -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<bos>", "<eos>", "<turn>"], show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    raw.train_from_iterator([" ".join(WORDS)] * 9, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>")
+    return random_model()
 
 
 @pytest.fixture
-def write(model, byte_level, tmp_path: Path):  # type: ignore[no-untyped-def]
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_level()
+
+
+@pytest.fixture
+def write(model, tmp_path: Path):  # type: ignore[no-untyped-def]
     """Writes the model to a GGUF file, with metadata of the test's choice."""
 
     def write(name: str = "small.gguf", **more: object) -> Path:
-        out = gguf.GGUFWriter(tmp_path / name, "qwen2")
-        config = model.config
-        out.add_name("small")
-        out.add_context_length(config.max_position_embeddings)
-        out.add_embedding_length(config.hidden_size)
-        out.add_block_count(LAYERS)
-        out.add_feed_forward_length(config.intermediate_size)
-        out.add_head_count(config.num_attention_heads)
-        out.add_head_count_kv(config.num_key_value_heads)
-        out.add_layer_norm_rms_eps(config.rms_norm_eps)
-        out.add_rope_freq_base(config.rope_parameters["rope_theta"])
-        tokens, merges = vocabulary(byte_level)
-        out.add_tokenizer_model("gpt2")
-        out.add_tokenizer_pre(str(more.pop("pre", "default")))
-        out.add_token_list(tokens + [f"unused{i}" for i in range(config.vocab_size - len(tokens))])
-        out.add_token_types([3, 3, 3] + [1] * (config.vocab_size - 3))
-        out.add_token_merges(merges)
-        out.add_bos_token_id(0)
-        out.add_eos_token_id(1)
-        if "add_bos" in more:
-            out.add_add_bos_token(bool(more.pop("add_bos")))
-        if "eot" in more:
-            out.add_eot_token_id(int(str(more.pop("eot"))))
-        if "parts" in more:
-            out.add_uint16("split.count", int(str(more.pop("parts"))))
-        assert not more
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, LAYERS)
-        for key, value in model.state_dict().items():
-            key = names.get_name(key, try_suffixes=(".weight", ".bias"))
-            out.add_tensor(key, value.numpy().astype(np.float32))
-        out.write_header_to_file()
-        out.write_kv_data_to_file()
-        out.write_tensors_to_file()
-        out.close()
-        return tmp_path / name
+        return write_gguf(tmp_path / name, model, byte_level(), **more)
 
     return write
 
@@ -161,15 +83,15 @@ def test_where_the_file_does_not_say_the_kind_of_vocabulary_does(write) -> None:
     )
 
 
-def test_the_original_tokenizer_beside_the_file_is_taken(write, byte_level) -> None:  # type: ignore[no-untyped-def]
+def test_the_original_tokenizer_beside_the_file_is_taken(write, tokenizer) -> None:  # type: ignore[no-untyped-def]
     from tokenizers.processors import TemplateProcessing
 
     path = write(add_bos=False)
-    byte_level.backend_tokenizer.post_processor = TemplateProcessing(
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<turn> $A", special_tokens=[("<turn>", 2)]
     )
-    byte_level.save_pretrained(path.parent)
-    byte_level.backend_tokenizer.post_processor = None
+    tokenizer.save_pretrained(path.parent)
+    tokenizer.backend_tokenizer.post_processor = None
     assert loaded(path)[0].encoder.prompt(ASKED)[0] == 2
 
 
@@ -220,11 +142,11 @@ def test_a_folder_of_several_files_is_refused_and_each_can_be_given(write) -> No
     assert loaded(two)[0].max_length == 512
 
 
-def test_other_weights_in_the_folder_come_first(write, model, byte_level) -> None:  # type: ignore[no-untyped-def]
+def test_other_weights_in_the_folder_come_first(write, model, tokenizer) -> None:  # type: ignore[no-untyped-def]
     folder = write("a.gguf").parent
     write("b.gguf")
     model.save_pretrained(folder)
-    byte_level.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     assert gguf_of(str(folder)) is None
     assert loaded(folder)[0].encoder.prompt(ASKED)[0] != 0
 
