@@ -392,13 +392,15 @@ def _reach(module: Any, told: dict[str, Any]) -> Reach | None:
     none is made here, follow from the config alone."""
     config: Any = getattr(module, "config", None)
     kinds = getattr(config, "layer_types", None)
-    kind = kinds[module.layer_idx] if kinds else "sliding_attention"
+    layer = getattr(module, "layer_idx", None)  # None where several layers share one attention
+    kind = kinds[layer] if kinds and layer is not None else None
     if kind == "chunked_attention":
         return "chunk", int(config.attention_chunk_size)
+    window = getattr(config, "sliding_window", None)
     if "sliding_window" in told:
         window = told["sliding_window"]
-    else:
-        window = getattr(config, "sliding_window", None) if kind == "sliding_attention" else None
+    elif kinds and kind != "sliding_attention":
+        window = None
     return None if window is None else ("window", int(window))
 
 

@@ -56,7 +56,6 @@ class PackedModel:
         self._short = SHORT
         self._faster: Prepacked | None = None
         self._recurrence: Recurrence | None = None
-        self._more = {"attention_mask": _MADE.to(model.device)} if needs_mask(model) else {}
 
     @torch.no_grad()
     def logits(self, trie: Trie, begin: int, end: int, nodes: Ints) -> torch.Tensor:
@@ -71,6 +70,7 @@ class PackedModel:
         ids = torch.from_numpy(trie.tokens[begin:end].astype(np.int64))[None].to(device)
         positions = torch.from_numpy(trie.depths[begin:end].astype(np.int64))[None].to(device)
         where = torch.from_numpy(nodes - begin)
+        more = {"attention_mask": _MADE.to(device)} if needs_mask(self.model) else {}
         if self._faster is None:
             self._faster = Prepacked(self.model)
         recurrence = self._recurrent()
@@ -80,7 +80,7 @@ class PackedModel:
             stack.enter_context(self._faster.active())
             stack.enter_context(tree_attention(self.model, run))
             found = stack.enter_context(logits_at(self.model, where))
-            self.model(input_ids=ids, position_ids=positions, use_cache=False, **self._more)
+            self.model(input_ids=ids, position_ids=positions, use_cache=False, **more)
         run.commit()
         return found[0]
 

@@ -248,5 +248,5 @@ def test_the_median_path_is_what_halves_are_judged_by():
     tipped = exact + 0.01 * torch.randn_like(exact)
     tipped[3] += 1.0
     assert trial.no_less_exact(exact, plain, tipped) == ""
-    wrong = exact + 0.05 * torch.randn_like(exact)
-    assert "differ by 0.05 from exact ones" in trial.no_less_exact(exact, plain, wrong)
+    wrong = exact + 0.2 * torch.randn_like(exact)
+    assert "differ by 0.2 from exact ones" in trial.no_less_exact(exact, plain, wrong)
