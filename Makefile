@@ -52,7 +52,9 @@ test-real: setup
 	  if [ $$rc = 3 ]; then echo "test-real: SKIPPED, for want of the model"; exit 0; fi; \
 	  [ $$rc = 0 ] || exit $$rc; fi; \
 	export RLAIF_REAL_MODEL="$$model"; set -ex; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 tests/real
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 tests/real; \
+	if [ -x .venv-vllm/bin/python ]; then .venv-vllm/bin/python -m pytest tests/real/on_vllm; \
+	else echo "test-real: vLLM's part skipped, as there is no .venv-vllm: make test-vllm makes it"; fi
 
 check: setup
 	$(BIN)/ruff check .
