@@ -278,6 +278,7 @@ class RationaleConfig(Section):
 
 
 _WITHOUT_EXAMPLES = ("cot", "listwise", "text")
+_WITHOUT_THOUGHTS = ("pointwise", "rubric", "listwise")
 
 
 class JudgingConfig(EngineConfig):
@@ -317,6 +318,9 @@ class JudgingConfig(EngineConfig):
     min_mass: float = Field(default=0.1, ge=0, le=1)
     """The judge abstains (`low_mass`) when the labels together have less probability. Another
     value of a `pairwise` judge judges nothing again: what it said is read anew."""
+    show_thoughts: bool = False
+    """Show the judge what a policy with `policy.thinking` thought before each answer of a pair that
+    `rlaif sample` made. Evaluation and training on live answers judge answers alone."""
     max_not_finite: float = Field(default=0.01, ge=0, le=1)
     """The stage fails when more than this share of verdicts has NaN or infinite log-probs."""
 
@@ -327,6 +331,15 @@ class JudgingConfig(EngineConfig):
                 f"method {self.method} takes no worked examples, and examples names "
                 f"{self.examples}: set examples to none, or take pairwise, adaptive, pointwise or "
                 "rubric"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shows_thoughts_of_pairs(self) -> Self:
+        if self.show_thoughts and self.method in _WITHOUT_THOUGHTS:
+            raise ValueError(
+                f"show_thoughts is of methods that read a pair's two responses, and {self.method} "
+                "is none: set it to false, or take pairwise, adaptive, cot or text"
             )
         return self
 

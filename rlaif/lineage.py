@@ -153,7 +153,7 @@ def _reasons(of: Facts, now: Facts, found: Mapping[str, Stale]) -> Iterator[str]
         if name in found:
             yield f"made from {title(name)}, out of date too"
         elif name in ASKED:
-            if name in now and _known(now[name]) != _known(then):
+            if name in now and _differ(then, now[name]):
                 yield from _told(name, then, now[name])
         elif name not in now:
             yield f"{title(name)} {'are' if name in _MANY else 'is'} no longer there"
@@ -161,12 +161,13 @@ def _reasons(of: Facts, now: Facts, found: Mapping[str, Stale]) -> Iterator[str]
             yield f"{title(name)} {'have' if name in _MANY else 'has'} changed since"
 
 
-def _known(facts: Any) -> Any:
-    """What the config says, but for what it leaves open: a setting that did not exist yet when a
-    product was made was null then."""
-    if not isinstance(facts, Mapping):
-        return facts
-    return {key: value for key, value in facts.items() if value is not None}
+def _differ(then: Any, now: Any) -> bool:
+    """Whether the config says something else. A setting that did not exist yet when a product was
+    made, and is null or off now, says nothing else."""
+    if not (isinstance(then, Mapping) and isinstance(now, Mapping)):
+        return bool(then != now)
+    new = (value for key, value in now.items() if key not in then)
+    return any(now.get(key) != value for key, value in then.items()) or any(new)
 
 
 def _told(name: str, then: Any, now: Any) -> Iterator[str]:

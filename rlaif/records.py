@@ -103,6 +103,8 @@ def _mirror(pair_id: str) -> str:
 class Pair:
     """Two completions of one prompt. `label` is a known P(first is better), e.g. a human's.
 
+    `thoughts` are what a policy that thinks thought before the two, where it did.
+
     The id does not depend on which completion stands first, but for a leading `~`: so a pair and
     its mirror are recognised as one, and `verdict.swap()` can name the mirrored pair.
     """
@@ -112,6 +114,7 @@ class Pair:
     second: str
     label: float | None = None
     source: str = ""
+    thoughts: tuple[str, str] | None = None
     _id: str | None = _kept_id()
 
     @property
@@ -127,7 +130,8 @@ class Pair:
     def swap(self) -> Pair:
         """The same pair with the completions, and the label, exchanged. swap∘swap = identity."""
         label = None if self.label is None else 1.0 - self.label
-        return replace(self, first=self.second, second=self.first, label=label)
+        thoughts = None if self.thoughts is None else self.thoughts[::-1]
+        return replace(self, first=self.second, second=self.first, label=label, thoughts=thoughts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,13 @@ def load_judge(
 
 def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:
     """The judge of a section, with its engine loaded."""
+    judge = _judge_by_method(config, engine)
+    if config.show_thoughts:
+        judge.show_thoughts()
+    return judge
+
+
+def _judge_by_method(config: JudgingConfig, engine: Engine) -> AnyJudge:
     method, template, min_mass = config.method, config.template, config.min_mass
     few_shot = FewShot(config.examples, config.shots, config.examples_seed)
     reasoning = Reasoning(

@@ -70,7 +70,10 @@ def make_pairs(
         texts = list(dict.fromkeys(c.text for c in whole))  # de-duplicated, order kept
         if len(texts) < 2 and on_skip:
             on_skip(_why_no_pair(found, whole), prompt)
-        pairs += [Pair(prompt, a, b) for a, b in combinations(texts, 2)]
+        thoughts = {c.text: c.thought for c in reversed(whole)}  # of equal texts, the first one's
+        for a, b in combinations(texts, 2):
+            told = (thoughts[a], thoughts[b])
+            pairs.append(Pair(prompt, a, b, thoughts=told if any(told) else None))
     return pairs
 
 

@@ -85,6 +85,7 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("second", _TEXT),
             ("label", _FLOAT),
             ("source", _TEXT),
+            ("thoughts", pa.list_(_TEXT)),
         ]
     ),
     "verdicts": pa.schema(
@@ -170,8 +171,10 @@ def _pair_of_row(
     second: str,
     label: float | None,
     source: str,
+    thoughts: list[str] | None = None,
 ) -> Pair:
-    return Pair(Prompt(_messages(prompt), prompt_source), first, second, label, source)
+    told = None if thoughts is None else (thoughts[0], thoughts[1])
+    return Pair(Prompt(_messages(prompt), prompt_source), first, second, label, source, told)
 
 
 def _completion_of_row(*row: Any) -> Completion:

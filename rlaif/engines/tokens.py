@@ -273,8 +273,20 @@ class Encoder:
             if said.thinking and finish_reason == "stop" and kept:  # it ended its turn instead
                 kept = kept[:-1]
             return Generation("", finish_reason, len(ids), kept, self.decode(kept).strip())
-        said = self.said(ids, sampling.stop, mode)
-        return Generation(said.text, finish_reason, len(ids), tuple(ids), said.thought)
+        said, tokens = self.said(ids, sampling.stop, mode), len(ids)
+        if mode == "on" and finish_reason == "length" and sampling.stop:
+            whole = self.said(ids, (), mode).text
+            if said.text != whole:  # the engine went on behind a stop string of the answer
+                ids, finish_reason = self._up_to_stop(ids, sampling.stop), "stop"
+        return Generation(said.text, finish_reason, tokens, tuple(ids), said.thought)
+
+    def _up_to_stop(self, ids: Sequence[int], stop: Sequence[str]) -> Sequence[int]:
+        """The ids of a completion up to the first stop string of its answer."""
+
+        def stopped(n: int) -> bool:
+            return any(s in self.said(ids[:n], (), "on").text for s in stop)
+
+        return ids[: bisect.bisect_left(range(len(ids) + 1), True, key=stopped)]
 
     # ---- options and completions
 

@@ -65,7 +65,12 @@ class AdaptiveJudge:
     key_by = staticmethod(EngineJudge.key_by)
 
     def key(self, ask: Ask) -> str:
-        return self.key_by(self.fingerprint, ask)
+        return self.key_by(self.fingerprint, ask, self.fast.shows_thoughts)
+
+    def show_thoughts(self) -> None:
+        """Has the judge read what the policy thought before its answers, where that is known."""
+        self.fast.show_thoughts()
+        self.slow.show_thoughts()
 
     def about(self) -> dict[str, Any]:
         """What the manifest tells of a judge."""

@@ -119,6 +119,7 @@ class EngineJudge(ABC):
         self.reasoning = reasoning or Reasoning()
         self._settings = (*settings, *self._thinking_id())
         self._told_malformed = False
+        self.shows_thoughts = False  # a policy's, before its answers
         # A method that takes some shows them by `show_examples`; for one that takes none, whoever
         # names some is told so before (`config`).
         self.examples: Examples | None = None
@@ -202,13 +203,27 @@ class EngineJudge(ABC):
     # ---- keys
 
     def key(self, ask: Ask) -> str:
-        return self.key_by(self.fingerprint, ask)
+        return self.key_by(self.fingerprint, ask, self.shows_thoughts)
 
     @staticmethod
-    def key_by(fingerprint: str, ask: Ask) -> str:
+    def key_by(fingerprint: str, ask: Ask, shows_thoughts: bool = False) -> str:
         """The key of a judge with this fingerprint: rows are found without loading its model."""
-        principle = ask.principle
-        return verdict_key(fingerprint, ask.pair.id, ask.order, principle.id, principle.compare)
+        principle, thoughts = ask.principle, ask.pair.thoughts if shows_thoughts else None
+        more = () if thoughts is None else (content_id("thoughts", thoughts),)
+        return verdict_key(
+            fingerprint, ask.pair.id, ask.order, principle.id, principle.compare, *more
+        )
+
+    def show_thoughts(self) -> None:
+        """Has the judge read what the policy thought before its answers, where that is known."""
+        self.shows_thoughts = True
+
+    def shown(self, ask: Ask) -> tuple[str, str]:
+        """The two completions as this judge reads them, in their order."""
+        if not self.shows_thoughts or ask.pair.thoughts is None:
+            return ask.shown
+        first, second = map(_with_thought, ask.pair.thoughts, (ask.pair.first, ask.pair.second))
+        return (first, second) if ask.order == "first_second" else (second, first)
 
     @abstractmethod
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
@@ -277,6 +292,11 @@ class EngineJudge(ABC):
                 f"{self.template_name}: a {self.method} template needs {wanted} options in its "
                 f"front matter, such as `options: [A, B]`; it has {list(self.template.options)}"
             )
+
+
+def _with_thought(thought: str, answer: str) -> str:
+    """An answer with what a policy thought before it, as a judge reads the two."""
+    return f"[thought]\n{thought}\n[end of thought]\n\n{answer}" if thought else answer
 
 
 def _thought(prompt: Rendered, generation: Generation) -> Sample:

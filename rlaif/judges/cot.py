@@ -44,7 +44,7 @@ class CotJudge(EngineJudge):
 
     def render(self, ask: Ask, rationale: str | None = None) -> Rendered:
         """The prompt that asks for a rationale, or the one that is scored after it."""
-        first, second = ask.shown
+        first, second = self.shown(ask)
         return self.template.render(
             messages=ask.pair.prompt.messages, first=first, second=second,
             principle=ask.principle.compare, rationale=rationale,

@@ -58,7 +58,7 @@ class ListwiseJudge(EngineJudge):
             )
 
     @staticmethod
-    def key_by(fingerprint: str, ask: Ask) -> str:
+    def key_by(fingerprint: str, ask: Ask, shows_thoughts: bool = False) -> str:  # noqa: ARG004
         principle, group = ask.principle, group_id(group_of(ask))
         return verdict_key(
             fingerprint, ask.pair.id, ask.order, principle.id, principle.compare, group

@@ -49,7 +49,7 @@ class PairwiseJudge(EngineJudge):
 
     def render(self, ask: Ask) -> Rendered:
         """The exact prompt of an ask."""
-        return self.after_examples(self._asked(ask.pair, ask.shown, ask.principle.compare))
+        return self.after_examples(self._asked(ask.pair, self.shown(ask), ask.principle.compare))
 
     def _asked(self, pair: Pair, shown: tuple[str, str], principle: str) -> Rendered:
         first, second = shown
@@ -67,7 +67,7 @@ class PairwiseJudge(EngineJudge):
         out: list[Rendered] = []
         for _, group in groupby(asks, key=lambda ask: (id(ask.pair), ask.order)):
             same = list(group)
-            first, second = same[0].shown
+            first, second = self.shown(same[0])
             out += self.template.render_each(
                 "principle", [ask.principle.compare for ask in same],
                 messages=same[0].pair.prompt.messages, first=first, second=second,

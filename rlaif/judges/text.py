@@ -43,7 +43,7 @@ class TextJudge(EngineJudge):
 
     def render(self, ask: Ask) -> Rendered:
         """The exact prompt of an ask."""
-        first, second = ask.shown
+        first, second = self.shown(ask)
         return self.template.render(
             messages=ask.pair.prompt.messages, first=first, second=second,
             principle=ask.principle.compare,

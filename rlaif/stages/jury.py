@@ -137,6 +137,8 @@ class Panel:
         before, method = said.get("min_mass"), juror.section.method
         if method != "pairwise" or before is None or before == juror.section.min_mass:
             return
+        if juror.section.show_thoughts:
+            return
         if juror.section.thought_tokens:  # a verdict is a mean, which cannot be taken apart again
             return
         judge, table = self.run.judge(juror.section), self.run.store.table("verdicts")
@@ -169,7 +171,8 @@ class Panel:
         """What a juror that has finished said of some pairs."""
         key_by, fingerprint = JUDGES[juror.section.method].key_by, juror.about["fingerprint"]
         asks = expand(pairs, self.run.asked(), juror.orders, together=juror.together)
-        keys = list(dict.fromkeys(key_by(fingerprint, ask) for ask in asks))
+        shows = juror.section.show_thoughts
+        keys = list(dict.fromkeys(key_by(fingerprint, ask, shows) for ask in asks))
         found = find(keys)
         return [found[key] for key in keys]
 

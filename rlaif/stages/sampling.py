@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from rlaif.engines.thinking import split_thought
 from rlaif.errors import DataError
 from rlaif.executors import Done, counted
 from rlaif.records import Completion, Prompt
@@ -60,6 +61,11 @@ def sample(run: Run) -> None:
 
 def _tell_thoughts(run: Run, completions: Sequence[Completion]) -> dict[str, int]:
     """How many completions have a thought before their answer, and how many were cut within it."""
+    if run.config.policy.thinking is None and any(split_thought(c.text)[0] for c in completions):
+        run.reporter.warn(
+            "the policy thinks before it answers, and its thoughts stand in its completions as if "
+            "they were answers: set policy.thinking to on (or to a number of tokens), or to off"
+        )
     if not run.config.policy.thought_tokens:
         return {}
     thoughts = sum(bool(c.thought) for c in completions)

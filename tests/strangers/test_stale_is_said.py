@@ -206,8 +206,11 @@ def test_a_setting_that_did_not_exist_yet_makes_nothing_stale(tmp_path: Path) ->
         store.table("pairs").append([Pair(Prompt.user("q"), "a", "b")])
         policy = {"model": "tiny", "dtype": "auto"}
         store.update_manifest("made", {"pairs": {"policy": policy}})
-        store.update_manifest("asked", {"policy": {**policy, "thinking": None}})
+        fresh = {"thinking": None, "show_thoughts": False}
+        store.update_manifest("asked", {"policy": {**policy, **fresh}})
         assert lineage.stale(store) == []
         store.update_manifest("asked", {"policy": {**policy, "thinking": 64}})
         (found,) = lineage.stale(store)
         assert found.reasons == ("the policy changed (thinking none → 64)",)
+        store.update_manifest("asked", {"policy": {"model": "tiny"}})
+        assert lineage.stale(store) != []

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from rlaif import load_engine
+from rlaif import PairwiseJudge, load_engine
 from rlaif.cli.app import app
 from rlaif.config import load_config
-from rlaif.engines.base import Engine, Sampling
-from rlaif.errors import EngineError
+from rlaif.constitution import Principle
+from rlaif.engines.base import Engine, Sampling, ScriptedEngine
+from rlaif.errors import ConfigError, EngineError
 from rlaif.evaluation.policy import kl_to_base
+from rlaif.judges.base import expand
 from rlaif.records import Completion, Demonstration, Pair, Preference, Prompt
+from rlaif.running import make_judge
 from rlaif.sampling import completion_keys, make_pairs, sample_prompts
 from rlaif.stages.inputs import sampling_of
 from rlaif.stages.learning import cut_completions, sampled_tokens
@@ -141,6 +144,44 @@ def test_the_kl_is_of_the_thought_and_the_answer(engine: Any, made: list[Complet
     assert (found.value, found.n) == (pytest.approx(0, abs=1e-6), len(rows))
 
 
+def test_a_judge_reads_a_policys_thoughts_only_if_asked(tmp_path: Path) -> None:
+    texts: list[str] = []
+
+    def score(text: str, _: Any) -> list[float]:
+        texts.append(text)
+        return [-1.0, -2.0]
+
+    said = [
+        Completion("k0", PROMPTS[0].id, "p", 0, "Yes.", "stop", 4, thought="Hm, why not?"),
+        Completion("k1", PROMPTS[0].id, "p", 1, "No.", "stop", 4),
+        Completion("k2", PROMPTS[0].id, "p", 2, "Yes.", "stop", 4, thought="other"),
+    ]
+    (pair,) = make_pairs([PROMPTS[0]], said)
+    assert pair.thoughts == ("Hm, why not?", "")
+    assert pair.swap().thoughts == ("", "Hm, why not?")
+    assert pair.swap().swap() == pair
+    with RunStore(tmp_path / "r", command="test") as store:
+        store.table("pairs").append([pair])
+        assert store.table("pairs").read() == [pair]
+    asks = expand([pair], (Principle(id="kind", compare="Kinder?"),))
+    judge = PairwiseJudge(ScriptedEngine(score))
+    plain = judge.judge(asks)
+    assert not any("Hm" in text for text in texts)
+    without = replace(pair, thoughts=None)
+    keys = [judge.key(a) for a in expand([without], (Principle(id="kind", compare="Kinder?"),))]
+    assert keys == [v.key for v in plain]  # of what is not shown nothing is in the key
+    judge.show_thoughts()
+    texts.clear()
+    shown = judge.judge(asks)
+    assert all("Hm, why not?\n[end of thought]\n\nYes." in text for text in texts)
+    assert not {v.key for v in shown} & set(keys)
+    assert [v.pair_id for v in shown] == [pair.id] * 2
+    config = load_config(None, ["judge.show_thoughts=true", "judge.method=cot"])
+    assert make_judge(config.judge, ScriptedEngine()).shows_thoughts
+    with pytest.raises(ConfigError, match=r"show_thoughts is of methods that read a pair's two"):
+        load_config(None, ["judge.show_thoughts=true", "judge.method=listwise"])
+
+
 def test_the_policys_thinking_is_in_every_sampling_of_a_run() -> None:
     config = load_config(None, ["policy.thinking=on", "sampling.max_new_tokens=100"])
     assert sampling_of(config).thinking == 1024
@@ -189,3 +230,7 @@ def test_a_run_whose_policy_thinks(
     assert kl["n"] > 0
     assert np.isfinite(kl["value"])
     assert "0 new" in run("sample")
+    thoughtful = sum(p.thoughts is not None for p in pairs)
+    assert thoughtful
+    again = run("label", "--set", "judge.show_thoughts=true")
+    assert f"({2 * thoughtful} new)" in again
