@@ -12,7 +12,7 @@ attention than SDPA). `why_not` finds them, and each prompt becomes a row of its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from rlaif.training.models import Loaded
 if TYPE_CHECKING:
     from rlaif.training.loop import PairLoss
 
+_PADDING = 37  # tokens by which the trial's rows are padded
 Collate = Callable[[Sequence["JudgeRow"], float], dict[str, Any]]
 
 
@@ -213,7 +214,7 @@ def why_not(loaded: Loaded, rows: Sequence[JudgeRow]) -> str:
     """Why this model cannot compute the prompts of a pair in one row; "" if it can.
 
     Tried on a middling pair, its windows being narrowed to less than that, against its own
-    rounding: how far a batch of the prompts is from each by itself.
+    rounding: how far a batch of the prompts, padded, is from each by itself.
     """
     config = loaded.model.config
     reason, longest = obstacle(config, windows=True)
@@ -229,6 +230,9 @@ def why_not(loaded: Loaded, rows: Sequence[JudgeRow]) -> str:
     groups = [list(g) for _, g in groupby(rows, key=lambda row: row.together)]
     groups.sort(key=lambda g: max(row.length for row in g))
     some = groups[len(groups) // 2][:4]
+    # Rows of one length round alike in a batch and alone: a longer one has them all padded.
+    room = min(_PADDING, loaded.max_length - some[0].length)
+    longer = replace(some[0], ids=np.concatenate([some[0].ids, some[0].ids[:room]]))
     plain, shared = collator(loaded.filler, False), collator(loaded.filler, True)
     model, training = loaded.model, loaded.model.training
     model.eval()
@@ -239,7 +243,8 @@ def why_not(loaded: Loaded, rows: Sequence[JudgeRow]) -> str:
     try:
         with narrowed(model, TRIAL_WINDOW):
             alone = torch.cat([found(plain([row], 1.0)) for row in some])
-            why = difference(alone, found(plain(some, 1.0)), found(shared(some, 1.0)))
+            padded = found(plain([*some, longer], 1.0))[: len(alone)]
+            why = difference(alone, padded, found(shared(some, 1.0)))
     except (*REFUSALS, NotImplementedError, KeyError) as error:
         return f"its code cannot do it ({error})"
     finally:
