@@ -44,7 +44,7 @@ def lacks_beginning(
         return None
     token = encoder.tokenizer.bos_token
     fix = (
-        'put "add_bos_token": true into its tokenizer_config.json'
+        "load its tokenizer by AutoTokenizer, set tokenizer.add_bos_token = True and save it there"
         if encoder.transcript
         else f"have its chat template begin with {token}"
     )

@@ -54,7 +54,7 @@ def test_a_model_that_is_broken_without_it_is_told_by_name_with_the_fix() -> Non
     assert "<s>" in told
     assert "2.3" in told
     assert "4.8" in told
-    assert '"add_bos_token": true' in told
+    assert "add_bos_token = True" in told
     chat = "{% for m in messages %}{{ m.content }}{% endfor %} Assistant:"
     told = lacks_beginning(encoder(template=chat), VOCABULARY, reads(2.3, 4.8))
     assert told is not None
