@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rlaif.errors import TrainingError
 from rlaif.resources import model_path
-from rlaif.training.last_layer import last_layer_at
+from rlaif.training.last_layer import last_layer_at, logits_at
 from rlaif.training.losses import token_logprobs
 from rlaif.training.models import Loaded, LoraSettings, add_lora, load_reward
 from rlaif.training.nlpo import restrict
@@ -215,20 +215,7 @@ class ActorCritic:
 def at_states(model: Any, part: Part) -> tuple[Tensor, Tensor]:
     """Logits (N, V) and last hidden states (N, d) of a part's states.
 
-    Padding, if any, stands right of every token, so causal attention keeps it out. The head's input
-    is cut down before the head, so scaling and soft-capping after it still happen.
+    Padding, if any, stands right of every token, so causal attention keeps it out.
     """
-    kept: list[Tensor] = []
-
-    def cut(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0]  # (b, S, d)
-        kept.append(hidden.reshape(-1, hidden.shape[-1]).index_select(0, part.where))
-        return (kept[0][None], *args[1:])
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(cut)
-    try:
-        with last_layer_at(model, part.where):
-            logits: Tensor = model(**part.inputs, use_cache=False).logits[0]
-    finally:
-        hook.remove()
-    return logits, kept[0]
+    with last_layer_at(model, part.where):
+        return logits_at(model, part.where, **part.inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from rlaif.engines.tokens import Ids
 from rlaif.training.data import pad, token_batches
+from rlaif.training.last_layer import logits_at
 from rlaif.training.losses import token_logprobs
 
 Floats = NDArray[np.float64]
 BATCH_TOKENS = 8_192  # padded tokens of a forward pass without gradients
+LOGIT_BYTES = 2**29  # logits of such a pass: 512 places of 262,144 tokens in float32
 
 
 def completion_batch(
@@ -32,21 +34,15 @@ def completion_batch(
 def completion_logprobs(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Log-probabilities (B, T−1) of the tokens after the first, and their completion mask (B, T−1).
 
-    Logits are asked for from the shortest prompt's end on, as the head is the dearest part of a
-    small model, and the largest tensor of a large one. Positions outside the mask hold 0.
+    Logits are made where a completion's token is predicted and nowhere else, as the head is the
+    dearest part of a small model, and its logits the largest tensor of any. Positions outside the
+    mask hold 0.
     """
     ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:]
-    T = ids.shape[1]
-    first = int(mask.any(0).int().argmax())  # the first position that predicts a completion token
-    keep = T - first
-    logits = model(
-        input_ids=ids,
-        attention_mask=batch["attention_mask"],
-        use_cache=False,
-        logits_to_keep=keep,
-    ).logits[:, -keep:-1]  # the last position predicts nothing
-    picked = token_logprobs(logits, ids[:, first + 1 :]) * mask[:, first:]
-    return torch.nn.functional.pad(picked, (first, 0)), mask
+    wanted = torch.nn.functional.pad(mask, (0, 1)).flatten().nonzero()[:, 0]  # in the flat (B·T)
+    logits, _ = logits_at(model, wanted, input_ids=ids, attention_mask=batch["attention_mask"])
+    picked = token_logprobs(logits, ids[:, 1:][mask.bool()])  # (N,), row after row
+    return picked.new_zeros(mask.shape).masked_scatter(mask.bool(), picked), mask
 
 
 @torch.no_grad()
@@ -62,9 +58,10 @@ def sequence_logprobs(
     lengths = [len(p) + len(c) for p, c in zip(prompts, completions, strict=True)]
     out: list[Floats] = [np.zeros(0)] * len(lengths)
     training = model.training
+    most = LOGIT_BYTES // (4 * model.get_output_embeddings().weight.shape[0])
     model.eval()
     try:
-        for batch in token_batches(lengths, batch_tokens):
+        for batch in _few(token_batches(lengths, batch_tokens), completions, most):
             tensors = completion_batch(
                 [prompts[i] for i in batch], [completions[i] for i in batch], filler
             )
@@ -74,6 +71,22 @@ def sequence_logprobs(
     finally:
         model.train(training)
     return out
+
+
+def _few(
+    batches: Iterable[list[int]], completions: Sequence[Ids], most: int
+) -> Iterator[list[int]]:
+    """Batches cut where their completions have more than `most` tokens, but to one at least."""
+    for batch in batches:
+        part: list[int] = []
+        wanted = 0
+        for i in batch:
+            if part and wanted + len(completions[i]) > most:
+                yield part
+                part, wanted = [], 0
+            part.append(i)
+            wanted += len(completions[i])
+        yield part
 
 
 def sequence_rewards(

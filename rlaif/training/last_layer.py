@@ -1,4 +1,4 @@
-"""The last decoder layer computed only at the states that are looked at.
+"""The last decoder layer, and the head, computed only at the states that are looked at.
 
 Nothing attends to what the last layer makes, so of a sequence whose head is read at its completion,
 the prompt's part of that layer is computed for nothing, forwards and backwards: queries, the
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from rlaif.errors import TrainingError
 
 _BY_STATE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")  # each works on every state by itself
 _PLAIN_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -37,6 +39,34 @@ def last_layer_at(model: nn.Module, where: Tensor) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def logits_at(model: Any, where: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+    """Logits (N, V) at some states, and what the head made them of, (N, d).
+
+    `where` (N,) are places in the flat (b·S), `inputs` what the model takes. The head's input is
+    cut down, so that scaling and soft-capping behind it still happen: with a vocabulary of 262,144
+    the logits of a thousand places are a gigabyte.
+    """
+    kept: list[Tensor] = []
+
+    def cut(_: Any, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        hidden = args[0]  # (b, S, d)
+        kept.append(hidden.reshape(-1, hidden.shape[-1]).index_select(0, where))
+        return (kept[0][None], *args[1:])
+
+    bare = getattr(model, "module", model)  # inside what stands round it with several processes
+    hook = bare.get_output_embeddings().register_forward_pre_hook(cut)
+    try:
+        logits: Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        hook.remove()
+    if not kept:
+        raise TrainingError(
+            f"{type(bare).__name__} computes its logits without calling its head "
+            "(`get_output_embeddings()`), so rlaif cannot train it"
+        )
+    return logits[0], kept[0]
 
 
 def _parts(model: nn.Module) -> list[nn.Module]:

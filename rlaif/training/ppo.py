@@ -30,6 +30,7 @@ from rlaif.errors import ConfigError, TrainingError, nearest, require_finite_fie
 from rlaif.records import Prompt, content_id
 from rlaif.training.actor_critic import ActorCritic, Value
 from rlaif.training.data import pad
+from rlaif.training.last_layer import logits_at
 from rlaif.training.losses import token_logprobs
 from rlaif.training.models import LoraSettings
 from rlaif.training.nlpo import Masker, table_of
@@ -399,9 +400,10 @@ class PPO:
         if not mine:
             return
         ids, mask = (x.to(self.nets.device) for x in pad(mine, 0))
-        logits = self.nets.policy(input_ids=ids, use_cache=False).logits[:, :-1]
-        logp = token_logprobs(logits, ids[:, 1:]) * mask[:, 1:]
-        loss = -logp.sum() / tokens
+        real = mask[:, 1:].bool()
+        wanted = torch.nn.functional.pad(real, (0, 1)).flatten().nonzero()[:, 0]
+        logits, _ = logits_at(self.nets.policy, wanted, input_ids=ids)
+        loss = -token_logprobs(logits, ids[:, 1:][real]).sum() / tokens
         (s.ptx_weight * loss).backward()
         meter.add("ptx_loss", loss.detach())
 

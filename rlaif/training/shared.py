@@ -22,6 +22,8 @@ from rlaif.engines.packed import obstacle
 from rlaif.engines.tokens import Ids
 from rlaif.training.data import Row, pad
 from rlaif.training.forward import completion_batch, completion_logprobs, to_device
+from rlaif.training.last_layer import logits_at
+from rlaif.training.losses import token_logprobs
 from rlaif.training.models import Loaded
 
 Both = tuple[Tensor, Tensor]  # the same numbers from rows of their own, and from shared ones
@@ -67,30 +69,28 @@ def branch_logprobs(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Te
     one before it.
     """
     ids, branches = batch["input_ids"], batch["branches"]
-    ends = (branches == 0).sum(1) - 1  # (B,) where prompts end
-    first = int(ends.min())
-    keep = ids.shape[1] - first
-    logits = (
-        model(
-            input_ids=ids,
-            attention_mask=tree_mask(branches),
-            position_ids=batch["position_ids"],
-            use_cache=False,
-            logits_to_keep=keep,
-        )
-        .logits[:, -keep:]
-        .float()
-    )  # (B, keep, V)
-    total = logits.logsumexp(-1)
-    following = logits[:, :-1].gather(-1, ids[:, first + 1 :, None])[..., 0] - total[:, :-1]
+    following = torch.nn.functional.pad(branches[:, 1:], (0, 1), value=-1)
+    inside = (branches > 0) & (branches == following)  # (B, T) predicts the next of its branch
+    ends = (branches == 0) & (following != 0)  # the prompt's end, which predicts each first one
+    wanted = (inside | ends).flatten().nonzero()[:, 0]  # (N,)
+    logits, _ = logits_at(  # (N, V)
+        model,
+        wanted,
+        input_ids=ids,
+        attention_mask=tree_mask(branches),
+        position_ids=batch["position_ids"],
+    )
+    opens = ends.flatten()[wanted]  # (N,) B of them, row after row
+    starting = logits[opens]
+    later = torch.roll(ids, -1, 1)[inside]
+    each = token_logprobs(logits[~opens], later)
+    each = each.new_zeros(inside.shape).masked_scatter(inside, each)
     rows = torch.arange(len(ids), device=ids.device)
     sums, counts = [], []
     for k in range(1, int(branches.max()) + 1):
         mine = branches == k
-        begin = mine.int().argmax(1)
-        opening = logits[rows, ends - first, ids[rows, begin]] - total[rows, ends - first]
-        inside = mine[:, first + 1 :] & mine[:, first:-1]
-        sums.append(opening + (following * inside).sum(1))
+        opening = token_logprobs(starting, ids[rows, mine.int().argmax(1)])
+        sums.append(opening + (each * mine).sum(1))
         counts.append(mine.sum(1))
     return torch.stack(sums, 1), torch.stack(counts, 1)
 
