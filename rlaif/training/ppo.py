@@ -404,7 +404,7 @@ class PPO:
         wanted = torch.nn.functional.pad(real, (0, 1)).flatten().nonzero()[:, 0]
         logits, _ = logits_at(self.nets.policy, wanted, input_ids=ids)
         loss = -token_logprobs(logits, ids[:, 1:][real]).sum() / tokens
-        (s.ptx_weight * loss).backward()
+        (s.ptx_weight * loss).backward()  # type: ignore[no-untyped-call]
         meter.add("ptx_loss", loss.detach())
 
 
