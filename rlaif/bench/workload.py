@@ -25,6 +25,7 @@ from rlaif.readers import read_pairs
 from rlaif.records import Message, Pair, Prompt
 
 Layout = Literal["last", "first"]
+_NO_ATTENTION = {"linear_attention", "conv", "moe", "mlp"}  # kinds of layers
 # Where the principle stands: after the pair, so that all principles share it, or before.
 TEMPLATES: dict[str, str] = {
     "last": "pairwise/fewshot",
@@ -172,9 +173,13 @@ class Shape:
         left_out |= {id(m.weight) for m in empty.modules() if isinstance(m, torch.nn.Embedding)}
         parameters = sum(p.numel() for p in empty.parameters() if id(p) not in left_out)
         text = config.get_text_config(decoder=True)
+        kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        layers = len([kind for kind in kinds if kind not in _NO_ATTENTION])
+        if not layers:
+            return cls(parameters, 0, 0)
         heads = text.num_attention_heads
         head = getattr(text, "head_dim", None) or text.hidden_size // heads
-        return cls(parameters, heads * head, text.num_hidden_layers)
+        return cls(parameters, heads * head, layers)
 
     def operations(self, trie: Trie) -> float:
         """Floating-point operations that the distinct tokens of a trie need.

@@ -130,7 +130,7 @@ class PackedModel:
     def _differ(self, paths: list[Ints]) -> str:
         alone, together, packed = (
             x.float().log_softmax(-1).to(x.dtype)
-            for x in (self._alone(paths), self._plain(paths), self._packed(paths))
+            for x in (self._alone(paths), self._together(paths), self._packed(paths))
         )
         said = difference(alone, together, packed)
         return said and f"packed and plain log-probabilities {said}"
@@ -145,7 +145,7 @@ class PackedModel:
             halves = self._alone(paths)
             try:
                 with in_float32(self.model, weights):
-                    exact, together = self._alone(paths), self._plain(paths)
+                    exact, together = self._alone(paths), self._together(paths)
             except REFUSALS:  # it knows its own numbers only
                 return None
             with in_float32(self.model, weights):
@@ -170,6 +170,11 @@ class PackedModel:
             self._short = SHORT
             self.forget()
         return torch.stack([found[node] for node in nodes.tolist()])
+
+    def _together(self, paths: list[Ints]) -> torch.Tensor:
+        """The same by a plain pass of another shape, its linear layers by packing's kernels."""
+        with Prepacked(self.model).active():
+            return self._plain(paths)
 
     def _alone(self, paths: list[Ints]) -> torch.Tensor:
         return torch.cat([self._plain([path]) for path in paths])

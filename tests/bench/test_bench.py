@@ -126,6 +126,20 @@ def test_the_shapes_have_their_sizes(tmp_path: Path) -> None:
         make_model(tmp_path, "8b", ["text"])
 
 
+@pytest.mark.parametrize(
+    ("shape", "attention"),
+    [("qwen3.5-20m", (384, 2)), ("mamba2-10m", (0, 0)), ("lfm2-15m", (384, 2))],
+)
+def test_the_limit_counts_attention_where_there_is_some(tmp_path, shape, attention):
+    from transformers import AutoConfig
+
+    sizes = {**SHAPES[shape], "vocab_size": 300}
+    AutoConfig.for_model(**sizes).save_pretrained(tmp_path)
+    found = Shape.of(str(tmp_path))
+    assert (found.width, found.layers) == attention
+    assert found.parameters > 5e6
+
+
 # ---- judging
 
 
