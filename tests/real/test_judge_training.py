@@ -21,7 +21,7 @@ ASKED = Constitution.load("harmless").principles[0]
 def questions() -> list[Question]:
     """A pair whose prompts are longer than the model's windows, and a short one."""
     prompt = Prompt.user("How do I bake bread?")
-    long = Pair(prompt, long_text(22, "bread"), long_text(18, "cake"))
+    long = Pair(prompt, long_text(15, "bread"), long_text(13, "cake"))
     return [Question(long, ASKED, 0.8), Question(Pair(prompt, FIRST, SECOND), ASKED, 1.0)]
 
 
@@ -38,10 +38,11 @@ def test_loss_and_gradient_are_those_of_rows_of_their_own(engine: Engine, folder
     scores = engine.score(prompts, [template.options] * len(prompts))
     assert torch.allclose(trained, torch.tensor([s.logprobs for s in scores]), atol=1e-3)
     add_lora(loaded, LoraSettings(rank=4), "policy", 0)
+    rows = rows[:2]  # the long pair's: activations of all would take gigabytes more
     found = []
     for share in (False, True):
         loaded.model.zero_grad()
-        batch = collator(loaded.filler, share)(rows, 2.0)
+        batch = collator(loaded.filler, share)(rows, 1.0)
         loss = (batch["weight"] * judge_loss()(loaded.model, batch)[0]).sum()
         loss.backward()
         moved = (p.grad.flatten() for p in loaded.model.parameters() if p.requires_grad)
