@@ -24,7 +24,10 @@ from rlaif.records import Prompt
 
 HERE = [page for page in PAGES if any(c[0] == "rlaif" for c in commands(page))]
 # What one machine without a GPU or a server cannot run; its options are checked all the same.
-NOT_HERE = {"rollouts=vllm": "needs vLLM: tests/on_vllm runs it"}
+NOT_HERE = {
+    "rollouts=vllm": "needs vLLM: tests/on_vllm runs it",
+    "gemma-3-270m.gguf": "needs Gemma's weights: tests/real does the same",
+}
 SMALL = {
     "sample": ["prompts.limit=8"],
     "revise": ["prompts.limit=8", "revise.max_new_tokens=24"],
@@ -191,7 +194,12 @@ def test_yaml_is_a_config_or_a_constitution(
 
 @pytest.mark.parametrize(
     "block",
-    [b for page in PAGES for b in blocks(page) if b.language == "python"],
+    [
+        b
+        for page in PAGES
+        for b in blocks(page)
+        if b.language == "python" and not any(mark in b.text for mark in NOT_HERE)
+    ],
     ids=lambda block: block.name,
 )
 def test_python_runs(
@@ -200,6 +208,8 @@ def test_python_runs(
     monkeypatch.chdir(tmp_path)
     shutil.copytree(demo, "runs/demo")
     prepare(block.page)
+    if ".ensemble(" in block.text:  # of the model that the page has just trained
+        run(["train", "reward", "--out", "runs/demo", "--set", "train.reward.trunk=frozen"])
     few = re.sub(r"steps=\d+, batch_size=\d+", "steps=1, batch_size=4", block.text)
     prompts = [Prompt.user(f"How do I bake bread, way {i}?") for i in range(4)]
     exec(compile(few, block.name, "exec"), {"prompts": prompts, "texts": ["Mix flour."] * 4})
