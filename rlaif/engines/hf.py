@@ -195,14 +195,15 @@ class HFEngine(Watched):
             by_path.setdefault(request.ids.tobytes(), []).append(k)
         groups = list(by_path.values())
         trie = build([requests[group[0]].ids for group in groups])
-        self.usage.bound_tokens += len(trie) - common_prefix(trie.first_way(), self._last_path)
-        if len(trie):
-            self._last_path = trie.path_to(len(trie) - 1)
         values = np.zeros(len(requests))
         if requests and self._can_pack(int(trie.lengths.max())):
             self._score_packed(requests, groups, trie, values)
         elif requests:
             self._score_padded(requests, groups, trie, values)
+        # Counted of calls that end: one that is broken off (`pace`) is asked for again.
+        self.usage.bound_tokens += len(trie) - common_prefix(trie.first_way(), self._last_path)
+        if len(trie):
+            self._last_path = trie.path_to(len(trie) - 1)
         return values.tolist()
 
     def _score_packed(

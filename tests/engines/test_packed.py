@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlaif.engines import attention, packed
 from rlaif.engines import trie as t
+from rlaif.engines.base import hear
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.packed import obstacle
 from rlaif.templates import Rendered, RenderedMessage, Segment
@@ -222,6 +223,29 @@ def test_a_model_that_packs_wrongly_is_found_out(make_engine, monkeypatch):
         found = logprobs(engine, prompts())
     monkeypatch.undo()
     assert np.abs(found - logprobs(make_engine("llama"), prompts())).max() <= 2e-5
+
+
+def test_a_call_that_is_broken_off_leaves_the_bound_a_bound(make_engine):
+    """`pace` breaks off a call that takes too long, and asks for its rows again."""
+    asked = prompts()
+    engine = make_engine(batch_tokens=100)
+
+    def stop(share: float) -> None:
+        if share > 0.3:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError), hear(stop):
+        logprobs(engine, asked)
+    assert (
+        0
+        < engine.usage.computed_tokens
+        < t.lower_bound([r.ids for p in asked for r in _requests(engine, p)])
+    )
+    assert engine.usage.bound_tokens == 0
+    spent = engine.usage.computed_tokens
+    logprobs(engine, asked)
+    assert 0 < engine.usage.bound_tokens <= engine.usage.computed_tokens
+    assert engine.usage.computed_tokens - spent <= engine.usage.bound_tokens
 
 
 def test_real_pairs_cost_their_distinct_tokens(make_engine):
