@@ -528,7 +528,15 @@ class TrainConfig(Section):
     """With LoRA: also write the merged model."""
 
 
-class RewardConfig(TrainConfig):
+class PreferenceTrainConfig(TrainConfig):
+    """What is learnt from preferences."""
+
+    labels: Literal["preferences", "own"] = "preferences"
+    """`preferences`: the run's labels, by its judge or jury. `own`: what is known of its pairs,
+    people's labels (`docs/data.md`) or the embedded world's truth; no judge is asked."""
+
+
+class RewardConfig(PreferenceTrainConfig):
     """The reward model: soft Bradley–Terry on the preferences."""
 
     trunk: Literal["trained", "frozen"] = "trained"
@@ -621,7 +629,7 @@ class SFTConfig(TrainConfig):
     """Go on over at most this many rows that are malformed or no text."""
 
 
-class DPOConfig(TrainConfig):
+class DPOConfig(PreferenceTrainConfig):
     """Direct preference optimisation (Rafailov et al. 2023) with a soft target an example."""
 
     learning_rate: float = Field(default=1e-6, gt=0)

@@ -20,15 +20,18 @@ from rlaif.store import missing_run
 _OF_A_RUN = {
     "label": "nothing to label: run `rlaif sample`, or give --pairs FILE",
     "audit": "run `rlaif label` first", "attack": "run `rlaif label` first",
-    "train_reward": "run `rlaif label` first", "train_judge": "give --pairs FILE, with labels",
-    "train_dpo": "run `rlaif label` first",
+    "train_judge": "give --pairs FILE, with labels",
+    **dict.fromkeys(
+        ("train_reward", "train_dpo"),
+        "run `rlaif label` first, or give pairs that people compared: --pairs FILE --labels own",
+    ),
     "evaluate": "run `rlaif train dpo` first", "best_of_n": "run `rlaif train reward` first",
 }  # fmt: skip
 # The sections of the config that name what a stage reads, beside its judges and the constitution.
 _READS = {
     "sample": ("prompts", "policy"), "read": ("pairs",), "revise": ("prompts", "policy", "revise"),
     "contrast": ("prompts", "policy", "revise"), "train_sft": ("train.sft", "policy"),
-    "train_reward": ("train.reward", "policy"), "train_judge": ("train.judge", "pairs"),
+    "train_reward": ("train.reward", "policy"), "train_judge": ("train.judge",),
     "train_dpo": ("policy",),
     "train_ppo": ("train.ppo", "prompts", "policy"),
     "train_grpo": ("train.grpo", "prompts", "policy"),
@@ -46,7 +49,7 @@ def check(config: Config, stages: Sequence[str]) -> None:
     template, a judge's settings or a reward that cannot be, EngineError for a model's folder.
     """
     hint = _OF_A_RUN.get(stages[0])
-    if stages[0] == "train_judge" and config.pairs is not None:
+    if _learns_pairs(config, stages[0]) and config.pairs is not None:
         hint = None  # it reads them
     if hint is not None and not os.path.lexists(config.out):
         raise missing_run(Path(config.out), hint)
@@ -57,6 +60,8 @@ def check(config: Config, stages: Sequence[str]) -> None:
     constitution = Constitution.load(config.constitution)
     judges = _judges(config, stages)
     wanted = {section for stage in stages for section in _READS.get(stage, ())} | {*judges}
+    if any(_learns_pairs(config, stage) for stage in stages):
+        wanted.add("pairs")
     faults = [
         (one, why)
         for one in named(config)
@@ -70,6 +75,14 @@ def check(config: Config, stages: Sequence[str]) -> None:
     asked = config.judge.principles
     if judges:
         require(constitution.principles if asked == "all" else constitution.select(asked), "label")
+
+
+def _learns_pairs(config: Config, stage: str) -> bool:
+    """Whether a stage learns what is known of the run's pairs, and so reads their file."""
+    train = config.train
+    learns = {"train_judge": train.judge, "train_reward": train.reward, "train_dpo": train.dpo}
+    section = learns.get(stage)
+    return section is not None and section.labels == "own"
 
 
 def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingConfig]:

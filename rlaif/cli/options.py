@@ -68,8 +68,8 @@ SETTINGS = {
     ),
     "model": Setting(str, "MODEL", "Checkpoint to start from; the policy's unless given."),
     "labels": Setting(
-        str, "NAME", "What is learnt: the pairs' `own` labels, or the run's `preferences` or "
-        "`verdicts`.",
+        str, "NAME", "What is learnt: the pairs' `own` labels, or the run's `preferences` (for a "
+        "judge also `verdicts`).",
     ),
     "data": Setting(
         str, "FILE", "Rows with `messages`, or `prompt` and `completion`; or `best`.",

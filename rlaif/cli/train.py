@@ -51,13 +51,18 @@ def train_judge(config: Config) -> None:
 
 @app.command("reward")
 @on_a_run(
-    model="train.reward.model", seed="train.reward.seed",
+    "pairs", "format",
+    column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad",
+    model="train.reward.model", labels="train.reward.labels", seed="train.reward.seed",
     section="reward",
 )  # fmt: skip
 def train_reward(config: Config) -> None:
-    """Train a reward model on the run's preferences.
+    """Train a reward model on the run's preferences, or on pairs that people compared.
 
     Example: rlaif train reward --out runs/demo --set train.reward.epochs=2
+
+    Example: rlaif train reward --pairs pairs.jsonl.gz --labels own --model Qwen/Qwen3-0.6B
+    --set train.reward.trunk=frozen --out runs/reward
     """
     from rlaif import stages
 
@@ -66,11 +71,13 @@ def train_reward(config: Config) -> None:
 
 @app.command("dpo")
 @on_a_run(
-    "policy", seed="train.dpo.seed",
+    "pairs", "format", "policy",
+    column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad",
+    labels="train.dpo.labels", seed="train.dpo.seed",
     section="dpo",
 )  # fmt: skip
 def train_dpo(config: Config) -> None:
-    """Train the policy on the run's preferences by DPO with soft labels.
+    """Train the policy by DPO with soft labels: the run's preferences, or those of people.
 
     Example: rlaif train dpo --out runs/demo --set train.dpo.beta=0.2
     """

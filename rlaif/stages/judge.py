@@ -15,8 +15,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
 from rlaif.stages.audit import require_fit
-from rlaif.stages.inputs import truth
-from rlaif.stages.labelling import read
+from rlaif.stages.labelling import known
 from rlaif.stages.learning import lora_of
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import finish
@@ -112,31 +111,11 @@ def _questions(run: Run, config: JudgeTrainConfig) -> list[Question]:
 def _known(run: Run, config: JudgeTrainConfig, left: Counter[str]) -> list[Question]:
     """The pairs of which it is known which side is better, each under its principles."""
     from rlaif.training.judge import Question
-    from rlaif.training.processes import wait
 
-    if run.config.pairs is not None:
-        if run.main:
-            read(run)
-        wait()
-    known, shown, total = truth(run), _shown(run, config), 0
-    found = []
-    for batch in run.store.table("pairs").iter_batches():
-        for pair in batch:
-            total += 1
-            p = known(pair)
-            if p is None:
-                left["pairs without a label, not trained on"] += 1
-                continue
-            found += [Question(pair, principle, p) for principle in shown(pair)]
-    if not found:
-        raise DataError(
-            f"{run.store.root}: "
-            + (f"none of its {total:,} pairs has a label of its own" if total else "no pairs")
-            + ". Labels come with pairs that people compared (--pairs FILE: hh, hhh, TRL's, "
-            "docs/data.md lists the formats), or from the judge or jury that labelled this run: "
-            "--labels preferences, or --labels verdicts"
-        )
-    return found
+    shown = _shown(run, config)
+    return [
+        Question(pair, principle, p) for pair, p in known(run, left) for principle in shown(pair)
+    ]
 
 
 def _judged(run: Run, config: JudgeTrainConfig, left: Counter[str]) -> list[Question]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rlaif import lineage
@@ -62,6 +63,38 @@ def read(run: Run) -> None:
     facts = {"rows": len(votes), "repeated": repeated, "rejected_rows": rejected.counts()}
     run.store.update_manifest("read", {**facts, "source": config.path})
     record_inputs(run, "read")
+
+
+def known(run: Run, left: Counter[str]) -> Iterator[tuple[Pair, float]]:
+    """The run's pairs of which it is known how probably the first side is better, with that
+    probability: those of its file, if the config names one. `left` counts the others.
+
+    DataError if there is none.
+    """
+    from rlaif.training.processes import wait
+
+    if run.config.pairs is not None:
+        if run.main:
+            read(run)
+        wait()
+    said, total, told = truth(run), 0, 0
+    for batch in run.store.table("pairs").iter_batches():
+        for pair in batch:
+            total += 1
+            p = said(pair)
+            if p is None:
+                left["pairs without a label, not trained on"] += 1
+                continue
+            told += 1
+            yield pair, p
+    if not told:
+        raise DataError(
+            f"{run.store.root}: "
+            + (f"none of its {total:,} pairs has a label of its own" if total else "no pairs")
+            + ". Labels come with pairs that people compared (--pairs FILE: hh, hhh, TRL's, "
+            "docs/data.md lists the formats), or from the judge or jury that labelled this run: "
+            "--labels preferences"
+        )
 
 
 def label(run: Run) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlaif import lineage
-from rlaif.config import LoraConfig, PairsConfig, TrainConfig
+from rlaif.config import LoraConfig, PairsConfig, PreferenceTrainConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.files import read_bytes, read_object
 from rlaif.readers import read_pairs
 from rlaif.readers.repeats import Votes
-from rlaif.records import Pair, content_id
+from rlaif.records import Pair, Preference, content_id
 from rlaif.stages.audit import require_fit
 from rlaif.stages.inputs import reading
+from rlaif.stages.labelling import known
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
@@ -119,17 +121,13 @@ def _train(
     run: Run,
     name: str,
     fit: Callable[..., Any],
-    settings: TrainConfig,
+    settings: PreferenceTrainConfig,
     model: str,
     **more: Any,
 ) -> None:
     clock = time.monotonic()
-    preferences = run.store.table("preferences").read()
-    if not preferences:
-        raise DataError(f"{run.store.root}: no preferences to train on: run `rlaif label` first")
-    tell_stale(run, lineage.LABELS)
-    require_fit(run, preferences)
-    options = settings.model_dump(exclude={"model", "lora", "references", "test"}) | more
+    preferences = _own(run) if settings.labels == "own" else _judged(run)
+    options = settings.model_dump(exclude={"model", "lora", "labels", "references", "test"}) | more
     steps_now = 0
     with run.reporter.progress(name, None) as progress:
 
@@ -151,8 +149,33 @@ def _train(
     refused = {reason: found["n"] for reason, found in metrics["refused"].items()}
     finish(run, name, clock, {
         "rows": metrics["pairs"], "new_rows": metrics["pairs"] if steps_now else 0,
-        "steps": metrics["steps"], "model": model, "rejected_rows": refused,
+        "steps": metrics["steps"], "model": model, "labels": settings.labels,
+        "rejected_rows": refused,
     })  # fmt: skip
+
+
+def _judged(run: Run) -> list[Preference]:
+    """The run's labels, where they are fit to train on."""
+    preferences = run.store.table("preferences").read()
+    if not preferences:
+        raise DataError(
+            f"{run.store.root}: no preferences to train on: run `rlaif label` first; or, to train "
+            "on what is known of its pairs, people's labels say, --labels own"
+        )
+    tell_stale(run, lineage.LABELS)
+    require_fit(run, preferences)
+    return preferences
+
+
+def _own(run: Run) -> list[Preference]:
+    """What is known of the run's pairs, as labels."""
+    left: Counter[str] = Counter()
+    found = [
+        Preference(pair, "tie" if p == 0.5 else "preferred", p) for pair, p in known(run, left)
+    ]
+    for why, n in left.items():
+        run.reporter.warn(f"{n:,} {why}")
+    return found
 
 
 def lora_of(config: LoraConfig | None) -> LoraSettings | None:

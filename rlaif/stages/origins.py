@@ -122,7 +122,9 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
             labels = (lineage.PAIRS, "principles") if own else (lineage.LABELS,)
             return {lineage.model(stage): (*labels, *start)}
         case "reward" | "dpo":
-            return {lineage.model(stage): (lineage.LABELS, "policy")}
+            learnt = train.reward if stage == "reward" else train.dpo
+            own = learnt is not None and learnt.labels == "own"
+            return {lineage.model(stage): (lineage.PAIRS if own else lineage.LABELS, "policy")}
         case "sft":
             best = train.sft is not None and train.sft.data == "best"
             return {lineage.model(stage): (*([lineage.LABELS] if best else []), "policy")}
