@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from rlaif.errors import require_finite_fields
-from rlaif.training.models import LoraSettings
+
+if TYPE_CHECKING:
+    from rlaif.training.models import LoraSettings  # a config, which reads this, needs no models
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 TRACKERS: tuple[Tracker, ...] = ("tensorboard", "wandb", "trackio")

@@ -92,7 +92,7 @@ def test_a_number_is_finite_of_our_size_and_not_a_truth_value(
             continue
         message = refused(path, text, tmp_path)
         assert message.startswith(f"{tmp_path / 'c.yaml'}:"), message
-        assert len(message) < 400
+        assert len(message.replace(str(tmp_path), "")) < 400
     dotted = ".".join(path)
     if "jury" not in path:
         with pytest.raises(ConfigError, match="--set"):

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 import rlaif
-from rlaif.config import JudgeConfig, PreferencesConfig, RationaleConfig, SamplingConfig
+from rlaif.config import (
+    EngineConfig,
+    JudgeConfig,
+    PreferencesConfig,
+    RationaleConfig,
+    SamplingConfig,
+)
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.executors import Memory, label_pairs, run_judge
@@ -35,10 +41,10 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("function", [label_pairs, aggregate])
 def test_rules_have_the_defaults_of_the_config(function: Callable[..., Any]) -> None:
     config = PreferencesConfig().model_dump()
-    config["rule"] = config.pop("aggregate")
-    found = defaults(function)
+    config["rule"], config["order_rule"] = config.pop("aggregate"), config.pop("orders")
+    found = defaults(function)  # their `orders` are those of the judge
     shared = config.keys() & found.keys()
-    assert {"rule", "min_margin", "principle_margin"} <= shared
+    assert {"rule", "order_rule", "min_margin", "principle_margin"} <= shared
     assert {name: found[name] for name in shared} == {name: config[name] for name in shared}
 
 
@@ -52,10 +58,11 @@ def test_judges_have_the_defaults_of_the_config(method: str) -> None:
 
 
 def test_rationales_and_samples_have_the_defaults_of_the_config() -> None:
-    config, found = RationaleConfig().model_dump(), defaults(rlaif.Reasoning)
+    thinking = {"thinking": EngineConfig().thinking}  # a setting of the model
+    config, found = RationaleConfig().model_dump() | thinking, defaults(rlaif.Reasoning)
     assert found == {name: config[name] for name in found}
     # A config pairs samples, and fixes the seed of its run: those two are its own.
-    config, found = SamplingConfig().model_dump(), defaults(rlaif.Sampling)
+    config, found = SamplingConfig().model_dump() | thinking, defaults(rlaif.Sampling)
     assert {k for k in found if found[k] != config[k]} == {"n", "seed"}
 
 
