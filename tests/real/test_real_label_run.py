@@ -23,8 +23,11 @@ from rlaif.store import RunStore
 RUN = [sys.executable, "-c", "from rlaif.cli import main; main()"]
 OURS = re.compile(r"label: ([\d,.]+) of \d+")
 SECONDS = 30.0
-PAIRS = 7
-TOPICS = ("bread", "a bear", "Paris", "the sea", "a clock", "snow", "gold")
+TOPICS = (
+    "bread", "a bear", "Paris", "the sea", "a clock", "snow", "gold", "a bridge", "rice", "rain",
+    "chess", "a lamp",
+)  # fmt: skip
+PAIRS = len(TOPICS)  # enough that a fast machine is still at work when the run is killed
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="reads processor seconds from /proc"
@@ -61,13 +64,13 @@ def test_it_tells_and_stores_within_30_seconds_and_a_kill_loses_no_more(
             "chosen": f"There is much to say about {topic}, and I begin with where it comes from.",
             "rejected": f"No. I do not talk about {topic}, not today and not tomorrow either.",
         }
-        for topic in TOPICS[:PAIRS]
+        for topic in TOPICS
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     process = start(folder, tmp_path)
     told, kept = [], []  # processor seconds at each new line of progress, and each new shard
     lines = shards = 0
-    while len(kept) < 3:
+    while len(kept) < 2:
         assert process.poll() is None, (tmp_path / "log.txt").read_text()
         now = spent(process)
         seen = len(OURS.findall((tmp_path / "log.txt").read_text()))
