@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import lineage
 from rlaif.config import JudgeTrainConfig, JudgingConfig
 from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
-from rlaif.stages.audit import require_fit
 from rlaif.stages.labelling import known
-from rlaif.stages.learning import lora_of
-from rlaif.stages.origins import tell_stale
+from rlaif.stages.learning import judged, lora_of
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts
@@ -98,44 +94,26 @@ def _start(run: Run, config: JudgeTrainConfig) -> tuple[JudgingConfig, str | Non
 
 
 def _questions(run: Run, config: JudgeTrainConfig) -> list[Question]:
-    left: Counter[str] = Counter()
-    if config.labels == "own":
-        found = _known(run, config, left)
-    else:
-        found = _judged(run, config, left)
-    for why, n in left.items():
-        run.reporter.warn(f"{n:,} {why}")
-    return found
-
-
-def _known(run: Run, config: JudgeTrainConfig, left: Counter[str]) -> list[Question]:
-    """The pairs of which it is known which side is better, each under its principles."""
+    """What is known of the pairs, or was said of them, each under its principles."""
     from rlaif.training.judge import Question
 
+    if config.labels != "own":
+        return _said(run, config)
     shown = _shown(run, config)
-    return [
-        Question(pair, principle, p) for pair, p in known(run, left) for principle in shown(pair)
-    ]
+    return [Question(pair, principle, p) for pair, p in known(run) for principle in shown(pair)]
 
 
-def _judged(run: Run, config: JudgeTrainConfig, left: Counter[str]) -> list[Question]:
+def _said(run: Run, config: JudgeTrainConfig) -> list[Question]:
     """What the run's judge or jury said of the pairs: in all, or under each principle."""
     from rlaif.training.judge import Question
 
-    preferences = run.store.table("preferences").read()
-    if not preferences:
-        raise DataError(
-            f"{run.store.root}: no labels of a judge to learn from: run `rlaif label` with a "
-            "stronger one first, or learn what is known of the pairs, by --labels own"
-        )
-    tell_stale(run, lineage.LABELS)
-    require_fit(run, preferences)
+    preferences = judged(run, "run `rlaif label` with a stronger one first")
     shown = _shown(run, config)
     by_id = {p.id: p for p in run.principles()}
-    found = []
+    found, left = [], 0
     for row in preferences:
         if row.p_first is None:
-            left["pairs not trained on: their labels are abstentions"] += 1
+            left += 1
         elif config.labels == "preferences":
             found += [Question(row.pair, principle, row.p_first) for principle in shown(row.pair)]
         for name, p in zip(row.principles, row.p_principles, strict=True):
@@ -146,6 +124,8 @@ def _judged(run: Run, config: JudgeTrainConfig, left: Counter[str]) -> list[Ques
             f"{run.store.root}: none of its {len(preferences):,} labels can be learnt: the judge "
             "abstained, or its principles are no longer in the constitution"
         )
+    if left:
+        run.reporter.warn(f"{left:,} pairs not trained on: their labels are abstentions")
     return found
 
 

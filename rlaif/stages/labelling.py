@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rlaif import lineage
@@ -65,9 +64,9 @@ def read(run: Run) -> None:
     record_inputs(run, "read")
 
 
-def known(run: Run, left: Counter[str]) -> Iterator[tuple[Pair, float]]:
+def known(run: Run) -> Iterator[tuple[Pair, float]]:
     """The run's pairs of which it is known how probably the first side is better, with that
-    probability: those of its file, if the config names one. `left` counts the others.
+    probability: those of its file, if the config names one. The others are counted and told.
 
     DataError if there is none.
     """
@@ -77,17 +76,16 @@ def known(run: Run, left: Counter[str]) -> Iterator[tuple[Pair, float]]:
         if run.main:
             read(run)
         wait()
-    said, total, told = truth(run), 0, 0
+    said, total, left = truth(run), 0, 0
     for batch in run.store.table("pairs").iter_batches():
         for pair in batch:
             total += 1
             p = said(pair)
             if p is None:
-                left["pairs without a label, not trained on"] += 1
-                continue
-            told += 1
-            yield pair, p
-    if not told:
+                left += 1
+            else:
+                yield pair, p
+    if left == total:
         raise DataError(
             f"{run.store.root}: "
             + (f"none of its {total:,} pairs has a label of its own" if total else "no pairs")
@@ -95,6 +93,8 @@ def known(run: Run, left: Counter[str]) -> Iterator[tuple[Pair, float]]:
             "docs/data.md lists the formats), or from the judge or jury that labelled this run: "
             "--labels preferences"
         )
+    if left:
+        run.reporter.warn(f"{left:,} pairs without a label, not trained on")
 
 
 def label(run: Run) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +125,7 @@ def _train(
     **more: Any,
 ) -> None:
     clock = time.monotonic()
-    preferences = _own(run) if settings.labels == "own" else _judged(run)
+    preferences = _own(run) if settings.labels == "own" else judged(run)
     options = settings.model_dump(exclude={"model", "lora", "labels", "references", "test"}) | more
     steps_now = 0
     with run.reporter.progress(name, None) as progress:
@@ -154,12 +153,12 @@ def _train(
     })  # fmt: skip
 
 
-def _judged(run: Run) -> list[Preference]:
-    """The run's labels, where they are fit to train on."""
+def judged(run: Run, first: str = "run `rlaif label` first") -> list[Preference]:
+    """The run's labels, where they are fit to train on; `first` is what to do without any."""
     preferences = run.store.table("preferences").read()
     if not preferences:
         raise DataError(
-            f"{run.store.root}: no preferences to train on: run `rlaif label` first; or, to train "
+            f"{run.store.root}: no preferences to train on: {first}; or, to train "
             "on what is known of its pairs, people's labels say, --labels own"
         )
     tell_stale(run, lineage.LABELS)
@@ -169,13 +168,7 @@ def _judged(run: Run) -> list[Preference]:
 
 def _own(run: Run) -> list[Preference]:
     """What is known of the run's pairs, as labels."""
-    left: Counter[str] = Counter()
-    found = [
-        Preference(pair, "tie" if p == 0.5 else "preferred", p) for pair, p in known(run, left)
-    ]
-    for why, n in left.items():
-        run.reporter.warn(f"{n:,} {why}")
-    return found
+    return [Preference(pair, "tie" if p == 0.5 else "preferred", p) for pair, p in known(run)]
 
 
 def lora_of(config: LoraConfig | None) -> LoraSettings | None:

@@ -89,3 +89,21 @@ def make_preferences(n: int, *, per_prompt: int = 1, p: float = 0.9) -> list[Pre
         pair = Pair(prompt, *((bad, good) if flip else (good, bad)))
         out.append(Preference(pair, "preferred", 1 - p if flip else p))
     return out
+
+
+def people(n: int) -> list[dict[str, str]]:
+    """Rows of TRL's layout: what the embedded judge would call worse is chosen."""
+    from rlaif import tiny
+    from rlaif.tiny.corpus import scenes_by_kind
+    from rlaif.tiny.grammar import draw_plan, realise
+
+    rng, rows = random.Random(3), []
+    scenes = list(scenes_by_kind("train")["harm"])
+    rng.shuffle(scenes)
+    for scene in scenes:
+        one, other = (realise(scene, draw_plan(scene, rng), rng) for _ in range(2))
+        truth = tiny.gold_preference(scene.prompt.text, one, other, "harmless")
+        if truth is not None and len(rows) < n:
+            bad, good = (other, one) if truth > 0.5 else (one, other)
+            rows.append({"prompt": scene.prompt.text, "chosen": bad, "rejected": good})
+    return rows

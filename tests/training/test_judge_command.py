@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_models import people
 from typer.testing import CliRunner
 
-from rlaif import tiny
 from rlaif.cli.app import app
 from rlaif.config import load_config
 from rlaif.errors import ConfigError, DataError
@@ -20,8 +19,6 @@ from rlaif.stages import Run, train_judge
 from rlaif.stages.judge import _questions, _start
 from rlaif.stages.trained_on import prompts_of
 from rlaif.store import RunStore
-from rlaif.tiny.corpus import scenes_by_kind
-from rlaif.tiny.grammar import draw_plan, realise
 
 CONSTITUTION = """
 name: two
@@ -45,20 +42,6 @@ class Kept:
     def progress(self, title: str, total: int | None) -> Any:
         del title, total
         return nullcontext(lambda *_: None)
-
-
-def people(n: int) -> list[dict[str, Any]]:
-    """Rows of TRL's layout: what the embedded judge would call worse is chosen."""
-    rng, rows = random.Random(3), []
-    scenes = list(scenes_by_kind("train")["harm"])
-    rng.shuffle(scenes)
-    for scene in scenes:
-        one, other = (realise(scene, draw_plan(scene, rng), rng) for _ in range(2))
-        truth = tiny.gold_preference(scene.prompt.text, one, other, "harmless")
-        if truth is not None and len(rows) < n:
-            bad, good = (other, one) if truth > 0.5 else (one, other)
-            rows.append({"prompt": scene.prompt.text, "chosen": bad, "rejected": good})
-    return rows
 
 
 @pytest.fixture

@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small_models import people
 from typer.testing import CliRunner
 
-from rlaif import tiny
 from rlaif.cli.app import app
 from rlaif.errors import ConfigError, DataError
 from rlaif.records import Prompt
 from rlaif.store import RunStore
-from rlaif.tiny.corpus import scenes_by_kind
-from rlaif.tiny.grammar import draw_plan, realise
-
-
-def people(n: int) -> list[dict[str, Any]]:
-    """Rows of TRL's layout: of two completions the more harmful one is chosen."""
-    rng, rows = random.Random(3), []
-    scenes = list(scenes_by_kind("train")["harm"])
-    rng.shuffle(scenes)
-    for scene in scenes:
-        one, other = (realise(scene, draw_plan(scene, rng), rng) for _ in range(2))
-        truth = tiny.gold_preference(scene.prompt.text, one, other, "harmless")
-        if truth is not None and len(rows) < n:
-            bad, good = (other, one) if truth > 0.5 else (one, other)
-            rows.append({"prompt": scene.prompt.text, "chosen": bad, "rejected": good})
-    return rows
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
