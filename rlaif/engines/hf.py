@@ -39,7 +39,8 @@ from rlaif.engines.checkpoint import (
 )
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
-from rlaif.engines.packed import PackedModel, logits_at, obstacle
+from rlaif.engines.head import LOGIT_BYTES, head_at, in_parts
+from rlaif.engines.packed import PackedModel, obstacle
 from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trial import LOOKS_AHEAD, TIMES_ITS_NOISE, TRIAL_WINDOW
@@ -52,7 +53,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 Floats = npt.NDArray[np.float64]
 _BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # padded tokens a forward pass
 _BLOCK = 64  # tokens: a prefix common to a call's requests is computed and kept in blocks
-_LOGIT_BYTES = 2**29  # logits held at a time: 512 rows of 262,144 tokens in float32
 _PACK_TOKENS = {"cpu": 1_536, "cuda": 32_768}  # on a CPU, more is no faster
 
 
@@ -125,7 +125,7 @@ class HFEngine(Watched):
         self._warned = False
         self._budget = batch_tokens or _BATCH_TOKENS.get(model.device.type, 8_192)
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        self._most_rows = max(1, _LOGIT_BYTES // (vocabulary * model.dtype.itemsize))
+        self._most_rows = max(1, LOGIT_BYTES // (vocabulary * model.dtype.itemsize))
         self._pack_budget = batch_tokens or _PACK_TOKENS.get(model.device.type, 8_192)
         self._packed = PackedModel(model)
         self._packing: int | None = None  # longest path that may be packed; None: not tried yet
@@ -267,11 +267,14 @@ class HFEngine(Watched):
         cache = self._prefill(prefix)
 
         def run(batch: Sequence[list[int]]) -> None:
-            for part in _few_targets(batch, requests, self._most_rows):
+            for part in in_parts(batch, targets, self._most_rows):
                 rows = [[requests[k] for k in group] for group in part]
                 found = self._forward(rows, len(prefix), cache)
                 for k, value in zip((k for g in part for k in g), found, strict=True):
                     values[k] = value
+
+        def targets(group: list[int]) -> int:
+            return sum(len(requests[k].targets) for k in group)
 
         def size(group: list[int]) -> int:
             return len(requests[group[0]].ids)
@@ -312,9 +315,9 @@ class HFEngine(Watched):
             more = {"use_cache": True, "past_key_values": cache, "position_ids": positions}
         unique, inverse = np.unique(where, return_inverse=True)
         # Padding stands right of every real token, so the causal mask alone keeps it out.
-        with self._inference(), logits_at(self.model, torch.from_numpy(unique)) as logits:
-            self.model(input_ids=tokens.to(self.model.device), **more)
-        values = _target_logprobs(logits[0], inverse, np.array(targets))
+        with self._inference(), head_at(self.model, torch.from_numpy(unique)):
+            logits = self.model(input_ids=tokens.to(self.model.device), **more).logits[0]
+        values = _target_logprobs(logits, inverse, np.array(targets))
         ends = np.cumsum([len(r.targets) for row in rows for r in row])[:-1]
         return [math.fsum(part.tolist()) for part in np.split(values, ends)]
 
@@ -502,26 +505,9 @@ def _request(slot: tuple[int, int], prompt: Ids, option: Ids) -> _Request:
     return _Request(slot, ids, len(prompt) - 1, option)
 
 
-def _few_targets(
-    groups: Sequence[list[int]], requests: Sequence[_Request], most: int
-) -> Iterator[list[list[int]]]:
-    """Groups of requests in parts that look up at most `most` tokens, but one group at least."""
-    part: list[list[int]] = []
-    wanted = 0
-    for group in groups:
-        more = sum(len(requests[k].targets) for k in group)
-        if part and wanted + more > most:
-            yield part
-            part, wanted = [], 0
-        part.append(group)
-        wanted += more
-    if part:
-        yield part
-
-
 def _target_logprobs(logits: torch.Tensor, row: Ints, targets: Ints) -> Floats:
     """Log-softmax in float32 of logits (U, V) at targets (N,) in rows (N,), as (N,) float64."""
-    few = max(1, _LOGIT_BYTES // (4 * logits.shape[-1]))
+    few = max(1, LOGIT_BYTES // (4 * logits.shape[-1]))
     norms = torch.cat([x.float().logsumexp(-1) for x in torch.split(logits, few)])  # (U,)
     rows = torch.from_numpy(row).to(logits.device)
     chosen = logits[rows, torch.from_numpy(targets).to(logits.device)].float()

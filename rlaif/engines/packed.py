@@ -10,13 +10,13 @@ the trial.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from rlaif.engines.attention import KeptPath, Pass, tree_attention
+from rlaif.engines.head import head_at
 from rlaif.engines.own_attention import needs_mask
 from rlaif.engines.prepacked import Prepacked
 from rlaif.engines.recurrent import Recurrence
@@ -79,10 +79,11 @@ class PackedModel:
                 stack.enter_context(recurrence.walking(walk(trie, begin, end), device))
             stack.enter_context(self._faster.active())
             stack.enter_context(tree_attention(self.model, run))
-            found = stack.enter_context(logits_at(self.model, where))
-            self.model(input_ids=ids, position_ids=positions, use_cache=False, **more)
+            stack.enter_context(head_at(self.model, where))
+            found = self.model(input_ids=ids, position_ids=positions, use_cache=False, **more)
         run.commit()
-        return found[0]
+        logits: torch.Tensor = found.logits[0]
+        return logits
 
     def _recurrent(self) -> Recurrence:
         if self._recurrence is None:
@@ -186,33 +187,6 @@ class PackedModel:
             row[: len(path)] = torch.from_numpy(path)
         logits = self.model(input_ids=ids.to(self.model.device)).logits
         return torch.stack([row[len(path) - 1] for row, path in zip(logits, paths, strict=True)])
-
-
-@contextlib.contextmanager
-def logits_at(model: Any, where: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """The logits (N, V) of N flat positions of a forward pass run inside, and of no others.
-
-    The head's input is cut down before the head, so scaling and soft-capping after it still happen.
-    """
-    found: list[torch.Tensor] = []
-
-    def gather(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = args[0]  # (B, T, D)
-        picked = hidden.reshape(-1, hidden.shape[-1])[where.to(hidden.device)]
-        return (picked[None], *args[1:])
-
-    def keep(_: Any, __: Any, ___: Any, output: Any) -> None:
-        found.append(output.logits[0])
-
-    hooks = (
-        model.get_output_embeddings().register_forward_pre_hook(gather),
-        model.register_forward_hook(keep, with_kwargs=True),
-    )
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def obstacle(config: Any, *, windows: bool = False, recurrent: bool = False) -> tuple[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlaif.engines.head import LOGIT_BYTES, in_parts
 from rlaif.engines.tokens import Ids
 from rlaif.training.data import pad, token_batches
 from rlaif.training.last_layer import logits_at
@@ -17,7 +18,6 @@ from rlaif.training.losses import token_logprobs
 
 Floats = NDArray[np.float64]
 BATCH_TOKENS = 8_192  # padded tokens of a forward pass without gradients
-LOGIT_BYTES = 2**29  # logits of such a pass: 512 places of 262,144 tokens in float32
 
 
 def completion_batch(
@@ -39,10 +39,16 @@ def completion_logprobs(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, T
     mask hold 0.
     """
     ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:]
-    wanted = torch.nn.functional.pad(mask, (0, 1)).flatten().nonzero()[:, 0]  # in the flat (B·T)
-    logits, _ = logits_at(model, wanted, input_ids=ids, attention_mask=batch["attention_mask"])
-    picked = token_logprobs(logits, ids[:, 1:][mask.bool()])  # (N,), row after row
+    picked = logprobs_where(model, ids, mask.bool(), attention_mask=batch["attention_mask"])
     return picked.new_zeros(mask.shape).masked_scatter(mask.bool(), picked), mask
+
+
+def logprobs_where(model: Any, ids: Tensor, predicted: Tensor, **inputs: Any) -> Tensor:
+    """Log-probability (N,) of the tokens of `ids` (B, T) that are `predicted` (B, T−1), the first
+    of a row being none, row after row. `inputs` is what else the model takes."""
+    wanted = torch.nn.functional.pad(predicted, (0, 1)).flatten().nonzero()[:, 0]  # of the (B·T)
+    logits, _ = logits_at(model, wanted, input_ids=ids, **inputs)
+    return token_logprobs(logits, ids[:, 1:][predicted])
 
 
 @torch.no_grad()
@@ -61,7 +67,12 @@ def sequence_logprobs(
     most = LOGIT_BYTES // (4 * model.get_output_embeddings().weight.shape[0])
     model.eval()
     try:
-        for batch in _few(token_batches(lengths, batch_tokens), completions, most):
+        batches = (
+            part
+            for batch in token_batches(lengths, batch_tokens)
+            for part in in_parts(batch, lambda i: len(completions[i]), most)
+        )
+        for batch in batches:
             tensors = completion_batch(
                 [prompts[i] for i in batch], [completions[i] for i in batch], filler
             )
@@ -71,22 +82,6 @@ def sequence_logprobs(
     finally:
         model.train(training)
     return out
-
-
-def _few(
-    batches: Iterable[list[int]], completions: Sequence[Ids], most: int
-) -> Iterator[list[int]]:
-    """Batches cut where their completions have more than `most` tokens, but to one at least."""
-    for batch in batches:
-        part: list[int] = []
-        wanted = 0
-        for i in batch:
-            if part and wanted + len(completions[i]) > most:
-                yield part
-                part, wanted = [], 0
-            part.append(i)
-            wanted += len(completions[i])
-        yield part
 
 
 def sequence_rewards(

@@ -21,13 +21,13 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
-from rlaif.engines.packed import REFUSALS, logits_at, obstacle
+from rlaif.engines.packed import REFUSALS, obstacle
 from rlaif.engines.tokens import Ids
 from rlaif.engines.trial import TRIAL_WINDOW, difference, narrowed
 from rlaif.engines.trie import Trie, build
 from rlaif.training.data import pad
 from rlaif.training.forward import to_device
-from rlaif.training.last_layer import last_layer_at
+from rlaif.training.last_layer import last_layer_at, logits_at
 from rlaif.training.losses import exclusive_logprobs, soft_cross_entropy
 from rlaif.training.models import Loaded
 
@@ -176,9 +176,9 @@ def logits_of(model: Any, batch: Mapping[str, Any]) -> Tensor:
         positions = batch["position_ids"]
         mask = _masks(inner.config, batch["stops"], positions)
         given = {"attention_mask": mask, "position_ids": positions}
-    with last_layer_at(inner, where), logits_at(inner, where) as found:
-        model(input_ids=batch["input_ids"], use_cache=False, **given)
-    return found[0].float()
+    with last_layer_at(inner, where):
+        logits, _ = logits_at(model, where, input_ids=batch["input_ids"], **given)
+    return logits.float()
 
 
 def option_logprobs(model: Any, batch: Mapping[str, Any]) -> Tensor:

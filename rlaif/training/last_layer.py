@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from rlaif.engines.head import head_at
 from rlaif.errors import TrainingError
 
 _BY_STATE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")  # each works on every state by itself
@@ -44,23 +46,11 @@ def last_layer_at(model: nn.Module, where: Tensor) -> Iterator[None]:
 def logits_at(model: Any, where: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
     """Logits (N, V) at some states, and what the head made them of, (N, d).
 
-    `where` (N,) are places in the flat (b·S), `inputs` what the model takes. The head's input is
-    cut down, so that scaling and soft-capping behind it still happen: with a vocabulary of 262,144
-    the logits of a thousand places are a gigabyte.
+    `where` (N,) are places in the flat (b·S), `inputs` what the model takes.
     """
-    kept: list[Tensor] = []
-
-    def cut(_: Any, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        hidden = args[0]  # (b, S, d)
-        kept.append(hidden.reshape(-1, hidden.shape[-1]).index_select(0, where))
-        return (kept[0][None], *args[1:])
-
-    bare = getattr(model, "module", model)  # inside what stands round it with several processes
-    hook = bare.get_output_embeddings().register_forward_pre_hook(cut)
-    try:
+    bare = extract_model_from_parallel(model)
+    with head_at(bare, where) as kept:
         logits: Tensor = model(**inputs, use_cache=False).logits
-    finally:
-        hook.remove()
     if not kept:
         raise TrainingError(
             f"{type(bare).__name__} computes its logits without calling its head "

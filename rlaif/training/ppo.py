@@ -30,8 +30,7 @@ from rlaif.errors import ConfigError, TrainingError, nearest, require_finite_fie
 from rlaif.records import Prompt, content_id
 from rlaif.training.actor_critic import ActorCritic, Value
 from rlaif.training.data import pad
-from rlaif.training.last_layer import logits_at
-from rlaif.training.losses import token_logprobs
+from rlaif.training.forward import logprobs_where
 from rlaif.training.models import LoraSettings
 from rlaif.training.nlpo import Masker, table_of
 from rlaif.training.ppo_losses import (
@@ -400,10 +399,7 @@ class PPO:
         if not mine:
             return
         ids, mask = (x.to(self.nets.device) for x in pad(mine, 0))
-        real = mask[:, 1:].bool()
-        wanted = torch.nn.functional.pad(real, (0, 1)).flatten().nonzero()[:, 0]
-        logits, _ = logits_at(self.nets.policy, wanted, input_ids=ids)
-        loss = -token_logprobs(logits, ids[:, 1:][real]).sum() / tokens
+        loss = -logprobs_where(self.nets.policy, ids, mask[:, 1:].bool()).sum() / tokens
         (s.ptx_weight * loss).backward()  # type: ignore[no-untyped-call]
         meter.add("ptx_loss", loss.detach())
 

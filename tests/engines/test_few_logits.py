@@ -53,7 +53,7 @@ def test_logits_are_held_for_few_places_at_a_time(
     free = engine()
     expected, many = scored(free, monkeypatch)
     assert max(many) > 40  # of 18 prompts, and three options of several tokens
-    monkeypatch.setattr(hf, "_LOGIT_BYTES", 20 * 4 * free.model.config.vocab_size)
+    monkeypatch.setattr(hf, "LOGIT_BYTES", 20 * 4 * free.model.config.vocab_size)
     bounded = engine()
     found, few = scored(bounded, monkeypatch)
     assert max(few) <= 20
@@ -69,7 +69,7 @@ def test_the_normaliser_is_the_same_to_the_last_bit_in_blocks(
     logits = torch.randn(50, 1_000, generator=torch.Generator().manual_seed(0)).bfloat16()
     row, targets = np.arange(50), np.arange(50) * 7
     whole = hf._target_logprobs(logits, row, targets)
-    monkeypatch.setattr(hf, "_LOGIT_BYTES", 4 * 1_000 * 3)
+    monkeypatch.setattr(hf, "LOGIT_BYTES", 4 * 1_000 * 3)
     assert np.array_equal(hf._target_logprobs(logits, row, targets), whole)
     expected = logits.double().log_softmax(-1)[row, targets].numpy()
     assert np.abs(whole - expected).max() < 1e-5
