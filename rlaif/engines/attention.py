@@ -23,6 +23,8 @@ import numpy.typing as npt
 import torch
 from transformers import AttentionInterface
 
+from rlaif.engines import cpu_attention
+from rlaif.engines.cpu_attention import as_wide
 from rlaif.engines.own_attention import attending
 from rlaif.engines.trie import Ints, Plan, Rows
 
@@ -280,57 +282,18 @@ def _dense(
     q (B, H, n, D), k (B, Hkv, m, D) and v (B, Hkv, m, E) → (B, H, n, E), (B, H, n). `causal` needs
     n = m. `seen` (n, m) or (B, 1, n, m): which keys a query sees; one that sees none gets −∞.
     """
-    if softcap is None and q.device.type == "cpu":
-        return _on_cpu(*_as_wide(q, k, v), causal, scale, seen, v.shape[-1])
+    if q.device.type == "cpu":
+        made = cpu_attention.attention(q, k, v, causal, scale, softcap, seen)
+        if made is not None:
+            return made
     fits = q.is_cuda and q.dtype != torch.float32 and max(q.shape[-1], v.shape[-1]) <= 256
     if softcap is None and seen is None and fits:
-        wide = _as_wide(q, _per_head(k, q), _per_head(v, q), 8)
+        wide = as_wide(q, _per_head(k, q), _per_head(v, q), 8)
         found = torch.ops.aten._scaled_dot_product_flash_attention(*wide, 0.0, causal, scale=scale)
         return found[0][..., : v.shape[-1]].float(), found[1]
     if causal:
         seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     return _explicit(q, k, v, scale, softcap, seen)
-
-
-def _as_wide(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, of: int = 1
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The three with heads of one size, a multiple of `of`: zeros behind change no score."""
-    width = -(-max(q.shape[-1], v.shape[-1]) // of) * of
-    q, k, v = (torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in (q, k, v))
-    return q, k, v
-
-
-def _on_cpu(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    causal: bool,
-    scale: float,
-    seen: torch.Tensor | None,
-    width: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """By the kernel for CPUs; `width` of the values is kept."""
-    shape = q.shape
-    groups = shape[1] // k.shape[1]
-    folded = len(q) == 1 and groups > 1 and not causal
-    if folded:
-        # The query heads of one key head as one long head: larger products, keys read once.
-        q = q.reshape(k.shape[1], 1, -1, shape[3])
-        k, v = k.transpose(0, 1), v.transpose(0, 1)
-    mask = None
-    if seen is not None:
-        sees = seen.reshape(seen.shape[-2:]).repeat(groups, 1) if folded else seen
-        mask = torch.zeros(sees.shape, dtype=q.dtype).masked_fill_(~sees, -torch.inf)
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, causal, attn_mask=mask, scale=scale
-    )
-    out, lse = out.float().reshape(shape)[..., :width], lse.reshape(shape[:3])
-    if seen is not None:  # what the kernel makes of a query without a key is no number
-        none = ~seen.any(-1)  # (…, n)
-        lse = lse.masked_fill(none, -torch.inf)
-        out = out.masked_fill(none[..., None], 0.0)
-    return out, lse
 
 
 def _explicit(

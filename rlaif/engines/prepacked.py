@@ -2,8 +2,8 @@
 
 A matrix product spends a tenth of its time on bringing the weights into the order that its kernel
 reads. Here that is done once. A gated feed-forward layer, act(x·G) * (x·U)·D, has its activation
-and its product done while the results are still in the cache: for SiLU, as Llama, Qwen and Mistral
-have it.
+and its product done while the results are still in the cache: SiLU, as Llama, Qwen and Mistral have
+it, and the GELUs of Gemma and others.
 
 Weights that are trained change too often for that. `TrainedLinear` has the same kernels read them
 as they lie. Large products are still faster so than the library's own, forwards and to the gradient
@@ -35,6 +35,9 @@ _ROWS = 512  # of an input, for which the kernels' layout is chosen: any number 
 _GATED = ("gate_proj", "up_proj", "down_proj")
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
+Then = tuple[str, list[float], str]  # what oneDNN does to a product: name, numbers, algorithm
+_NOTHING: Then = ("none", [], "")
+_SILU: Then = ("swish", [1.0], "")
 
 
 class Prepacked:
@@ -53,10 +56,12 @@ class Prepacked:
             (m, _linear(m, packed[id(m)])) for m in layers
         ]
         for module in model.modules():
-            parts = [getattr(module, name, None) for name in _GATED]
-            if all(id(p) in packed for p in parts) and _is_silu(getattr(module, "act_fn", None)):
-                weights = [packed[id(p)] for p in parts]
-                self._forwards.append((module, _gated(module, parts, weights)))
+            parts: list[Any] = [getattr(module, name, None) for name in _GATED]
+            then = _then(getattr(module, "act_fn", None))
+            if then and all(id(p) in packed for p in parts):
+                gated = _gated(parts, [packed[id(p)] for p in parts], then)
+                if _is_all(module, gated, parts[0].weight):
+                    self._forwards.append((module, _if_worth(module, gated, parts[0].weight)))
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -76,7 +81,7 @@ class TrainedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         worth = x.numel() * self.weight.shape[0] >= _WORTH
-        if worth and not torch.is_autocast_enabled("cpu") and x.is_cpu and _readable(self.weight):
+        if worth and not torch.is_autocast_enabled("cpu") and x.is_cpu and is_readable(self.weight):
             return _Product.apply(x, self.weight, self.bias)  # type: ignore[no-any-return,no-untyped-call]
         return super().forward(x)
 
@@ -87,7 +92,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: Any) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, Any, Any]:
@@ -95,14 +100,14 @@ class _Product(torch.autograd.Function):
         to_x, to_weight, to_bias = ctx.needs_input_grad
         rows = grads[0].reshape(-1, weight.shape[0])
         return (
-            _product(grads[0].contiguous(), weight.t(), None) if to_x else None,
+            product(grads[0].contiguous(), weight.t(), None) if to_x else None,
             rows.t() @ x.reshape(-1, weight.shape[1]) if to_weight else None,
             rows.sum(0) if to_bias else None,
         )
 
 
 def _possible(weights: list[torch.Tensor]) -> bool:
-    return all(map(_readable, weights)) and sum(w.nbytes for w in weights) <= LIMIT
+    return all(map(is_readable, weights)) and sum(w.nbytes for w in weights) <= LIMIT
 
 
 def is_plain(x: torch.Tensor) -> bool:
@@ -110,7 +115,7 @@ def is_plain(x: torch.Tensor) -> bool:
     return x.is_cpu and x.dtype == torch.float32 and type(x) in (torch.Tensor, nn.Parameter)
 
 
-def _readable(weight: torch.Tensor) -> bool:
+def is_readable(weight: torch.Tensor) -> bool:
     """Whether oneDNN reads these weights."""
     return is_plain(weight) and _onednn()
 
@@ -120,8 +125,14 @@ def _onednn() -> bool:
     return torch.backends.mkldnn.is_available()  # type: ignore[no-any-return,no-untyped-call]
 
 
-def _is_silu(activation: Any) -> bool:
-    return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
+def _then(activation: Any) -> Then | None:
+    """An activation, as oneDNN knows it."""
+    name = type(activation).__name__
+    if name in ("SiLU", "SiLUActivation"):
+        return _SILU
+    if name == "GELUTanh" or (name == "GELU" and activation.approximate == "tanh"):
+        return "gelu", [], "tanh"
+    return ("gelu", [], "none") if name in ("GELU", "GELUActivation") else None
 
 
 def _pack(layer: Any) -> torch.Tensor:
@@ -135,29 +146,44 @@ def _linear(layer: Any, weight: torch.Tensor) -> Forward:
     def forward(x: torch.Tensor) -> torch.Tensor:
         if x.numel() * width < _FEW:
             return torch.nn.functional.linear(x, layer.weight, bias)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     return forward
 
 
-def _gated(module: Any, layers: list[Any], weights: list[torch.Tensor]) -> Forward:
+def _gated(layers: list[Any], weights: list[torch.Tensor], then: Then) -> Forward:
     """Of gate, up and down."""
     biases, (gate, up, down) = [layer.bias for layer in layers], weights
-    width, plain = layers[0].weight.shape[0], type(module).forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if x.numel() * width < _FEW:
-            return plain(module, x)  # type: ignore[no-any-return]
-        hidden = _product(x, gate, biases[0], "swish")
+        hidden = product(x, gate, biases[0], then)
         hidden = torch.ops.mkldnn._linear_pointwise.binary(x, hidden, up, biases[1], "mul")
-        return _product(hidden, down, biases[2])
+        return product(hidden, down, biases[2])
 
     return forward
 
 
-def _product(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, then: str = "none"
+@torch.no_grad()
+def _is_all(module: Any, gated: Forward, gate: torch.Tensor) -> bool:
+    """Whether a layer with these parts does nothing else, as Gemma 3n's does, which drops most of
+    what its gate lets through."""
+    x = torch.linspace(-3, 3, 8 * gate.shape[1]).sin().view(8, -1)
+    with torch.autocast("cpu", enabled=False):
+        own = type(module).forward(module, x)
+        return torch.allclose(gated(x), own, rtol=1e-3, atol=1e-4 * float(own.abs().max()))
+
+
+def _if_worth(module: Any, gated: Forward, gate: torch.Tensor) -> Forward:
+    width, plain = gate.shape[0], type(module).forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return plain(module, x) if x.numel() * width < _FEW else gated(x)
+
+    return forward
+
+
+def product(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, then: Then = _NOTHING
 ) -> torch.Tensor:
-    """x·Wᵀ + b, and `then` to it: "swish" is SiLU with its one parameter 1."""
-    scalars = [1.0] if then == "swish" else []
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, scalars, "")  # type: ignore[no-any-return]
+    """x·Wᵀ + b by oneDNN, and `then` to it, for weights that are `is_readable` or laid out."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, *then)  # type: ignore[no-any-return]

@@ -38,7 +38,9 @@ class Gated(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-@pytest.mark.parametrize("activation", [nn.SiLU(), nn.GELU(approximate="tanh"), nn.ReLU()])
+@pytest.mark.parametrize(
+    "activation", [nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.ReLU()]
+)
 @pytest.mark.parametrize("rows", [1, 7, 600])
 @torch.no_grad()
 def test_a_gated_layer(activation: nn.Module, rows: int) -> None:
@@ -49,10 +51,28 @@ def test_a_gated_layer(activation: nn.Module, rows: int) -> None:
     with faster.active():
         found = layer(x)
         assert "forward" in vars(layer.up_proj)  # the fast way is the one that was taken
-        assert ("forward" in vars(layer)) == isinstance(activation, nn.SiLU)
+        assert ("forward" in vars(layer)) == (not isinstance(activation, nn.ReLU))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(layer(x), expected)
     assert not any("forward" in vars(m) for m in layer.modules())
+
+
+class Sparse(Gated):
+    """One with the same parts that does more, as Gemma 3n's: most of its gate is dropped."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.act_fn(self.gate_proj(x))
+        return self.down_proj(gate * (gate > gate.mean(-1, keepdim=True)) * self.up_proj(x))
+
+
+@torch.no_grad()
+def test_a_layer_that_does_more_keeps_its_own_forward() -> None:
+    torch.manual_seed(0)
+    layer, x = Sparse(nn.GELU(approximate="tanh")), torch.randn(1, 600, 12)
+    expected = layer(x)
+    with Prepacked(layer).active():
+        assert "forward" not in vars(layer)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
@@ -61,9 +81,9 @@ def test_small_products_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -> N
     torch.manual_seed(0)
     layer, x = Gated(nn.SiLU()), torch.randn(1, 9, 12)
     expected = layer(x[:, :8])
-    called: list[int] = []
-    monkeypatch.setattr(prepacked, "_product", lambda *args: called.append(1) or args[0])
-    with Prepacked(layer).active():
+    faster, called = Prepacked(layer), []
+    monkeypatch.setattr(prepacked, "product", lambda *args: called.append(1) or args[0])
+    with faster.active():
         assert torch.equal(layer(x[:, :8]), expected)
         assert not called
         layer.gate_proj(x)
