@@ -49,7 +49,6 @@ from rlaif.records import (
     Prompt,
     Revision,
     Verdict,
-    content_id,
     messages_to_json,
 )
 
@@ -144,15 +143,6 @@ SCHEMAS: dict[str, pa.Schema] = {
         ]
     ),
 }
-
-
-def resume_key(**everything: Any) -> str:
-    """A hash of everything that can change an output; the key of its row.
-
-    Built by exclusion: pass all there is and leave out by name only what cannot change the output
-    (batch size, paths, number of workers). A setting added later then counts by default.
-    """
-    return content_id("resume", everything)
 
 
 def _messages(rows: list[dict[str, Any]]) -> tuple[Message, ...]:

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import DataError
 from rlaif.records import ORDERS, Completion, Message, Pair, Preference, Prompt, Verdict
-from rlaif.store import RunStore, Table, resume_key, write_json
+from rlaif.store import RunStore, Table, write_json
 
 
 def verdict(i: int, p: float | None = None) -> Verdict:
@@ -588,13 +588,6 @@ def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(
         write_json(path, value)
     assert json.loads(path.read_text()) == {"value": 1, "é": 2}
     assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_resume_key_hashes_all_that_is_passed() -> None:
-    base = resume_key(model="m", seed=1)
-    assert base == resume_key(seed=1, model="m")
-    others = [resume_key(model="m", seed=2), resume_key(model="m"), resume_key(model="m", s=1)]
-    assert len({base, *others}) == 4
 
 
 def test_verdicts_pass_through_the_store_fast_and_in_bounded_memory(tmp_path: Path) -> None:

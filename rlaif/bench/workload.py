@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.readers import read_pairs
 from rlaif.records import Message, Pair, Prompt
 
-Layout = Literal["last", "first"]
 _NO_ATTENTION = {"linear_attention", "conv", "moe", "mlp"}  # kinds of layers
 # Where the principle stands: after the pair, so that all principles share it, or before.
 TEMPLATES: dict[str, str] = {

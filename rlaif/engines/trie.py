@@ -191,14 +191,6 @@ def next_pack(trie: Trie, start: int, budget: int) -> int:
     return int(latest_first[trie.depths[latest_first].argmin()]) if high > low else last
 
 
-def tree_mask(trie: Trie) -> npt.NDArray[np.bool_]:
-    """Who sees whom, (N, N): [i, j] is True where token j is token i or one of its ancestors."""
-    mask = np.eye(len(trie), dtype=bool)
-    for i in range(len(trie)):
-        mask[i, trie.ancestors(i)] = True
-    return mask
-
-
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Short ways down, as a padded batch of B rows of up to L tokens, causal within a row.

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 Estimator = Literal["k1", "k3"]
-ESTIMATORS: tuple[Estimator, ...] = ("k1", "k3")
 
 
 def k1(log_ratio: Tensor) -> Tensor:

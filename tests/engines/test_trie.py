@@ -18,6 +18,14 @@ requests = st.lists(
 budgets = st.integers(1, 40)
 
 
+def tree_mask(trie: t.Trie) -> np.ndarray:
+    """Who sees whom, (N, N): [i, j] is True where token j is token i or one of its ancestors."""
+    mask = np.eye(len(trie), dtype=bool)
+    for i in range(len(trie)):
+        mask[i, trie.ancestors(i)] = True
+    return mask
+
+
 def prefixes(paths) -> set[tuple[int, ...]]:
     return {tuple(p[: i + 1].tolist()) for p in paths for i in range(len(p))}
 
@@ -46,7 +54,7 @@ def test_every_token_of_every_request_is_found_in_order(paths):
 @given(requests)
 def test_subtrees_are_contiguous_and_heights_are_the_longest_way_down(paths):
     trie = t.build(paths)
-    mask = t.tree_mask(trie)
+    mask = tree_mask(trie)
     assert not np.triu(mask, 1).any()
     for run, (begin, stop) in enumerate(zip(trie.begin, trie.stop, strict=True)):
         assert np.array_equal(np.flatnonzero(mask[:, begin]), np.arange(begin, stop))
@@ -87,7 +95,7 @@ def test_the_plans_together_are_the_tree_mask(paths, budget, short):
                 seen[a + target, a + rows.gather[row, : column + 1]] += 1
         for k0, k1, depth in plan.keep:
             kept[depth : depth + k1 - k0] = np.arange(a + k0, a + k1)
-    assert np.array_equal(seen, t.tree_mask(trie).astype(int))
+    assert np.array_equal(seen, tree_mask(trie).astype(int))
 
 
 def test_a_worked_example():
