@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlaif.intervals import share
 from rlaif.readers import read_pairs
 from rlaif.records import Preference, content_id
+from rlaif.statistics.intervals import share
 from rlaif.training.data import encode_rows
 from rlaif.training.features import Features, compute, depths_of, sequence_key
 from rlaif.training.heads import Pairs, choose, folds_of, rotated, with_resamples

@@ -23,10 +23,10 @@ from rlaif import tiny
 from rlaif.engines.base import Sampling, load_engine
 from rlaif.engines.hf import HFEngine
 from rlaif.evaluation.best_of_n import Fit, best_of_n, fit_gao, kl_best_of_n
-from rlaif.evaluation.metrics import bootstrap
 from rlaif.evaluation.policy import gold_rewards, kl_to_base
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.report.svg import Plot, Scale
+from rlaif.statistics.intervals import bootstrap
 from rlaif.templates import Rendered
 from rlaif.training.dpo import train_dpo
 from rlaif.training.ppo import AlarmLimits, PPOSettings

@@ -26,8 +26,8 @@ from rlaif.report.build import render
 from rlaif.report.data import Run
 from rlaif.report.labels import Cube
 from rlaif.report.summary import summarise
+from rlaif.statistics.calibration import heated
 from rlaif.store import RunStore
-from rlaif.training.calibration import heated
 
 PAIR = Pair(Prompt.user("q"), "a", "b")
 

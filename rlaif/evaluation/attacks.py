@@ -16,10 +16,11 @@ from typing import Any
 
 from rlaif.constitution import Principle
 from rlaif.ensembles import OrderRule, over_orders
-from rlaif.evaluation.metrics import LEANS, share
 from rlaif.judges.attacks import FAMILIES, Attack, Target, appended
 from rlaif.judges.base import Ask
 from rlaif.records import Order, Pair, Verdict
+from rlaif.statistics.intervals import share
+from rlaif.statistics.slots import LEANS
 
 
 @dataclass(frozen=True, slots=True)

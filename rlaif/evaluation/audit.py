@@ -2,7 +2,7 @@
 
 Pure functions over arrays of P pairs, C principles and the two orders; no model, no file. Every
 number comes with the number of items it rests on, and with a 95 % interval over whole prompts
-(`rlaif.intervals`): pairs and questions of one prompt are not independent.
+(`rlaif.statistics.intervals`): pairs and questions of one prompt are not independent.
 
 In most published files the better response stands first. A judge that always said "first" would
 then be right throughout, and κ would have one single label to agree on: so κ is taken over pairs
@@ -22,20 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.errors import DataError
-from rlaif.evaluation.metrics import (
-    Interval,
-    bootstrap,
-    bootstrap_of,
+from rlaif.report.labels import Cube, agreement, reliability_points, unseparated
+from rlaif.statistics.agreement import kappa_of_table
+from rlaif.statistics.calibration import (
     expected_calibration_error,
     fit_temperature,
-    kappa_of_table,
-    leaning,
-    share,
-    slot_intervals,
-    wilson,
+    heated,
+    log_losses,
 )
-from rlaif.report.labels import Cube, agreement, reliability_points, unseparated
-from rlaif.training.calibration import heated, log_losses
+from rlaif.statistics.intervals import Interval, bootstrap, bootstrap_of, share, wilson
+from rlaif.statistics.slots import leaning, slot_intervals
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

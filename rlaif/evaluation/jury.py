@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.ensembles import OrderRule
-from rlaif.evaluation.metrics import bootstrap_of, kappa_of_table, share
 from rlaif.executors import Judged
 from rlaif.preferences import debias
 from rlaif.records import Order, Pair, Verdict
+from rlaif.statistics.agreement import kappa_of_table
+from rlaif.statistics.intervals import bootstrap_of, share
 
 
 class JuryAgreement:

@@ -1,6 +1,6 @@
-"""Numbers with their uncertainty: intervals, calibration, agreement, position bias.
+"""What is known of a set of AI labels: their status, agreement, calibration and position bias.
 
-Pure functions over arrays and records; no model, no file. N is the number of items.
+It is computed from records; no model, no file. The statistics stand in `rlaif.statistics`.
 """
 
 from __future__ import annotations
@@ -8,133 +8,15 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from rlaif.errors import DataError
-from rlaif.intervals import (
-    Interval,
-    as_floats,
-    bootstrap,
-    bootstrap_of,
-    share,
-    standard_error,
-    wilson,
-)
 from rlaif.records import Order, Pair, Preference, Verdict
-from rlaif.training.calibration import (
-    Temperature,
-    brier,
-    expected_calibration_error,
-    fit_temperature,
-    same_length,
-)
-from rlaif.training.slots import LEANS, leaning, picks_first_slot, same_slot, slot_intervals
-
-__all__ = [
-    "LEANS",
-    "Interval",
-    "LabelQuality",
-    "Temperature",
-    "accuracy",
-    "bootstrap",
-    "bootstrap_of",
-    "brier",
-    "cohen_kappa",
-    "expected_calibration_error",
-    "fit_temperature",
-    "kappa_of_table",
-    "label_quality",
-    "leaning",
-    "position_bias",
-    "share",
-    "slot_intervals",
-    "standard_error",
-    "wilson",
-]
-
-
-def accuracy(p: ArrayLike, y: ArrayLike) -> float:
-    """Share of items on which p and y lie on the same side of ½; a p of exactly ½ earns ½."""
-    p_, y_ = as_floats(p, "p"), as_floats(y, "y")
-    same_length(p_, y_)
-    hit = np.where(p_ == 0.5, 0.5, (p_ > 0.5) == (y_ > 0.5))
-    return float(hit.mean())
-
-
-def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> float:
-    """κ = (p_o − p_e)/(1 − p_e): agreement of two raters beyond chance (Cohen 1960).
-
-    1 when they agree on one single label throughout, where the formula has no value.
-    """
-    if len(a) != len(b) or not a:
-        raise DataError(f"two raters must rate the same items, got {len(a)} and {len(b)}")
-    labels = {label: i for i, label in enumerate(dict.fromkeys([*a, *b]))}
-    table = np.zeros((len(labels), len(labels)))
-    for x, y in zip(a, b, strict=True):
-        table[labels[x], labels[y]] += 1
-    return kappa_of_table(table)
-
-
-def kappa_of_table(table: ArrayLike) -> float:
-    """κ of counts (K, K): row by the one rater's label, column by the other's."""
-    counts = np.asarray(table, dtype=np.float64)
-    n = counts.sum()
-    observed = float(np.trace(counts) / n)
-    expected = float((counts.sum(axis=0) * counts.sum(axis=1)).sum() / (n * n))
-    return 1.0 if expected == 1 else (observed - expected) / (1 - expected)
-
-
-def position_bias(shown_first: ArrayLike, shown_second: ArrayLike) -> dict[str, float]:
-    """How much a judge likes a slot, from both orders of N questions.
-
-    `shown_first`: P(the pair's first | it stood first); `shown_second`: the same P where it stood
-    second. The judge picked slot one in the first order if shown_first > ½, in the second if
-    shown_second < ½.
-
-    - same_slot_rate: share of questions on which the same *slot* won in both orders
-    - swap_consistency: 1 − same_slot_rate, the share on which the same *completion* won
-    - first_slot_share: slot one's share among the same-slot questions (½ if there are none)
-    - says_first: slot one's share of all picks
-
-    A probability of exactly ½ picks both slots by half.
-    """
-    counts = _SlotCounts()
-    counts.add(shown_first, shown_second)
-    return counts.rates()
-
-
-@dataclass(slots=True)
-class _SlotCounts:
-    """Questions by the slots that won, a probability of ½ being half a win of each."""
-
-    n: int = 0
-    both_first: float = 0.0
-    both_second: float = 0.0
-    first: float = 0.0
-
-    def add(self, shown_first: ArrayLike, shown_second: ArrayLike) -> None:
-        one = picks_first_slot(as_floats(shown_first, "shown_first"))
-        two = picks_first_slot(1 - as_floats(shown_second, "shown_second"))
-        same_length(one, two)
-        self.n += len(one)
-        self.both_first += float((one * two).sum())
-        self.both_second += float(((1 - one) * (1 - two)).sum())
-        self.first += float(one.sum() + two.sum())
-
-    def rates(self) -> dict[str, float]:
-        same = self.both_first / self.n + self.both_second / self.n
-        return {
-            "same_slot_rate": same,
-            "swap_consistency": 1 - same,
-            "first_slot_share": self.both_first / self.n / same if same else 0.5,
-            "says_first": self.first / (2 * self.n),
-        }
-
+from rlaif.statistics.calibration import brier, expected_calibration_error
+from rlaif.statistics.intervals import share
+from rlaif.statistics.slots import SlotCounts, leaning, picks_first_slot, same_slot
 
 Truth = Callable[[Pair], float | None]
 
@@ -168,8 +50,8 @@ class LabelQuality:
         self._p, self._y, self._prompts = array("d"), array("d"), array("Q")
         self._mass, self._masses, self._low_masses = 0.0, 0, 0
         self._indifferent = 0
-        self._slots = _SlotCounts()
-        self._by_principle: dict[str, _SlotCounts] = defaultdict(_SlotCounts)
+        self._slots = SlotCounts()
+        self._by_principle: dict[str, SlotCounts] = defaultdict(SlotCounts)
         # Of each pair with questions: its prompt, how many, and the share on which its orders agree
         self._asked, self._questions, self._agree = array("Q"), array("L"), array("d")
 

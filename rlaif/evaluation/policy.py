@@ -11,8 +11,8 @@ import numpy as np
 
 from rlaif.engines.checkpoint import end_tokens
 from rlaif.errors import DataError
-from rlaif.evaluation.metrics import bootstrap, share, standard_error
 from rlaif.records import Prompt
+from rlaif.statistics.intervals import bootstrap, share, standard_error
 from rlaif.training.data import Cut, RowEncoder, end_of_turn
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rlaif.errors import DataError
-from rlaif.evaluation.metrics import share
 from rlaif.records import Pair, Preference, Prompt
+from rlaif.statistics.intervals import share
 
 Label = Callable[[Sequence[Pair]], Sequence[Preference]]
 Outcome = Literal["win", "loss", "tie", "identical", "abstained"]

@@ -8,10 +8,10 @@ from typing import Any
 from markupsafe import Markup
 
 from rlaif.errors import DataError
-from rlaif.evaluation.metrics import Interval
 from rlaif.files import reason
 from rlaif.report import svg
 from rlaif.report.formats import MISSING, count, fixed, percent
+from rlaif.statistics.intervals import Interval
 
 Json = dict[str, Any]
 Row = tuple[str, str, str, str]  # what, value, 95 % interval, n

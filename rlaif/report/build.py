@@ -12,12 +12,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rlaif.evaluation.metrics import Interval
 from rlaif.files import write_text
 from rlaif.report import audit, formats, sections
 from rlaif.report.data import Json, Run
 from rlaif.report.labels import DECIDED
 from rlaif.report.summary import STAGES, summarise
+from rlaif.statistics.intervals import Interval
 
 MAX_LETTERS = 1_200  # of a text that is shown; a report stays a page, not a data set
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.ensembles import OrderRule, over_orders
-from rlaif.evaluation.metrics import Interval, leaning, share, slot_intervals
-from rlaif.training.calibration import confidence_bins, folded
+from rlaif.statistics.calibration import confidence_bins, folded
+from rlaif.statistics.intervals import Interval, share
+from rlaif.statistics.slots import leaning, slot_intervals
 
 Floats = NDArray[np.float64]
 DECIDED = 0.1  # a principle has something to say about a pair when |p − ½| is at least this

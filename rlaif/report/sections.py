@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from rlaif.evaluation.metrics import Interval
 from rlaif.records import Pair
 from rlaif.report import formats, svg
 from rlaif.report.data import Json, Run, number
@@ -27,6 +26,7 @@ from rlaif.report.labels import (
     unseparated,
 )
 from rlaif.report.summary import JUDGE_QUALITY, ONLINE, STAGES, trained_judge
+from rlaif.statistics.intervals import Interval
 
 MAX_TURNS = 6  # of a conversation that is shown
 MAX_VERDICTS = 24  # principles of a pair that are shown

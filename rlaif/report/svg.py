@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from rlaif.evaluation.metrics import Interval
 from rlaif.report.formats import THIN, percent
+from rlaif.statistics.intervals import Interval
 
 WIDTH = 440  # of a chart, two a row, in px
 NARROW = 310  # three a row

@@ -12,7 +12,6 @@ import numpy as np
 
 from rlaif import lineage
 from rlaif.errors import ConfigError, DataError
-from rlaif.evaluation.metrics import bootstrap
 from rlaif.executors import run_sampling
 from rlaif.records import Completion, Prompt
 from rlaif.sampling import completion_keys
@@ -21,6 +20,7 @@ from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import starts
+from rlaif.statistics.intervals import bootstrap
 from rlaif.store import RunStore, write_json
 
 if TYPE_CHECKING:

@@ -31,15 +31,15 @@ from rlaif.engines.base import hear
 from rlaif.engines.checkpoint import OWN, own_templates, source_of
 from rlaif.ensembles import OrderRule, over_orders
 from rlaif.errors import ConfigError, TrainingError, require_finite
-from rlaif.intervals import bootstrap, share
 from rlaif.judges.base import Ask
 from rlaif.records import ORDERS, Pair, content_id
+from rlaif.statistics.intervals import bootstrap, share
+from rlaif.statistics.slots import leaning, slot_intervals
 from rlaif.templates import Template, load_template
 from rlaif.training.before import keeps_the_model
 from rlaif.training.data import Refused, split_by_prompt
 from rlaif.training.models import add_lora, load_policy, save_model, write_json
 from rlaif.training.settings import LoopOptions, LoopSettings
-from rlaif.training.slots import leaning, slot_intervals
 
 if TYPE_CHECKING:
     from rlaif.training.judge_batches import JudgeRow

@@ -22,11 +22,11 @@ import numpy as np
 
 from rlaif.engines.tokens import Ids
 from rlaif.errors import ConfigError, DataError, TrainingError, require_finite
-from rlaif.intervals import Clusters, Floats, bootstrap, bootstrap_of, share
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.resources import model_path
+from rlaif.statistics.calibration import brier, expected_calibration_error, log_loss
+from rlaif.statistics.intervals import Clusters, Floats, bootstrap, bootstrap_of, share
 from rlaif.training.before import keeps_the_model
-from rlaif.training.calibration import brier, expected_calibration_error, log_loss
 from rlaif.training.data import (
     Cut,
     Refused,

@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, brier_score_loss, cohen_kappa_score
 
 from rlaif.errors import DataError
-from rlaif.evaluation import metrics
 from rlaif.evaluation.audit import Labels, audit, failed
 from rlaif.report.labels import Cube
+from rlaif.statistics import calibration, intervals, slots
 
 EXACT = 1e-9
 
@@ -88,7 +88,7 @@ def test_against_scikit_learn() -> None:
 def test_the_temperature_is_where_the_likelihood_is_flat() -> None:
     p, y = noisy(400, seed=3)
     z = np.log(p) - np.log1p(-p)
-    slope = metrics.fit_temperature(p, y).slope
+    slope = calibration.fit_temperature(p, y).slope
     assert float((z * (y - 1 / (1 + np.exp(-slope * z)))).sum()) == pytest.approx(0, abs=1e-8)
 
 
@@ -160,7 +160,7 @@ def test_slots_by_hand() -> None:
     assert judge["same_slot_rate"]["value"] == pytest.approx(3 / 4)
     assert judge["first_slot_share"]["value"] == pytest.approx(2 / 3)
     assert judge["first_slot_share"]["n"] == 3
-    rates = metrics.position_bias(both[[0, 1, 2, 4], 0, 0], both[[0, 1, 2, 4], 0, 1])
+    rates = slots.position_bias(both[[0, 1, 2, 4], 0, 0], both[[0, 1, 2, 4], 0, 1])
     assert {k: judge[k]["value"] for k in rates} == pytest.approx(rates)
 
 
@@ -188,24 +188,24 @@ def test_a_judge_that_likes_length_shows() -> None:
 
 
 def test_temperatures_that_do_not_exist() -> None:
-    at_chance = metrics.fit_temperature([0.9, 0.9, 0.1], [0, 0, 1])
+    at_chance = calibration.fit_temperature([0.9, 0.9, 0.1], [0, 0, 1])
     assert (at_chance.value, at_chance.slope) == (None, -np.inf)
-    separable = metrics.fit_temperature([0.9, 0.8], [1, 1])
+    separable = calibration.fit_temperature([0.9, 0.8], [1, 1])
     assert (separable.value, separable.slope) == (None, np.inf)
-    worse = metrics.fit_temperature([0.9, 0.8, 0.7], [0, 0, 1])
+    worse = calibration.fit_temperature([0.9, 0.8, 0.7], [0, 0, 1])
     assert worse.value is None
     assert worse.slope < 0
-    sure = metrics.fit_temperature([1.0, 0.0, 0.9, 0.8, 0.6], [1, 0, 1, 0, 1])
+    sure = calibration.fit_temperature([1.0, 0.0, 0.9, 0.8, 0.6], [1, 0, 1, 0, 1])
     assert (sure.n, sure.certain) == (3, 2)
-    flat = metrics.fit_temperature([0.5, 0.5], [1, 0])
+    flat = calibration.fit_temperature([0.5, 0.5], [1, 0])
     assert (flat.value, flat.slope) == (None, 0.0)
-    assert metrics.fit_temperature([1.0], [0]).n == 0
+    assert calibration.fit_temperature([1.0], [0]).n == 0
     heat = audit(labels_of([0.9, 0.8], [1, 1]))["known"]["temperature"]
     assert (heat["value"], heat["slope"], heat["ece"]) == (None, None, None)
 
 
 def test_a_temperature_moves_forecasts_and_keeps_certainty() -> None:
-    heat = metrics.Temperature(2.0, 1.0, 3.0, 0.5, 9, 0)
+    heat = calibration.Temperature(2.0, 1.0, 3.0, 0.5, 9, 0)
     # logit 0.9 = ln 9; half of it is ln 3, which is 0.75
     assert heat([0.9, 0.5, 0.0, 1.0]) == pytest.approx([0.75, 0.5, 0.0, 1.0])
 
@@ -223,11 +223,11 @@ def test_intervals_draw_whole_prompts() -> None:
 def test_bootstrap_of_a_mean_is_bootstrap() -> None:
     values = np.random.default_rng(1).random(50)
     names = [i // 2 for i in range(50)]
-    of = metrics.bootstrap_of(lambda w: float((w * values).sum() / w.sum()), 50, names, seed=4)
-    mean = metrics.bootstrap(values, names, resamples=1000, seed=4)
+    of = intervals.bootstrap_of(lambda w: float((w * values).sum() / w.sum()), 50, names, seed=4)
+    mean = intervals.bootstrap(values, names, resamples=1000, seed=4)
     assert (of.value, of.low, of.high) == pytest.approx((mean.value, mean.low, mean.high))
     with pytest.raises(DataError, match="3 items, but 2 cluster names"):
-        metrics.bootstrap_of(lambda w: float(w.sum()), 3, ["a", "b"])
+        intervals.bootstrap_of(lambda w: float(w.sum()), 3, ["a", "b"])
 
 
 def test_nothing_to_audit_is_none_and_not_zero() -> None:

@@ -11,28 +11,29 @@ from sklearn.metrics import accuracy_score, brier_score_loss, cohen_kappa_score
 from rlaif.errors import DataError
 from rlaif.evaluation import metrics
 from rlaif.records import Order, Pair, Preference, Prompt, Verdict
+from rlaif.statistics import agreement, calibration, intervals, slots
 
 
 def test_against_scikit_learn():
     random = np.random.default_rng(0)
     p, y = random.random(500), random.integers(0, 2, 500)
-    assert metrics.brier(p, y) == pytest.approx(brier_score_loss(y, p))
-    assert metrics.accuracy(p, y) == pytest.approx(accuracy_score(y, p > 0.5))
+    assert calibration.brier(p, y) == pytest.approx(brier_score_loss(y, p))
+    assert agreement.accuracy(p, y) == pytest.approx(accuracy_score(y, p > 0.5))
     a, b = random.integers(0, 3, 500).tolist(), random.integers(0, 3, 500).tolist()
-    assert metrics.cohen_kappa(a, b) == pytest.approx(cohen_kappa_score(a, b))
+    assert agreement.cohen_kappa(a, b) == pytest.approx(cohen_kappa_score(a, b))
 
 
 def test_calibration_error_by_hand():
     # (0.6, 0.7]: confidence 0.7, all right, 2 of 4; (0.9, 1]: confidence 0.95, half right
     p, y = [0.7, 0.3, 0.95, 0.05], [1, 0, 1, 1]
-    assert metrics.expected_calibration_error(p, y) == pytest.approx(0.5 * 0.3 + 0.5 * 0.45)
-    assert metrics.expected_calibration_error([1.0, 0.0], [1, 0]) == 0
+    assert calibration.expected_calibration_error(p, y) == pytest.approx(0.5 * 0.3 + 0.5 * 0.45)
+    assert calibration.expected_calibration_error([1.0, 0.0], [1, 0]) == 0
 
 
 def test_calibrated_forecasts_have_little_calibration_error():
     random = np.random.default_rng(1)
     p = random.random(50_000)
-    assert metrics.expected_calibration_error(p, random.random(50_000) < p) < 0.01
+    assert calibration.expected_calibration_error(p, random.random(50_000) < p) < 0.01
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1)), min_size=1, max_size=30))
@@ -40,73 +41,73 @@ def test_calibration_does_not_depend_on_what_is_called_one(rows):
     p, y = np.array(rows).T
     if np.any(p == 0.5):
         return
-    mirrored = metrics.expected_calibration_error(1 - p, 1 - y)
-    assert metrics.expected_calibration_error(p, y) == pytest.approx(mirrored, abs=1e-6)
+    mirrored = calibration.expected_calibration_error(1 - p, 1 - y)
+    assert calibration.expected_calibration_error(p, y) == pytest.approx(mirrored, abs=1e-6)
 
 
 def test_wilson_by_hand():
     # 8 of 10 at 95 %: Wilson 0.490–0.943 (Brown, Cai & DasGupta's worked form)
-    interval = metrics.wilson(8, 10)
+    interval = intervals.wilson(8, 10)
     assert (interval.low, interval.high) == pytest.approx((0.49016, 0.94332), abs=1e-5)
-    none, every = metrics.wilson(0, 20), metrics.wilson(20, 20)
+    none, every = intervals.wilson(0, 20), intervals.wilson(20, 20)
     assert (none.low, every.high) == (0.0, 1.0)
     assert none.high == pytest.approx(3.8416 / (20 + 3.8416), abs=1e-4)  # z²/(n + z²)
     assert none.high == pytest.approx(1 - every.low)
     with pytest.raises(DataError):
-        metrics.wilson(3, 2)
+        intervals.wilson(3, 2)
 
 
 def test_bootstrap_is_near_the_normal_interval():
     values = np.random.default_rng(2).normal(3, 2, 400)
-    interval = metrics.bootstrap(values, seed=1)
+    interval = intervals.bootstrap(values, seed=1)
     half = 1.96 * values.std() / 20
     assert interval.value == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - half, abs=0.04)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.04)
-    assert metrics.bootstrap(values, seed=1) == interval
+    assert intervals.bootstrap(values, seed=1) == interval
 
 
 def test_bootstrap_by_cluster_is_wider_when_a_cluster_repeats_itself():
     values = np.random.default_rng(3).normal(0, 1, 50)
     repeated, names = np.repeat(values, 8), np.repeat(np.arange(50), 8).tolist()
-    clustered, alone = metrics.bootstrap(repeated, names), metrics.bootstrap(repeated)
-    once = metrics.bootstrap(values)
+    clustered, alone = intervals.bootstrap(repeated, names), intervals.bootstrap(repeated)
+    once = intervals.bootstrap(values)
     assert clustered.high - clustered.low == pytest.approx(once.high - once.low, rel=0.1)
     assert alone.high - alone.low < 0.5 * (clustered.high - clustered.low)
-    assert metrics.bootstrap([1.0, 0.0], ["a", "a"]).low == 0.5
+    assert intervals.bootstrap([1.0, 0.0], ["a", "a"]).low == 0.5
 
 
 def test_bootstrap_covers_the_truth_about_as_often_as_it_says():
     random = np.random.default_rng(4)
     draws = [random.exponential(1, 60) for _ in range(200)]
-    hits = [i.low <= 1 <= i.high for i in (metrics.bootstrap(d, resamples=400) for d in draws)]
+    hits = [i.low <= 1 <= i.high for i in (intervals.bootstrap(d, resamples=400) for d in draws)]
     assert 0.88 <= np.mean(hits) <= 0.99
 
 
 def test_position_bias_by_hand():
     # consistent twice; slot one twice, slot two once
-    bias = metrics.position_bias([0.9, 0.2, 0.8, 0.7, 0.1], [0.8, 0.3, 0.4, 0.1, 0.9])
+    bias = slots.position_bias([0.9, 0.2, 0.8, 0.7, 0.1], [0.8, 0.3, 0.4, 0.1, 0.9])
     assert bias["same_slot_rate"] == pytest.approx(0.6)
     assert bias["swap_consistency"] == pytest.approx(0.4)
     assert bias["first_slot_share"] == pytest.approx(2 / 3)
     # picks of slot one: order 1 → y n y y n, order 2 (second shown first) → n y y y n
     assert bias["says_first"] == pytest.approx(0.6)
-    assert metrics.position_bias([0.9], [0.9])["first_slot_share"] == 0.5
+    assert slots.position_bias([0.9], [0.9])["first_slot_share"] == 0.5
 
 
 def test_an_indifferent_judge_has_no_slot_and_a_slot_lover_has():
     noise, slot_lover, clear = (0.52, 0.47), (0.9, 0.1), (0.3, 0.45)
-    mask = metrics.leaning(*np.array([noise, slot_lover, clear]).T)
+    mask = slots.leaning(*np.array([noise, slot_lover, clear]).T)
     assert mask.tolist() == [False, True, True]
 
 
 def test_numbers_that_are_none():
     with pytest.raises(DataError, match="non-empty"):
-        metrics.brier([], [])
+        calibration.brier([], [])
     with pytest.raises(DataError, match="no number"):
-        metrics.accuracy([float("nan")], [1])
+        agreement.accuracy([float("nan")], [1])
     with pytest.raises(DataError, match="unlike length"):
-        metrics.brier([0.1], [1, 0])
+        calibration.brier([0.1], [1, 0])
 
 
 def _verdict(pair: Pair, order: Order, p: float | None) -> Verdict:

@@ -8,11 +8,11 @@ import pytest
 
 from rlaif.constitution import Principle
 from rlaif.errors import DataError
-from rlaif.evaluation.metrics import wilson
 from rlaif.evaluation.winrate import compare, rate, winrate
 from rlaif.judges.base import Ask, expand
 from rlaif.preferences import aggregate
 from rlaif.records import Pair, Preference, Prompt, Verdict
+from rlaif.statistics.intervals import wilson
 
 PROMPTS = [Prompt.user(f"question {i}") for i in range(40)]
 

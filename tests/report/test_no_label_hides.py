@@ -13,13 +13,13 @@ import pytest
 from report_runs import PRINCIPLES, judge, labelled_pairs, tiny_pairs, write_labels
 
 from rlaif.evaluation.audit import audit
-from rlaif.intervals import share
 from rlaif.records import Pair, Preference
 from rlaif.report.audit import table
 from rlaif.report.build import render
 from rlaif.report.data import Run
 from rlaif.report.summary import build_summary
 from rlaif.stages.audit import stored_labels
+from rlaif.statistics.intervals import share
 from rlaif.store import RunStore, write_json
 from rlaif.tiny import gold_preference
 

@@ -19,7 +19,7 @@ from rlaif.evaluation.metrics import label_quality
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.report.labels import Cube, reliability_points
 from rlaif.report.summary import known_ece
-from rlaif.training.calibration import (
+from rlaif.statistics.calibration import (
     brier,
     expected_calibration_error,
     fit_temperature,

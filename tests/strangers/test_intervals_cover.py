@@ -22,10 +22,10 @@ from rlaif.evaluation.jury import JuryAgreement
 from rlaif.evaluation.metrics import LabelQuality
 from rlaif.evaluation.policy import divergence
 from rlaif.evaluation.winrate import winrate
-from rlaif.intervals import bootstrap, share, standard_error, t_quantile, wilson
 from rlaif.records import ORDERS, Pair, Preference, Prompt, Verdict
 from rlaif.report.labels import Cube
-from rlaif.training.calibration import fit_temperature
+from rlaif.statistics.calibration import fit_temperature
+from rlaif.statistics.intervals import bootstrap, share, standard_error, t_quantile, wilson
 from rlaif.training.reward import reward_quality
 
 WORLDS = 120

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +45,12 @@ def as_floats(values: ArrayLike, what: str) -> Floats:
             f"{what} holds {int((~np.isfinite(array)).sum())} values that are no number"
         )
     return array
+
+
+def same_length(*arrays: NDArray[Any]) -> None:
+    """DataError unless all arrays are as long as the first."""
+    if len({len(a) for a in arrays}) > 1:
+        raise DataError(f"lists of unlike length: {[len(a) for a in arrays]}")
 
 
 def wilson(successes: float, n: float, *, level: float = 0.95) -> Interval:

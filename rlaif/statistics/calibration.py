@@ -3,28 +3,17 @@
 An outcome is a probability too: 1 or 0 where one side is known to be better, a share of votes or a
 soft label where that is what is known, ½ for a tie. A forecast is perfect when it equals that
 probability, not when it is sure of the likelier side.
-
-They stand on this floor, because a reward model reports its own calibration; `evaluation.metrics`
-hands them on.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rlaif.errors import DataError
-from rlaif.intervals import Clusters, Floats, as_floats, robust_error
-
-
-def same_length(*arrays: NDArray[Any]) -> None:
-    """DataError unless all arrays are as long as the first."""
-    if len({len(a) for a in arrays}) > 1:
-        raise DataError(f"lists of unlike length: {[len(a) for a in arrays]}")
+from rlaif.statistics.intervals import Clusters, Floats, as_floats, robust_error, same_length
 
 
 def brier(p: ArrayLike, y: ArrayLike) -> float:
