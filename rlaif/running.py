@@ -147,7 +147,7 @@ def load_policy(
     """An engine by its section, on a worker; `date` is the run's, for chat templates that ask."""
     if date is not None:
         fix_date(date)
-    if threads:
+    if threads and config.engine != "http":
         import torch
 
         torch.set_num_threads(threads)

@@ -62,7 +62,7 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
     the lock, writes and speaks.
     """
     from rlaif.cli.console import Terminal
-    from rlaif.cli.first import check, gone_if_failed
+    from rlaif.cli.first import check, gone_if_failed, needs_torch
     from rlaif.errors import ConfigError
     from rlaif.stages import Run, described, tell_stale
     from rlaif.store import RunStore
@@ -72,7 +72,8 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
         raise ConfigError(
             "this command runs in one process: only `rlaif train ...` is for `accelerate launch`"
         )
-    check(config, [getattr(stage, "func", stage).__name__ for stage in stages])
+    names = [getattr(stage, "func", stage).__name__ for stage in stages]
+    check(config, names)
     if several:
         _execute_together(config, stages)
         return
@@ -80,8 +81,9 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
         stack.enter_context(gone_if_failed(Path(config.out)))
         store = stack.enter_context(RunStore(config.out))
         terminal = Terminal()
+        heavy = needs_torch(config, names)
         with terminal.waiting("starting: PyTorch is being loaded, slowly the first time"):
-            run = stack.enter_context(Run(config, store, terminal))
+            run = stack.enter_context(Run(config, store, terminal, local_models=heavy))
         with described(run):
             for stage in stages:
                 stage(run)

@@ -77,6 +77,23 @@ def check(config: Config, stages: Sequence[str]) -> None:
         require(constitution.principles if asked == "all" else constitution.select(asked), "label")
 
 
+def needs_torch(config: Config, stages: Sequence[str]) -> bool:
+    """Whether a stage runs a model on this machine: all that train and evaluate do, others where
+    their engine is no server."""
+    for stage in stages:
+        if stage in ("read", "audit", "report"):
+            continue
+        if stage in ("sample", "revise", "contrast"):
+            engines = [config.policy.engine]
+        elif stage in ("label", "attack"):
+            engines = [judge.engine for judge in _judges(config, [stage]).values()]
+        else:
+            return True
+        if any(engine != "http" for engine in engines):
+            return True
+    return False
+
+
 def _learns_pairs(config: Config, stage: str) -> bool:
     """Whether a stage learns what is known of the run's pairs, and so reads their file."""
     train = config.train

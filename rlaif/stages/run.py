@@ -53,6 +53,15 @@ def _engine_id(config: EngineConfig) -> str:
     return content_id(config.model, config.engine, config.options())
 
 
+def _set_up_torch(threads: int | None) -> None:
+    import torch
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # ours tells the rate and the time left
+    if threads:
+        torch.set_num_threads(threads)
+
+
 @dataclass
 class Run:
     """One run at work: its config, its directory, and the engines that are loaded."""
@@ -60,6 +69,9 @@ class Run:
     config: Config
     store: RunStore
     reporter: Reporter
+    local_models: bool = True
+    """Whether PyTorch is set up at once. Without it, the first engine that is no server does so:
+    only for stages that have all their models from `engine`."""
     _engines: dict[str, Engine] = field(default_factory=dict)
 
     @property
@@ -68,12 +80,8 @@ class Run:
         return not self.store.read_only
 
     def __post_init__(self) -> None:
-        import torch
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # ours tells the rate and the time left
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
+        if self.local_models:
+            _set_up_torch(self.config.threads)
         date = self.config.date or _began(self.store) or datetime.date.today()
         self.config = self.config.model_copy(update={"date": date})
         fix_date(date)
@@ -83,6 +91,8 @@ class Run:
         """The engine of a section, loaded once."""
         name = _engine_id(config)
         if name not in self._engines:
+            if not (self.local_models or config.engine == "http"):
+                _set_up_torch(self.config.threads)
             self._engines[name] = load_engine(config.model, config.engine, **config.options())
         return self._engines[name]
 
