@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlaif.engines.base import Sampling as Sampling
     from rlaif.engines.base import Scores as Scores
     from rlaif.engines.base import ScriptedEngine as ScriptedEngine
-    from rlaif.engines.base import load_engine as load_engine
+    from rlaif.engines.load import load_engine as load_engine
     from rlaif.errors import RlaifError as RlaifError
     from rlaif.executors import label_pairs as label_pairs
     from rlaif.judges.adaptive import AdaptiveJudge as AdaptiveJudge
@@ -81,7 +81,7 @@ _HOME = {
     "Verdict": "records",
     "aggregate": "preferences",
     "label_pairs": "executors",
-    "load_engine": "engines.base",
+    "load_engine": "engines.load",
     "load_template": "templates",
     "read_demonstrations": "readers",
     "read_pairs": "readers",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from rlaif import executors
 from rlaif.config import Config, EngineConfig, JudgingConfig
-from rlaif.engines.base import Engine, Sampling, load_engine, weights_of
+from rlaif.engines.base import Engine, Sampling, weights_of
+from rlaif.engines.load import load_engine
 from rlaif.engines.tokens import fix_date
 from rlaif.executors import Finished, Item, Judged, Row, Sink
 from rlaif.judges.adaptive import AdaptiveJudge

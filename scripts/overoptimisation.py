@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from rlaif import tiny
-from rlaif.engines.base import Sampling, load_engine
+from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.load import load_engine
 from rlaif.evaluation.best_of_n import Fit, best_of_n, fit_gao, kl_best_of_n
 from rlaif.evaluation.policy import gold_rewards, kl_to_base
 from rlaif.records import Pair, Preference, Prompt

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from rlaif.bench.machine import Clock, device_name, matmul_rate, peak_rss_mib, set_threads
 from rlaif.bench.plain import PlainEngine
 from rlaif.bench.workload import Shape, Workload, trie_of
-from rlaif.engines.base import Engine, load_engine
+from rlaif.engines.base import Engine
+from rlaif.engines.load import load_engine
 from rlaif.engines.trie import common_prefix
 from rlaif.errors import ConfigError, DataError, nearest
 from rlaif.executors import Memory, run_judge

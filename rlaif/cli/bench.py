@@ -118,7 +118,7 @@ def methods(
     """
     _fix_threads(threads)
     from rlaif.bench.methods import bench_methods
-    from rlaif.engines.base import load_engine
+    from rlaif.engines.load import load_engine
 
     found = bench_methods(load_engine(model), prompts, band)
     _show(found, as_json, lambda: _methods_table(found))

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from rlaif.engines.thinking import Mode
-from rlaif.errors import ConfigError, EngineError, nearest, require_finite_fields
+from rlaif.errors import ConfigError, EngineError, require_finite_fields
 from rlaif.records import content_id
 from rlaif.templates import Rendered
 
@@ -378,36 +378,3 @@ class ScriptedEngine:
 
     def close(self) -> None:
         pass
-
-
-ENGINES = ("hf", "http", "vllm")
-
-
-def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
-    """Loads a model: `tiny` (embedded), a folder, or a Hugging Face name.
-
-    Options of `hf`: `device` ("auto", "cpu", "cuda"), `dtype` ("auto", "float32", "bfloat16",
-    "float16"), `batch_tokens` (padded tokens a forward pass), `adapter` (a LoRA folder).
-
-    `http` takes the name a server gives to the model; its options are those of `HTTPEngine`, such
-    as `base_url`.
-
-    `vllm` takes the options of `hf` and those of `VLLMEngine`, such as `tensor_parallel_size`.
-    """
-    if engine in ("hf", "vllm"):  # a name that leads nowhere is told before anything heavy loads
-        from rlaif.engines.checkpoint import source_of
-
-        source_of(model, options.get("adapter"))
-    if engine == "hf":
-        from rlaif.engines.hf import HFEngine
-
-        return HFEngine(model, **options)
-    if engine == "http":
-        from rlaif.engines.http import HTTPEngine
-
-        return HTTPEngine(model, **options)
-    if engine == "vllm":
-        from rlaif.engines.vllm import VLLMEngine
-
-        return VLLMEngine(model, **options)
-    raise ConfigError(f"unknown engine '{engine}'.{nearest(engine, ENGINES)}")

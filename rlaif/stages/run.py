@@ -11,7 +11,8 @@ from typing import Protocol
 
 from rlaif.config import Config, EngineConfig, JudgingConfig
 from rlaif.constitution import Constitution, Principle, require
-from rlaif.engines.base import Engine, load_engine
+from rlaif.engines.base import Engine
+from rlaif.engines.load import load_engine
 from rlaif.engines.tokens import fix_date
 from rlaif.errors import DataError
 from rlaif.executors import Progress

@@ -73,6 +73,11 @@ class Row:
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
 
+def row_key(row: Row) -> str:
+    """What a pair's reference log-probabilities are known by: its tokens."""
+    return content_id(row.prompt.tolist(), row.chosen.tolist(), row.rejected.tolist())
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """The pairs that were left out, by reason."""

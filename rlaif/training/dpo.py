@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from rlaif.records import Preference, content_id
+from rlaif.records import Preference
 from rlaif.training.before import keeps_the_model
 from rlaif.training.data import (
     Cut,
@@ -27,6 +27,7 @@ from rlaif.training.data import (
     Sampled,
     encode_rows,
     preferred,
+    row_key,
     sampled_key,
     thinking_key,
 )
@@ -284,8 +285,3 @@ def reference_logprobs(
         keep_reference(out / REFERENCE, reference)
     state.wait_for_everyone()
     return reference
-
-
-def row_key(row: Row) -> str:
-    """What a pair's reference log-probabilities are known by: its tokens."""
-    return content_id(row.prompt.tolist(), row.chosen.tolist(), row.rejected.tolist())

@@ -23,8 +23,7 @@ from rlaif.errors import ConfigError
 from rlaif.records import Preference
 from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.checkpoints import keep_reference, kept_reference
-from rlaif.training.data import Row
-from rlaif.training.dpo import row_key
+from rlaif.training.data import Row, row_key
 from rlaif.training.loop import REFERENCE, Journal, OnLog, argument_values, one_gpu
 from rlaif.training.losses import SMOOTHED_BY_TRL
 from rlaif.training.models import Loaded

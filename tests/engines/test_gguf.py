@@ -13,10 +13,11 @@ import pytest
 from gguf_files import WORDS, byte_level, random_model, write_gguf
 from transformers import PreTrainedTokenizerFast
 
-from rlaif.engines.base import Sampling, load_engine
+from rlaif.engines.base import Sampling
 from rlaif.engines.checkpoint import source_of
 from rlaif.engines.gguf import adds_beginning, gguf_of, read_metadata
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.templates import Rendered

@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from rlaif.engines.base import Engine, Sampling, load_engine
+from rlaif.engines.base import Engine, Sampling
 from rlaif.engines.decoding import choose, uniforms
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.templates import Rendered, RenderedMessage, Segment
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from rlaif.engines.base import load_engine
+from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError
 
 _found = find_spec("vllm")

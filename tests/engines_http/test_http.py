@@ -19,8 +19,9 @@ import pytest
 
 from rlaif.config import HTTPConfig, load_config
 from rlaif.constitution import Principle
-from rlaif.engines.base import Engine, Sampling, Usage, load_engine
+from rlaif.engines.base import Engine, Sampling, Usage
 from rlaif.engines.http import HTTPEngine
+from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.executors import Memory, run_judge
 from rlaif.judges.pairwise import PairwiseJudge

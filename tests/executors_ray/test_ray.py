@@ -16,7 +16,8 @@ import pytest
 
 from rlaif.config import JudgeConfig
 from rlaif.constitution import Principle
-from rlaif.engines.base import Engine, Sampling, ScriptedEngine, load_engine
+from rlaif.engines.base import Engine, Sampling, ScriptedEngine
+from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.executors import Memory, run_judge, run_sampling
 from rlaif.executors_ray import Tally, Workers, judge_stream, sample_stream

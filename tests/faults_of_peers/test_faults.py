@@ -21,9 +21,10 @@ import torch
 
 from rlaif import tiny
 from rlaif.constitution import Principle
-from rlaif.engines.base import Generation, Sampling, ScriptedEngine, load_engine
+from rlaif.engines.base import Generation, Sampling, ScriptedEngine
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.http import HTTPEngine
+from rlaif.engines.load import load_engine
 from rlaif.errors import EngineError, TrainingError
 from rlaif.evaluation.policy import divergence
 from rlaif.executors import Memory, label_pairs, run_judge

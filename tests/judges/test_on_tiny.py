@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from rlaif.bench.methods import draw_work, judges, measure
-from rlaif.engines.base import Engine, load_engine
+from rlaif.engines.base import Engine
+from rlaif.engines.load import load_engine
 
 NEEDED = {
     "cot": ("cot",), "adaptive": ("cot",), "pointwise": ("pointwise",), "rubric": ("rubric",),

@@ -15,8 +15,9 @@ import torch
 from conftest import random_model
 from transformers import BertConfig, BertForSequenceClassification
 
-from rlaif.engines.base import Engine, Sampling, Usage, load_engine
+from rlaif.engines.base import Engine, Sampling, Usage
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.load import load_engine
 from rlaif.engines.vllm import VLLMEngine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.templates import Rendered, RenderedMessage, Segment

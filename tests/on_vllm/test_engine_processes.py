@@ -14,7 +14,8 @@ import pytest
 
 SCRIPT = """
 import json, os, sys
-from rlaif.engines.base import Sampling, load_engine
+from rlaif.engines.base import Sampling
+from rlaif.engines.load import load_engine
 from rlaif.records import Message
 from rlaif.templates import Rendered
 

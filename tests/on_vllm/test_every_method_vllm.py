@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlaif.constitution import Principle
-from rlaif.engines.base import load_engine
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.load import load_engine
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import expand
 from rlaif.judges.cot import CotJudge

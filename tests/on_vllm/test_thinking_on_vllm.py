@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlaif.engines.base import Engine, Sampling, load_engine
+from rlaif.engines.base import Engine, Sampling
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.load import load_engine
 from rlaif.templates import Rendered, RenderedMessage, Segment, Thought
 
 USER = RenderedMessage("user", (Segment("Which response is better?", True),))

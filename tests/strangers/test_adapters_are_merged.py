@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
 from small_models import make_preferences, make_tokenizer, save_causal
 
-from rlaif.engines.base import load_engine
+from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.evaluation.policy import kl_to_base
 from rlaif.records import Demonstration, Preference, Prompt

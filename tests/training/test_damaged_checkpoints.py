@@ -18,7 +18,7 @@ from rlaif.constitution import Principle
 from rlaif.errors import RlaifError, TrainingError
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.stages.run import is_finished
-from rlaif.training.before import bring_back, set_aside
+from rlaif.training.aside import bring_back, set_aside
 from rlaif.training.checkpoints import SEAL
 from rlaif.training.dpo import train_dpo
 from rlaif.training.group import GroupSettings, train_group

@@ -18,8 +18,8 @@ from test_shapes import save_shape
 
 from rlaif import tiny
 from rlaif.constitution import Principle
-from rlaif.engines.base import load_engine
 from rlaif.engines.checkpoint import own_templates
+from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.judges.base import expand
 from rlaif.judges.examples import is_base

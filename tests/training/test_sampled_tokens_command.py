@@ -16,8 +16,7 @@ from rlaif.stages.record import Rejected
 from rlaif.stages.sft import _answers
 from rlaif.store import RunStore
 from rlaif.templates import Rendered
-from rlaif.training.data import Row
-from rlaif.training.dpo import row_key
+from rlaif.training.data import Row, row_key
 from rlaif.training.models import load_policy
 
 
