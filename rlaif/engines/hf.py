@@ -390,7 +390,7 @@ class HFEngine(Watched):
         fitting.sort(key=lambda i: -len(encoded[i]))
 
         def run(batch: Sequence[int]) -> None:
-            with self._inference():
+            with self._inference(), self._packed.faster().active():
                 rows = decode_batch(
                     self.model,
                     [encoded[i] for i in batch],
@@ -407,6 +407,8 @@ class HFEngine(Watched):
 
         tokens = sampling.limit
         self._in_batches(fitting, lambda i: sampling.n * (len(encoded[i]) + tokens), run)
+        if self._in_memory:  # its weights may change before the next call
+            self._packed.forget()
         return out
 
     def _stopper(self, sampling: Sampling) -> Callable[[list[int]], bool]:

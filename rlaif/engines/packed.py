@@ -71,19 +71,23 @@ class PackedModel:
         positions = torch.from_numpy(trie.depths[begin:end].astype(np.int64))[None].to(device)
         where = torch.from_numpy(nodes - begin)
         more = {"attention_mask": _MADE.to(device)} if needs_mask(self.model) else {}
-        if self._faster is None:
-            self._faster = Prepacked(self.model)
         recurrence = self._recurrent()
         with contextlib.ExitStack() as stack:
             if recurrence:
                 stack.enter_context(recurrence.walking(walk(trie, begin, end), device))
-            stack.enter_context(self._faster.active())
+            stack.enter_context(self.faster().active())
             stack.enter_context(tree_attention(self.model, run))
             stack.enter_context(head_at(self.model, where))
             found = self.model(input_ids=ids, position_ids=positions, use_cache=False, **more)
         run.commit()
         logits: torch.Tensor = found.logits[0]
         return logits
+
+    def faster(self) -> Prepacked:
+        """The model's linear layers by faster kernels, laid out once until `forget`."""
+        if self._faster is None:
+            self._faster = Prepacked(self.model)
+        return self._faster
 
     def _recurrent(self) -> Recurrence:
         if self._recurrence is None:
