@@ -9,18 +9,30 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
+from rlaif.engines.load import ENGINES, known_engine
 from rlaif.engines.thinking import ON_BUDGET
 from rlaif.ensembles import OrderRule, Rule
 from rlaif.errors import ConfigError, nearest
-from rlaif.places import Place, seen_from
+from rlaif.judges.methods import METHODS, known_method, method_of
+from rlaif.own import is_named, look_beside
+from rlaif.places import Place, is_code, seen_from
+from rlaif.places import named as places
 from rlaif.preferences import MIN_MARGIN
+from rlaif.readers.formats import FORMATS, known_format
 from rlaif.resources import find
 from rlaif.store import RunStore
 from rlaif.yamlfile import (
@@ -32,6 +44,15 @@ from rlaif.yamlfile import (
     read_yaml,
     validate,
 )
+
+
+def one_of(names: Collection[str], known: Callable[[str], str]) -> tuple[Any, Any]:
+    """What checks a field against a list of names, `module:name` being allowed beside them, and
+    tells editors which there are."""
+    own = r"^[^\W\d][\w.]*:[^\W\d]\w*$"
+    choices = [{"enum": list(names)}, {"pattern": own}]
+    return AfterValidator(known), WithJsonSchema({"type": "string", "anyOf": choices})
+
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's generators take no other
 
@@ -129,12 +150,9 @@ class PairsConfig(Section):
 
     path: Annotated[str, Place("rows")]
     """A file, folder or glob of files, or a hub name (`docs/data.md`)."""
-    format: Literal[
-        "auto", "hh", "hhh", "webgpt", "ultrafeedback", "summarize", "rewardbench", "trl",
-        "pku", "pku_safer", "helpsteer", "helpsteer_preference", "nectar", "shp", "arena",
-        "arena_55k", "oasst", "stack_exchange",
-    ] = "auto"  # fmt: skip
-    """How the rows are laid out (`docs/data.md`); `auto` tells it from their fields."""
+    format: Annotated[str, Place("reader"), *one_of(FORMATS, known_format)] = "auto"
+    """How the rows are laid out (`docs/data.md`); `auto` tells it from their fields.
+    `module:function`: a reader of your own (`docs/extending.md`)."""
     columns: PairColumns | None = None
     """Which columns hold what, such as `{prompt: question, chosen: good, rejected: bad}`; null
     tells it from their names."""
@@ -214,8 +232,9 @@ class EngineConfig(Section):
     model: Annotated[str, Place("model")] = "tiny"
     """A folder, a Hugging Face name, a GGUF file, `tiny` (embedded), or the name a server gives to
     it."""
-    engine: Literal["hf", "vllm", "http"] = "hf"
-    """`hf`: Transformers; `vllm`: vLLM in this run; `http`: any OpenAI-compatible server."""
+    engine: Annotated[str, Place("engine"), *one_of(ENGINES, known_engine)] = "hf"
+    """`hf`: Transformers; `vllm`: vLLM in this run; `http`: any OpenAI-compatible server;
+    `module:function`: an engine of your own (`docs/extending.md`)."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -277,20 +296,15 @@ class RationaleConfig(Section):
     `cot/default`."""
 
 
-_WITHOUT_EXAMPLES = ("cot", "listwise", "text")
-_WITHOUT_THOUGHTS = ("pointwise", "rubric", "listwise")
-
-
 class JudgingConfig(EngineConfig):
     """A model that compares, and how: what a judge and a juror share."""
 
-    method: Literal["pairwise", "cot", "adaptive", "pointwise", "rubric", "listwise", "text"] = (
-        "pairwise"
-    )
+    method: Annotated[str, Place("judge"), *one_of(METHODS, known_method)] = "pairwise"
     """`pairwise`: log-probabilities of two labels, nothing decoded. `cot`: the same after a
     rationale. `adaptive`: `cot` only where `pairwise` cannot tell. `pointwise`, `rubric`: each
     completion by itself, a mark or yes/no. `listwise`: all completions of a prompt at once. `text`:
-    a written verdict, for servers without log-probabilities. `docs/judges.md` compares them."""
+    a written verdict, for servers without log-probabilities. `docs/judges.md` compares them.
+    `module:Class`: a judge of your own (`docs/extending.md`)."""
     template: Annotated[str | None, Place("template")] = None
     """A prompt template by path or shipped name; null takes the model's own or `METHOD/default`.
     With `adaptive` it is the pairwise one."""
@@ -326,7 +340,8 @@ class JudgingConfig(EngineConfig):
 
     @model_validator(mode="after")
     def _takes_examples(self) -> JudgingConfig:
-        if self.examples not in (None, "auto", "none") and self.method in _WITHOUT_EXAMPLES:
+        takes = method_of(self.method).examples
+        if self.examples not in (None, "auto", "none") and not takes:
             raise ValueError(
                 f"method {self.method} takes no worked examples, and examples names "
                 f"{self.examples}: set examples to none, or take pairwise, adaptive, pointwise or "
@@ -335,8 +350,19 @@ class JudgingConfig(EngineConfig):
         return self
 
     @model_validator(mode="after")
+    def _a_judge_of_ones_own_takes_its_engine_alone(self) -> Self:
+        given = next((name for name in ("template", "thinking") if getattr(self, name)), None)
+        if is_named(self.method) and given is not None:
+            raise ValueError(
+                f"{given} is of the methods {', '.join(METHODS)}, and {self.method} is a judge of "
+                f"your own, which gets its engine alone: leave {given} out, and have the class "
+                "decide it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _shows_thoughts_of_pairs(self) -> Self:
-        if self.show_thoughts and self.method in _WITHOUT_THOUGHTS:
+        if self.show_thoughts and not method_of(self.method).thoughts:
             raise ValueError(
                 f"show_thoughts is of methods that read a pair's two responses, and {self.method} "
                 "is none: set it to false, or take pairwise, adaptive, cot or text"
@@ -357,7 +383,7 @@ class JudgingConfig(EngineConfig):
     def writes_before_labels(self) -> bool:
         """Whether a rationale or a thought stands before the labels of a pair."""
         thought = self.method == "pairwise" and bool(self.thought_tokens)
-        return thought or self.method in ("cot", "adaptive")
+        return thought or method_of(self.method).reasons
 
 
 class JudgeConfig(JudgingConfig):
@@ -1054,6 +1080,13 @@ class Config(Section):
         return self
 
 
+def _look_beside(config: Config, file: str) -> None:
+    """Has code of one's own that the config names looked for beside its file too."""
+    path = Path(file)
+    if path.is_file() and any(is_code(one) for one in places(config)):
+        look_beside(path.parent)
+
+
 def load_config(
     name: str | None = None,
     overrides: Sequence[str] = (),
@@ -1093,7 +1126,9 @@ def load_config(
         put(data, key.strip(), parse_yaml(value, f"--set {key}").data, f"--set {key.strip()}")
         at = tuple(key.strip().split("."))
         given = {k: option for k, option in given.items() if k[: len(at)] != at} | {at: "--set"}
-    return validate(Config, YamlFile(file.path, data, {}, given))
+    config = validate(Config, YamlFile(file.path, data, {}, given))
+    _look_beside(config, file.path)
+    return config
 
 
 def _written_out(value: Any) -> Any:

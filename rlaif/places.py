@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import importlib.util
 import re
 import shutil
 import sys
@@ -24,6 +23,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
+from rlaif import own
 from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError, DataError
 from rlaif.resources import find
@@ -31,12 +31,15 @@ from rlaif.templates import load_template
 from rlaif.yamlfile import Location
 
 Kind = Literal[
-    "run", "constitution", "template", "examples", "rows", "model", "adapter", "reward"
+    "run", "constitution", "template", "examples", "rows", "model", "adapter", "reward",
+    "judge", "engine", "reader",
 ]  # fmt: skip
 INPUTS = "inputs"
 KEPT_BYTES = 2**30  # a larger file or folder of rows is named by its path, not copied
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _COPYING = ".copying-"  # what a killed copy leaves; the next one replaces it
+# What names something shipped or, as `module:name`, code of one's own.
+_CODE = {"judge": "judge", "engine": "engine function", "reader": "reader function"}
 _WORDS = {
     "rows": ("tiny", "best"), "model": ("tiny",), "reward": ("model", "judge"),
     "examples": ("auto", "none"),
@@ -65,8 +68,9 @@ class Named:
 
 
 def named(config: BaseModel, at: Location = ()) -> Iterator[Named]:
-    """All such fields of a config that are set, those of a server's models left out."""
-    served = getattr(config, "engine", None) == "http"
+    """All such fields of a config that are set, the models of a server and of an engine of
+    one's own left out."""
+    served = getattr(config, "engine", "hf") not in ("hf", "vllm")  # these load a folder
     for name, declared in type(config).model_fields.items():
         value = getattr(config, name)
         if isinstance(value, BaseModel):
@@ -79,6 +83,13 @@ def named(config: BaseModel, at: Location = ()) -> Iterator[Named]:
             place = next((m for m in declared.metadata if isinstance(m, Place)), None)
             if place is not None and not (served and place.kind == "model"):
                 yield Named((*at, name), place.kind, value)
+
+
+def is_code(one: Named) -> bool:
+    """Whether a field names code of somebody's own, `module:name`."""
+    if one.kind == "reward":
+        return ":" in one.value and not Path(one.value).is_dir()
+    return one.kind in _CODE and own.is_named(one.value)
 
 
 # ----------------------------------------------------------------------------- is it there?
@@ -125,8 +136,10 @@ def missing(one: Named) -> str | None:
         return str(error)
     if one.kind in ("constitution", "template", "examples"):
         return None
-    if one.kind == "reward" and ":" in value and not Path(value).is_dir():
-        return _missing_module(value)
+    if one.kind in _CODE:
+        return own.missing(value, _CODE[one.kind]) if is_code(one) else None
+    if is_code(one):
+        return own.missing(value, "reward function")
     path = located(one)
     if path is None and _is_nested_glob(one):
         return None
@@ -156,18 +169,6 @@ def _maybe_on_hub(one: Named) -> bool:
         return is_hub_name(one.value)
     name, _, split = one.value.partition(":")
     return not split and bool(_HUB.fullmatch(name))
-
-
-def _missing_module(value: str) -> str | None:
-    """As `load_function` looks for it: in the working folder first. Nothing is run."""
-    top = value.partition(":")[0].partition(".")[0]
-    here = Path.cwd()
-    if (here / f"{top}.py").is_file() or (here / top).is_dir():
-        return None
-    with suppress(ImportError, ValueError):
-        if importlib.util.find_spec(top) is not None:
-            return None
-    return f"no module {top} for the reward function {value} (looked in {here} and in sys.path)"
 
 
 # ------------------------------------------------------------------------------ a run's copies
@@ -205,7 +206,7 @@ def _keep(one: Named, root: Path, known: Mapping[str, str], kept: Kept) -> str:
     """The value of a field in run.yaml; its file is copied, and recorded, where there is one."""
     if one.kind == "run":
         return "."
-    if one.kind == "reward" and ":" in one.value:
+    if is_code(one):
         _keep_module(one, root)
         return one.value
     path = located(one)
@@ -275,10 +276,11 @@ def _flat(constitution: Constitution) -> str:
 
 
 def _keep_module(one: Named, root: Path) -> None:
-    """A reward function's file in the working folder; it is found again by `seen_from`."""
-    source = Path(f"{one.value.partition(':')[0]}.py")
-    if source.is_file() and _inside(source, root) is None:
-        _copy("reward", source, root / INPUTS / one.name)
+    """The file of code of one's own; it is found again by `seen_from`."""
+    source = own.source_file(one.value)
+    whole = "." not in one.value.partition(":")[0]  # a package is not copied in part
+    if whole and source is not None and _inside(source, root) is None:
+        _copy(one.kind, source, root / INPUTS / one.name)
 
 
 def digest(kind: Kind, path: Path) -> str:
@@ -307,7 +309,7 @@ def seen_from(
         known = files.get(one.name) or {}
         if one.kind == "run":
             _put(data, one.location, str(root))
-        elif one.kind == "reward" and (root / INPUTS / one.name).is_dir():
+        elif is_code(one) and (root / INPUTS / one.name).is_dir():
             sys.path.append(str((root / INPUTS / one.name).resolve()))
         elif one.value.startswith("./"):
             followed = here and known.get("kept") == one.value

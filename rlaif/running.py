@@ -14,19 +14,17 @@ from rlaif.engines.base import Engine, Sampling, weights_of
 from rlaif.engines.load import load_engine
 from rlaif.engines.tokens import fix_date
 from rlaif.executors import Finished, Item, Judged, Row, Sink
-from rlaif.judges.adaptive import AdaptiveJudge
-from rlaif.judges.base import EngineJudge, Principles
-from rlaif.judges.cot import CotJudge
+from rlaif.judges.base import Principles
 from rlaif.judges.examples import FewShot
-from rlaif.judges.listwise import ListwiseJudge
-from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.methods import judge_class, method_of
+from rlaif.judges.own import OwnJudge
 from rlaif.judges.reasoning import Reasoning
-from rlaif.judges.scores import PointwiseJudge, RubricJudge
-from rlaif.judges.text import TextJudge
+from rlaif.own import is_named
 from rlaif.records import Completion, Order, Pair, Prompt, Verdict
 
 if TYPE_CHECKING:
     from rlaif.executors_ray import Workers
+    from rlaif.judges.methods import AnyJudge
 
 
 @dataclass(slots=True)
@@ -56,16 +54,6 @@ class Reasoned:
         if self.thoughts:
             found |= {"thoughts": self.thoughts, "thoughts_cut": self.thoughts_cut}
         return found
-
-
-AnyJudge = EngineJudge | AdaptiveJudge
-JUDGES: dict[str, type[AnyJudge]] = {
-    judge.method: judge
-    for judge in (
-        PairwiseJudge, CotJudge, AdaptiveJudge, PointwiseJudge, RubricJudge, ListwiseJudge,
-        TextJudge,
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +88,7 @@ def judging(
             pairs, partial(load_judge, section, config.threads, config.date), about_judge,
             principles, sink,
             orders=orders, chunk=config.chunk, max_not_finite=limit, workers=workers(config),
-            tally=tally, together=JUDGES[section.method].together,
+            tally=tally, together=judge_class(section.method).together,
         )  # fmt: skip
         return Work(far, tally.usage, lambda: tally.about)
     own = judge()
@@ -164,38 +152,31 @@ def load_judge(
 
 def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:
     """The judge of a section, with its engine loaded."""
-    judge = _judge_by_method(config, engine)
-    if config.show_thoughts:
+    made: Any = judge_class(config.method)
+    judge: AnyJudge = made(engine, **_settings(config))
+    if config.show_thoughts and not isinstance(judge, OwnJudge):
         judge.show_thoughts()
     return judge
 
 
-def _judge_by_method(config: JudgingConfig, engine: Engine) -> AnyJudge:
-    method, template, min_mass = config.method, config.template, config.min_mass
-    few_shot = FewShot(config.examples, config.shots, config.examples_seed)
+def _settings(config: JudgingConfig) -> dict[str, Any]:
+    """What a section says to its method's judge; one of somebody's own takes its engine alone."""
+    method = config.method
+    if is_named(method):
+        return {}
     reasoning = Reasoning(
         **config.rationale.model_dump(exclude={"template"}), thinking=config.thought_tokens
     )
-    shared: dict[str, Any] = {"template": template, "min_mass": min_mass, "reasoning": reasoning}
-    if method == "pairwise":
-        return PairwiseJudge(engine, few_shot=few_shot, **shared)
-    if method == "cot":
-        return CotJudge(engine, template=template, min_mass=min_mass, reasoning=reasoning)
+    found: dict[str, Any] = {"template": config.template, "reasoning": reasoning}
+    if method != "text":  # it has no labels
+        found["min_mass"] = config.min_mass
+    if method_of(method).examples:
+        found["few_shot"] = FewShot(config.examples, config.shots, config.examples_seed)
     if method == "adaptive":
-        return AdaptiveJudge(
-            engine, template=template, cot_template=config.rationale.template, min_mass=min_mass,
-            reasoning=reasoning, band=config.band, few_shot=few_shot,
-        )  # fmt: skip
-    if method == "pointwise":
-        return PointwiseJudge(engine, few_shot=few_shot, **shared)
-    if method == "rubric":
-        return RubricJudge(engine, few_shot=few_shot, **shared)
+        found |= {"cot_template": config.rationale.template, "band": config.band}
     if method == "listwise":
-        return ListwiseJudge(
-            engine, template=template, min_mass=min_mass, rotations=config.rotations,
-            reasoning=reasoning,
-        )  # fmt: skip
-    return TextJudge(engine, template=template, reasoning=reasoning)
+        found["rotations"] = config.rotations
+    return found
 
 
 def about_engine(engine: Engine) -> dict[str, Any]:

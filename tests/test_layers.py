@@ -21,6 +21,7 @@ FLOORS = {
     "rlaif.resources": 0,
     "rlaif.statistics": 1,
     "rlaif.hub": 1,
+    "rlaif.own": 1,
     "rlaif.yamlfile": 1,
     "rlaif.constitution": 1,
     "rlaif.constitution_diff": 1,

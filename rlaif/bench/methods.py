@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine
@@ -24,12 +24,14 @@ from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
 from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
-from rlaif.running import AnyJudge
 from rlaif.tiny import gold_preference
 from rlaif.tiny.corpus import scenes_by_kind
 from rlaif.tiny.grammar import draw_plan, realise
 from rlaif.tiny.measure import rate
 from rlaif.tiny.principles import HELD_OUT_PHRASINGS, PRINCIPLES, split_key
+
+if TYPE_CHECKING:
+    from rlaif.judges.methods import AnyJudge
 
 RESPONSES = 4
 TOKENS = 64  # of a rationale, at most

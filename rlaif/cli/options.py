@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from rlaif.cli.common import configure, with_section
 from rlaif.errors import ConfigError
+from rlaif.judges.methods import METHODS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Named = dict[str, Any]  # keys of the config and what options say they are
@@ -46,7 +47,8 @@ SETTINGS = {
         str, "FILE", "Pairs to judge: a file, folder or glob of files, or a hub name.", "pairs.path"
     ),
     "format": Setting(
-        str, "NAME", "How the rows of --pairs are laid out; `auto` tells it from them.",
+        str, "NAME", "How the rows of --pairs are laid out: `auto` tells it from them; "
+        "`module:function` reads them by code of your own.",
         "pairs.format",
     ),
     "column": Setting(
@@ -59,7 +61,7 @@ SETTINGS = {
     "policy": Setting(str, "MODEL", f"Policy: {MODEL}", "policy.model"),
     "judge": Setting(str, "MODEL", f"Judge: {MODEL}", "judge.model"),
     "method": Setting(
-        str, "NAME", "How it judges: pairwise, cot, adaptive, pointwise, rubric, listwise or text.",
+        str, "NAME", f"How it judges: {', '.join(METHODS)}, or `module:Class`: your own judge.",
         "judge.method",
     ),
     "examples": Setting(

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlaif.engines.base import Engine
 from rlaif.errors import ConfigError, nearest
+from rlaif.own import is_named
 
 ENGINES = ("hf", "http", "vllm")
 
@@ -23,6 +24,8 @@ def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
     as `base_url`.
 
     `vllm` takes the options of `hf` and those of `VLLMEngine`, such as `tensor_parallel_size`.
+
+    `module:function` is an engine of your own (`rlaif.engines.own`).
     """
     if engine in ("hf", "vllm"):  # a name that leads nowhere is told before anything heavy loads
         from rlaif.engines.checkpoint import source_of
@@ -40,4 +43,22 @@ def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
         from rlaif.engines.vllm import VLLMEngine
 
         return VLLMEngine(model, **options)
-    raise ConfigError(f"unknown engine '{engine}'.{nearest(engine, ENGINES)}")
+    if is_named(engine):
+        from rlaif.engines.own import load_own
+
+        return load_own(model, engine, options)
+    raise ConfigError(_unknown(engine))
+
+
+def known_engine(name: str) -> str:
+    """The name itself, of a listed engine or `module:function`; ValueError for any other."""
+    if name in ENGINES or is_named(name):
+        return name
+    raise ValueError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    return (
+        f"unknown engine '{name}'.{nearest(name, ENGINES)} An engine of your own is named "
+        "`module:function` (docs/extending.md)"
+    )

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from rlaif.constitution import Constitution, Principle
+from rlaif.engines.own import ENGINE_MEMBERS
 from rlaif.records import Pair
 
-_JUDGE = ("name", "together", "key", "judge")
-_ENGINE = ("name", "max_length", "device", "usage", "templates", "fingerprint", "generate", "score",
-           "close")  # fmt: skip
+JUDGE_MEMBERS = ("name", "together", "key", "judge")
 
 
 def require_judge(found: object) -> None:
@@ -21,9 +20,9 @@ def require_judge(found: object) -> None:
     hint = "make one of it: PairwiseJudge(engine)"
     if isinstance(found, str):
         hint = f"load the model: PairwiseJudge(load_engine({found!r}))"
-    elif not _lacks(found, _ENGINE) and not isinstance(found, type):
+    elif not _lacks(found, ENGINE_MEMBERS) and not isinstance(found, type):
         hint = "this is an Engine; make a judge of it: PairwiseJudge(engine)"
-    _require(found, "Judge", _JUDGE, hint)
+    _require(found, "Judge", JUDGE_MEMBERS, hint)
 
 
 def require_engine(found: object) -> None:
@@ -31,9 +30,9 @@ def require_engine(found: object) -> None:
     hint = "load one: load_engine('tiny')"
     if isinstance(found, str):
         hint = f"load the model: load_engine({found!r})"
-    elif not _lacks(found, _JUDGE) and not isinstance(found, type):
+    elif not _lacks(found, JUDGE_MEMBERS) and not isinstance(found, type):
         hint = "this is a Judge; give the engine that it asks"
-    _require(found, "Engine", _ENGINE, hint)
+    _require(found, "Engine", ENGINE_MEMBERS, hint)
 
 
 def require_pairs(found: object) -> None:

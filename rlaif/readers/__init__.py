@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rlaif.errors import DataError, nearest
+from rlaif.errors import DataError
+from rlaif.own import is_named
 from rlaif.readers import columns as named
 from rlaif.readers.chosen import trl, two_sides
 from rlaif.readers.columns import Columns
@@ -46,7 +47,8 @@ from rlaif.readers.fields import (
     refuse_unsupported,
     say_which,
 )
-from rlaif.readers.formats import COLUMNS, FORMATS, Format, group_of, pairs_of
+from rlaif.readers.formats import COLUMNS, Format, group_of, known_format, pairs_of
+from rlaif.readers.own import EVERY, own_reader
 from rlaif.readers.rated import listed, nvidia_prompt, oasst_prompt
 from rlaif.readers.repeats import Repeats
 from rlaif.readers.sources import open_source
@@ -76,7 +78,8 @@ def read_pairs(
 ) -> Iterator[Pair]:
     """Pairs of a source; where one response is known to be better, most formats have it first.
 
-    `format`: one of `rlaif.readers.formats`, or "auto", which tells them apart row by row.
+    `format`: one of `rlaif.readers.formats`, "auto", which tells them apart row by row, or
+    `module:function`, a reader of your own (`rlaif.readers.own`).
     `columns` says instead which fields are `prompt`, `chosen`, `rejected` and so on
     (`rlaif.readers.columns`). `label` is P(first is better) as people, or `p_chosen`, say. An empty
     response is kept: judges abstain on it. A row that says the opposite of an earlier one of the
@@ -86,20 +89,25 @@ def read_pairs(
     Raises DataError for a source that is missing, of an unknown kind or cut off, for an unknown
     format or column, and at the malformed row after `skip_bad` skipped ones.
     """
-    if format not in FORMATS:
-        raise DataError(f"no pair format '{format}'.{nearest(format, FORMATS)}")
+    try:
+        known_format(format)
+    except ValueError as error:
+        raise DataError(str(error)) from None
     if columns:
         if format != "auto":
             raise DataError(f"columns are named, so the format '{format}' has no say: leave it out")
         named.check(columns, named.PAIR_ROLES)
     wanted = named.heads(columns) if columns else COLUMNS
-    raw = open_source(str(source), wanted, allow_text=False)
+    reader = own_reader(format) if is_named(format) else None
+    raw = open_source(str(source), EVERY if reader else wanted, allow_text=False)
 
     def convert(rows: Placed) -> Iterable[Pair | Left]:
+        if reader:
+            return reader(rows)
         return _named_pairs(rows, columns) if columns else pairs_of(rows, format)
 
     def group(row: Row) -> Any:
-        return None if columns else group_of(format, row)
+        return None if columns or reader else group_of(format, row)
 
     return _read(str(source), raw, convert, limit, skip_bad, on_bad, group, Repeats())
 

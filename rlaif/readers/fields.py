@@ -22,6 +22,7 @@ BadReason = Literal[
     "ends_with_assistant",  # a prompt that waits for the user
     "undesired",  # an answer that its row calls a bad one
     "not_a_prompt",  # a message from the middle of a tree of them
+    "no_pair",  # a reader of somebody's own makes none of it
     "contradicts",  # says the opposite of an earlier row; handed out all the same
 ]
 STOPPING: frozenset[BadReason] = frozenset({"malformed", "unsupported"})  # unless skipped

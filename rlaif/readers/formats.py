@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from rlaif.errors import nearest
+from rlaif.own import is_named
 from rlaif.readers import chosen, rated
 from rlaif.readers.chosen import RATINGS, SIDES, Made
 from rlaif.readers.conversations import PROMPT_COLUMNS, TURN
 from rlaif.readers.fields import UNSUPPORTED, Left, Row, fields_of, refuse_unsupported, say_which
 
+# The names of formats: the one list of them. `module:function` is a reader of somebody's own.
 Format = Literal[
     "auto", "hh", "hhh", "webgpt", "ultrafeedback", "summarize", "rewardbench", "trl",
     "pku", "pku_safer", "helpsteer", "helpsteer_preference", "nectar", "shp", "arena",
@@ -21,6 +24,17 @@ Format = Literal[
 ]  # fmt: skip
 FORMATS: tuple[str, ...] = get_args(Format)
 Placed = Sequence[tuple[str, Row]]  # rows with their places
+
+
+def known_format(name: str) -> str:
+    """The name itself, of a listed format or `module:function`; ValueError for any other."""
+    if name in FORMATS or is_named(name):
+        return name
+    raise ValueError(
+        f"no pair format '{name}'.{nearest(name, FORMATS)} A reader of your own is named "
+        "`module:function` (docs/extending.md)"
+    )
+
 
 # The formats that fields tell, the first that fits. `summarize` and others share names of fields.
 _TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlaif.engines.base import hear
 from rlaif.errors import ConfigError, DataError
@@ -12,15 +12,18 @@ from rlaif.evaluation.attacks import Labels, Trial, clear_questions, draw, repor
 from rlaif.executors import FiniteGuard, chunks, items_of, judge_missing
 from rlaif.files import read_object
 from rlaif.judges.adaptive import AdaptiveJudge
+from rlaif.judges.own import OwnJudge
 from rlaif.judges.scores import ScoreJudge
 from rlaif.pace import Saver, pace_of
 from rlaif.records import Verdict
-from rlaif.running import AnyJudge
 from rlaif.stages.jury import READ_PAIRS
 from rlaif.stages.labelling import current_verdicts
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
+
+if TYPE_CHECKING:
+    from rlaif.judges.methods import AnyJudge
 
 FILE = "attacks.json"
 
@@ -98,7 +101,10 @@ def _answered(
 
 
 def _knowledge(judge: AnyJudge) -> tuple[Labels, tuple[str, ...]]:
-    """What an attacker may know of a judge: the label of his place, and the template's tags."""
+    """What an attacker may know of a judge: the label of his place, and the template's tags. Of one
+    of somebody's own nothing is known: he takes the places for A and B."""
+    if isinstance(judge, OwnJudge):
+        return (lambda place: "AB"[place]), ()
     template = judge.fast.template if isinstance(judge, AdaptiveJudge) else judge.template
     names = [option.strip().strip("[]()") for option in template.options]
     best = isinstance(judge, ScoreJudge)  # each response by itself: all want the highest

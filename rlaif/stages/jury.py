@@ -12,17 +12,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlaif.config import JudgingConfig
 from rlaif.errors import ConfigError
 from rlaif.executors import Done, Judged, Progress, counted
 from rlaif.judges.base import expand
+from rlaif.judges.methods import judge_class
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.preferences import Orders
 from rlaif.records import Order, Pair, Verdict
-from rlaif.running import JUDGES, AnyJudge, Work, judging
+from rlaif.running import Work, judging
 from rlaif.stages.run import Run
+
+if TYPE_CHECKING:
+    from rlaif.judges.methods import AnyJudge
 
 READ_PAIRS = 1_024  # pairs read at a time
 
@@ -42,7 +46,7 @@ class Juror:
     @property
     def together(self) -> bool:
         """Whether it wants all pairs of a prompt in one chunk."""
-        return JUDGES[self.section.method].together
+        return judge_class(self.section.method).together
 
     def title(self, what: str) -> str:
         """Of a progress bar."""
@@ -169,7 +173,7 @@ class Panel:
         find: Callable[[Sequence[str]], Mapping[str, Verdict]],
     ) -> list[Verdict]:
         """What a juror that has finished said of some pairs."""
-        key_by, fingerprint = JUDGES[juror.section.method].key_by, juror.about["fingerprint"]
+        key_by, fingerprint = judge_class(juror.section.method).key_by, juror.about["fingerprint"]
         asks = expand(pairs, self.run.asked(), juror.orders, together=juror.together)
         shows = juror.section.show_thoughts
         keys = list(dict.fromkeys(key_by(fingerprint, ask, shows) for ask in asks))

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rlaif.config import Config, EngineConfig, JudgingConfig
 from rlaif.constitution import Constitution, Principle, require
@@ -18,9 +18,13 @@ from rlaif.errors import DataError
 from rlaif.executors import Progress
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
+from rlaif.judges.methods import judge_class
 from rlaif.records import ORDERS, Order, content_id
-from rlaif.running import JUDGES, AnyJudge, make_judge
+from rlaif.running import make_judge
 from rlaif.store import RunStore
+
+if TYPE_CHECKING:
+    from rlaif.judges.methods import AnyJudge
 
 
 class Reporter(Protocol):
@@ -126,7 +130,7 @@ class Run:
     def orders(self, section: JudgingConfig | None = None) -> tuple[Order, ...]:
         """Those in which the run's judge, or the juror of a section, is asked."""
         section = section or self.config.judge
-        if not JUDGES[section.method].both_orders:
+        if not judge_class(section.method).both_orders:
             return ("first_second",)  # the other would be the same verdict again
         return ORDERS if section.orders == "both" else ("first_second",)
 

@@ -6,22 +6,20 @@ the update and counted. A scorer's `key` hashes everything that can change its s
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import redirect_stdout
 from functools import partial
 from itertools import islice
 from numbers import Real
-from pathlib import Path
 from typing import Any, Protocol
 
-from rlaif.errors import ConfigError, RlaifError, TrainingError, nearest
+from rlaif.errors import ConfigError, RlaifError, TrainingError
+from rlaif.own import did, load, shown
+from rlaif.own.keys import function_key, source_of
 from rlaif.records import Pair, Preference, Prompt, content_id
-from rlaif.training.function_keys import function_key, source_of
 
 RewardFunction = Callable[[list[Prompt], list[str]], Sequence[float | None]]
 Label = Callable[[Sequence[Pair]], Sequence[Preference]]
@@ -44,7 +42,7 @@ def check_scorer(scorer: Any) -> None:
     if not (isinstance(getattr(scorer, "key", None), str) and hasattr(scorer, "score")):
         raise TypeError(
             "a scorer has a `key`, a str, and `score(prompts, completions, ended)` "
-            f"(rlaif.training.scorers.Scorer), got {_shown(scorer)}: a Python function of prompts "
+            f"(rlaif.training.scorers.Scorer), got {shown(scorer)}: a Python function of prompts "
             "and completions becomes one by FunctionScorer(function)"
         )
 
@@ -53,7 +51,7 @@ def checked_scores(scorer: Scorer, found: Sequence[Any], n: int) -> list[float |
     """What any scorer gave; TrainingError unless it is one number or None a completion."""
     strange = [x for x in found if x is not None and not isinstance(x, Real)]
     if len(found) != n or strange:
-        what = f"the score {_shown(strange[0])}" if strange else f"{len(found)} scores"
+        what = f"the score {shown(strange[0])}" if strange else f"{len(found)} scores"
         raise TrainingError(
             f"{type(scorer).__name__}.score gave {what} for {n} completions: it must return one "
             "number a completion, None where it cannot tell"
@@ -67,7 +65,7 @@ def checked_labels(label: Label, pairs: Sequence[Pair]) -> Sequence[Preference]:
     found = list(given) if isinstance(given, Iterable) else [given]
     strange = [x for x in found if not isinstance(x, Preference)]
     if len(found) != len(pairs) or strange:
-        what = _shown(strange[0]) if strange else f"{len(found)} labels"
+        what = shown(strange[0]) if strange else f"{len(found)} labels"
         raise TrainingError(
             f"the labels of {len(pairs)} pairs came back as {what}: a label function returns one "
             "rlaif.Preference a pair, in their order"
@@ -122,7 +120,7 @@ class FunctionScorer:
 
     In the resume key stand the source of its module, its code and, by content, all that it holds
     and reads when the scorer is made: values of a closure, `self`, arguments of a partial, globals
-    (`rlaif.training.function_keys`). What has no content to read, such as a connection, is refused
+    (`rlaif.own.keys`). What has no content to read, such as a connection, is refused
     with a ConfigError unless there is a `name`, which stands for it: a function whose connection,
     or whose files read later, have changed is given another name. What the function prints goes to
     stderr. What it raises, ending the process included, or returns that is not one number or None
@@ -132,7 +130,7 @@ class FunctionScorer:
     def __init__(self, function: RewardFunction, name: str | None = None) -> None:
         if not callable(function):
             raise TypeError(
-                f"a reward function takes lists of prompts and completions, got {_shown(function)}"
+                f"a reward function takes lists of prompts and completions, got {shown(function)}"
             )
         self._function = function
         self._name = name or _name_of(function)
@@ -158,7 +156,7 @@ class FunctionScorer:
         except RlaifError:
             raise
         except (Exception, SystemExit) as error:
-            raise self._wrong(_told(error, _file_of(self._function))) from error
+            raise self._wrong(did(error, _file_of(self._function))) from error
         if len(values) != n:
             endless = len(values) > n and not hasattr(returned, "__len__")
             count = f"more than {n}" if endless else len(values)
@@ -170,11 +168,11 @@ class FunctionScorer:
         if inspect.iscoroutine(returned):
             returned.close()
         if isinstance(returned, str | bytes | Mapping | Set) or not isinstance(returned, Iterable):
-            raise self._wrong(f"returned {_shown(returned)} ({type(returned).__name__})")
+            raise self._wrong(f"returned {shown(returned)} ({type(returned).__name__})")
         listed = getattr(returned, "tolist", None)
         rows = listed() if listed is not None else returned
         if not isinstance(rows, Iterable):
-            raise self._wrong(f"returned {_shown(rows)} ({type(returned).__name__})")
+            raise self._wrong(f"returned {shown(rows)} ({type(returned).__name__})")
         return list(rows) if hasattr(rows, "__len__") else list(islice(rows, n + 1))
 
     def _number(self, x: Any, i: int) -> float | None:
@@ -184,7 +182,7 @@ class FunctionScorer:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise self._wrong(f"gave completion {i + 1} the score {_shown(value)}")
+            raise self._wrong(f"gave completion {i + 1} the score {shown(value)}")
         try:
             found = float(value)
         except OverflowError:
@@ -214,31 +212,6 @@ def _name_of(function: Any) -> str:
 def _file_of(function: Any) -> str:
     code = getattr(_innermost(function), "__code__", None)
     return getattr(code, "co_filename", "")
-
-
-def _shown(value: Any) -> str:
-    """A value on one line, cut to what tells it apart."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # people's classes raise what they like
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _told(error: BaseException, file: str = "") -> str:
-    """What a function did, and the line of its file (the last of any, else) where it did."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = (__file__, importlib.__file__)
-    written = [f for f in frames if f.filename not in ours and not f.filename.startswith("<frozen")]
-    own = [frame for frame in written if frame.filename == file] or written
-    where = f" in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
-    if isinstance(error, SyntaxError) and error.lineno:
-        where = f" in {Path(error.filename or '').name}, line {error.lineno}"
-    if isinstance(error, SystemExit):
-        return f"asked the process to exit ({_shown(error.code)}){where}"
-    said = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    said = said if len(said) <= 300 else f"{said[:297]}..."
-    return f"raised {type(error).__name__}{': ' * bool(said)}{said}{where}"
 
 
 class JudgeScorer:
@@ -364,32 +337,4 @@ def _p(label: Preference) -> float:
 
 def load_function(name: str) -> FunctionScorer:
     """The function named `module:function`, the working folder being searched too."""
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise ConfigError(f"a reward function is named `module:function`, got '{name}'")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        with redirect_stdout(sys.stderr):  # what it prints is not what a command says
-            found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # people's modules do what they like
-        spec = getattr(sys.modules.get(module), "__file__", None) or _source_of(module)
-        raise ConfigError(
-            f"cannot import the reward function {_shown(name)[1:-1]}: the module {module!r} "
-            f"{_told(error, spec)}. It is looked for in the working folder {here}, then among "
-            "what is installed"
-        ) from error
-    wanted = getattr(found, function, None)
-    if not callable(wanted):
-        known = [k for k, v in vars(found).items() if callable(v) and not k.startswith("_")]
-        raise ConfigError(
-            f"{module} has no function '{function}' for the reward {name}."
-            f"{nearest(function, known)}"
-        )
-    return FunctionScorer(wanted, name)
-
-
-def _source_of(module: str) -> str:
-    """The file that a module of the working folder is read from."""
-    return str(Path.cwd().joinpath(*module.split(".")).with_suffix(".py"))
+    return FunctionScorer(load(name, "reward function"), name)

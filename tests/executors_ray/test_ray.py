@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,10 +22,14 @@ from rlaif.errors import ConfigError, EngineError
 from rlaif.executors import Memory, run_judge, run_sampling
 from rlaif.executors_ray import Tally, Workers, judge_stream, sample_stream
 from rlaif.judges.draw import Draw
+from rlaif.judges.methods import judge_class
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Completion, Pair, Prompt, Verdict
-from rlaif.running import JUDGES, AnyJudge, about_judge, make_judge
+from rlaif.running import about_judge, make_judge
 from rlaif.store import RunStore
+
+if TYPE_CHECKING:
+    from rlaif.judges.methods import AnyJudge
 
 PRINCIPLES = (
     Principle(id="kind", compare="Which response is kinder?"),
@@ -162,7 +166,7 @@ def test_a_method_gives_the_same_verdicts_as_in_this_process(method: str) -> Non
     there: Memory[Verdict] = Memory()
     run_judge(pairs, scripted_judge(method), draw, here, chunk=64)
     there.append(here.rows[:5])
-    load, together = partial(scripted_judge, method), JUDGES[method].together
+    load, together = partial(scripted_judge, method), judge_class(method).together
     parts = list(
         judge_stream(
             pairs, load, about_judge, draw, there, chunk=2, workers=WORKERS, together=together

@@ -20,10 +20,10 @@ from rlaif.config import (
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.executors import Memory, label_pairs, run_judge
+from rlaif.judges.methods import METHODS, judge_class
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.preferences import aggregate
 from rlaif.records import Pair, Prompt
-from rlaif.running import JUDGES
 
 PAIR = Pair(Prompt.user("Hi?"), "Yes.", "No.")
 ASKED = [Principle(id="kind", compare="Which is kinder?")]
@@ -48,10 +48,10 @@ def test_rules_have_the_defaults_of_the_config(function: Callable[..., Any]) -> 
     assert {name: found[name] for name in shared} == {name: config[name] for name in shared}
 
 
-@pytest.mark.parametrize("method", JUDGES)
+@pytest.mark.parametrize("method", METHODS)
 def test_judges_have_the_defaults_of_the_config(method: str) -> None:
     config = JudgeConfig().model_dump()
-    found = defaults(JUDGES[method].__init__)
+    found = defaults(judge_class(method).__init__)
     shared = (config.keys() & found.keys()) - {"principles"}
     assert "template" in shared
     assert {name: found[name] for name in shared} == {name: config[name] for name in shared}
@@ -104,9 +104,9 @@ def test_wrong_objects_get_a_type_error(
         label_pairs(pairs, judge, principles)
 
 
-@pytest.mark.parametrize("method", JUDGES)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_judge_needs_an_engine(method: str) -> None:
-    made: Any = JUDGES[method]
+    made: Any = judge_class(method)
     for wrong, words in (
         ("tiny", r"expected an Engine, got str.*load_engine\('tiny'\)"),
         (ScriptedEngine, "the class ScriptedEngine itself"),

@@ -22,10 +22,11 @@ from rlaif.engines.base import Engine, Generation, Sampling, ScriptedEngine
 from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, EngineError
 from rlaif.judges.base import expand
+from rlaif.judges.methods import METHODS, judge_class
 from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Prompt, Verdict
-from rlaif.running import JUDGES, make_judge
+from rlaif.running import make_judge
 from rlaif.store import RunStore
 from rlaif.templates import Rendered
 
@@ -110,7 +111,7 @@ def test_how_it_thinks_is_in_the_key_and_nothing_is_in_that_of_one_that_does_not
     assert PairwiseJudge(engine, reasoning=same).key(ask) == keys[0]
 
 
-@pytest.mark.parametrize("method", sorted(JUDGES))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_can_think(method: str, engine: Any) -> None:
     config = load_config(
         None,
@@ -118,7 +119,7 @@ def test_every_method_can_think(method: str, engine: Any) -> None:
          "judge.rationale.max_new_tokens=6", "judge.band=0.5"],
     )  # fmt: skip
     judge = make_judge(config.judge, engine)
-    orders = ("first_second",) if not JUDGES[method].both_orders else None
+    orders = ("first_second",) if not judge_class(method).both_orders else None
     asks = expand(PAIRS, KIND, orders) if orders else expand(PAIRS, KIND)
     verdicts = judge.judge(asks)
     assert all(v.thoughts for v in verdicts)
@@ -131,7 +132,7 @@ def test_every_method_can_think(method: str, engine: Any) -> None:
 
 def test_a_model_without_thoughts_is_refused_by_every_method() -> None:
     plain = load_engine("tiny", device="cpu")
-    for method in JUDGES:
+    for method in METHODS:
         config = load_config(None, [f"judge.method={method}", "judge.thinking=on"])
         with pytest.raises(EngineError, match=r"tiny cannot think: its template knows no thought"):
             make_judge(config.judge, plain)
@@ -142,7 +143,7 @@ def test_a_model_without_thoughts_is_refused_by_every_method() -> None:
 def test_an_engine_that_cannot_be_told_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot tell its model to think or not to"):
         PairwiseJudge(Mute(), reasoning=Reasoning(thinking=5))
-    for method in sorted(set(JUDGES) - {"text"}):
+    for method in sorted(set(METHODS) - {"text"}):
         with pytest.raises(ConfigError, match=r"judge.*needs engine hf or vllm.*Over http"):
             load_config(None, [f"judge.method={method}", "judge.engine=http", "judge.thinking=on"])
     load_config(None, ["judge.method=text", "judge.engine=http", "judge.thinking=on"])
