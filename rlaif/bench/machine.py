@@ -10,7 +10,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -82,26 +83,32 @@ def _read(path: Path) -> str:
 
 
 def matmul_rate(device: str, dtype: str, threads: int, seconds: float = 0.25) -> float:
-    """Floating-point operations a second of square matrix products: the best of several sizes.
+    """Floating-point operations a second of square matrix products: the best of several sizes, and
+    of PyTorch's own products and oneDNN's, where there are both: on some processors one is twice as
+    fast as the other.
 
     `seconds` is the time spent on each size. The ceiling of every share of the limit.
     """
     import torch
 
+    from rlaif.engines.prepacked import is_readable, product
+
     kind = torch.device(device).type
     best = 0.0
     for size in _SIZES.get(kind, _SIZES["cpu"]):
         a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in "ab")
-        out = torch.empty_like(a)
+        ways = [partial(torch.mm, a, b, out=torch.empty_like(a))]
+        ways += [partial(product, a, b)] if is_readable(b) else []
         until = time.perf_counter() + seconds
         while True:
-            best = max(best, 2 * size**3 / _product_seconds(a, b, out, kind, threads))
+            taken = min(_product_seconds(way, kind, threads) for way in ways)
+            best = max(best, 2 * size**3 / taken)
             if time.perf_counter() > until:
                 break
     return best
 
 
-def _product_seconds(a: Any, b: Any, out: Any, kind: str, threads: int) -> float:
+def _product_seconds(way: Callable[[], Any], kind: str, threads: int) -> float:
     """Seconds of one product, averaged over enough of them to be seen on a GPU."""
     import torch
 
@@ -111,7 +118,7 @@ def _product_seconds(a: Any, b: Any, out: Any, kind: str, threads: int) -> float
         torch.cuda.synchronize()
     start = clock()
     for _ in range(repeats):
-        torch.mm(a, b, out=out)
+        way()
     if kind == "cuda":
         torch.cuda.synchronize()
     return max(clock() - start, 1e-9) / repeats
