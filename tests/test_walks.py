@@ -1,0 +1,56 @@
+"""The two walks of docs/architecture.md are what the imports say: ten files at most, downwards."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+HUB = {"Follow one pair": None, "Follow one episode": "training/ppo.py"}  # what the last are of
+
+
+def walk(title: str) -> list[str]:
+    """The files of a walk, in their order."""
+    section = PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\d+\. `([^`]+)`", section, re.MULTILINE)
+
+
+def imported(file: str) -> set[str]:
+    """The files that a file imports, inside of functions and for types too."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / "rlaif" / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rlaif"):
+            inside = (node.module or "").split(".")[1:]
+            for parts in (inside, *([*inside, alias.name] for alias in node.names)):
+                path = "/".join(parts)
+                found |= {f"{path}.py", f"{path}/__init__.py"}
+    return found
+
+
+@pytest.mark.parametrize("title", HUB)
+def test_a_walk_is_short_and_each_file_imports_the_next(title: str) -> None:
+    files = walk(title)
+    assert 5 < len(files) <= 10
+    assert len({*files}) == len(files)
+    assert all((ROOT / "rlaif" / file).is_file() for file in files)
+    hub = HUB[title]
+    before = None
+    for file in files:
+        if before is not None:
+            assert file in imported(before), f"{before} does not import {file}"
+        if before != hub or hub is None:
+            before = file
+
+
+@pytest.mark.parametrize("title", HUB)
+def test_a_walk_never_climbs(title: str) -> None:
+    files = walk(title)
+    hub = HUB[title]
+    last = len(files) if hub is None else files.index(hub) + 1
+    for i, file in enumerate(files):
+        back = imported(file) & {*files[: min(i, last)]}
+        assert not back, f"{file} imports {back}, which comes before it"
