@@ -241,6 +241,10 @@ class EngineConfig(Section):
     """`auto`: float32 on CPU, bfloat16 on GPU."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens a forward pass; null picks by device. Changes speed, and results by rounding only."""
+    attention: Literal["pieces", "flex"] = "pieces"
+    """With `engine: hf`, how scoring attends to what requests share: in dense `pieces`, or by
+    `flex`, one compiled call of FlexAttention a layer: made for CUDA, and never run there yet (on a
+    CPU it is slow, and for tests). Changes speed, and results by rounding only."""
     adapter: Annotated[str | None, Place("adapter")] = None
     """A LoRA adapter folder, which is added into the model's weights: training starts from the two
     together, and what is trained holds both. `model` may be such a folder itself; its own config
@@ -257,6 +261,15 @@ class EngineConfig(Section):
     knows no thought is refused. A judge's thought is closed at its budget, and the labels are read
     behind it; a policy's is kept apart from its answer, and one that is cut has none."""
 
+    @model_validator(mode="after")
+    def _attention_is_of_hf(self) -> Self:
+        if self.engine != "hf" and self.attention != "pieces":
+            raise ValueError(
+                f"attention: {self.attention} is for engine hf, and this one is {self.engine}: "
+                "leave it out"
+            )
+        return self
+
     @property
     def thought_tokens(self) -> int | None:
         """Tokens that a thought may have; 0 where there is to be none, None where nobody says."""
@@ -269,6 +282,8 @@ class EngineConfig(Section):
         if self.engine == "http":
             return self.http.model_dump()
         wanted = {"device", "dtype", "batch_tokens", "adapter"}
+        if self.engine == "hf":
+            wanted.add("attention")
         own = self.vllm.model_dump(exclude_none=True) if self.engine == "vllm" else {}
         return self.model_dump(include=wanted, exclude_none=True) | own
 
@@ -1069,7 +1084,7 @@ class Config(Section):
             )
         seen: dict[str, str] = {}
         for juror in self.jury:
-            same = {"name", "weight", "device", "batch_tokens", "max_not_finite"}
+            same = {"name", "weight", "device", "batch_tokens", "attention", "max_not_finite"}
             settings = juror.model_dump_json(exclude=same)
             if settings in seen:
                 raise ValueError(

@@ -3,11 +3,13 @@
     python scripts/bench_gpu.py --pairs harmless-base-test.jsonl.gz
 
 Random weights in the shapes of Qwen2.5's 0.5B, 1.5B and 7B models, the tokenizer trained on the
-pairs. For each shape and engine, in a process of its own: pairs a second, the share of the matmul
-rate measured in the same run, the largest difference from plain passes, and tokens a second of
-generation. Prints one table and writes everything behind it as JSON.
+pairs, in bfloat16. For each shape and engine, in a process of its own: pairs a second, the share of
+the matmul rate measured in the same run, the largest difference from plain passes, and tokens a
+second of generation. Packed Transformers are measured with attention in dense pieces and by
+FlexAttention (`--attention`). Prints one table and writes everything behind it as JSON.
 
-`--smoke` runs the same on a CPU with a model of two layers, to see that it would run. vLLM may live
+`--smoke` runs the same on a CPU in float32, with a model of two layers and FlexAttention not
+compiled, to see that it would run. It has never been run on a GPU. vLLM may live
 in an environment of its own: `--vllm-python .venv-vllm/bin/python`.
 """
 
@@ -38,19 +40,27 @@ def main() -> None:
     if not args.smoke:
         require_gpu()
     args.out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    ways = [
+        (engine, way)
+        for engine in args.engines
+        for way in (args.attention if engine == "hf" else [None])
+    ]
     for shape in args.shapes:
         model = args.out / "models" / shape
         if not (model / "config.json").exists():
             device = "cpu" if args.smoke else "cuda"
             make_model(model, shape, texts_of(args.pairs), device=device)
-        for engine in args.engines:
-            rows.append({"shape": shape, "engine": engine, **measure(args, model, engine)})
+        for engine, way in ways:
+            row = {"shape": shape, "engine": engine, "attention": way}
+            # The way that labels attend does not touch generation: it is measured once.
+            again = any(r["shape"] == shape and r["engine"] == engine for r in rows)
+            rows.append(row | measure(args, model, engine, way, generate=not again))
             write(args, rows)
     failed = [r for r in rows if "error" in r]
-    Console(width=120).print(make_table(rows))
+    Console(width=120).print(make_table(rows, args.dtype))
     for row in failed:
-        print(f"{row['shape']}, {row['engine']}: {row['error']}", file=sys.stderr)
+        print(f"{row['shape']}, {name_of(row)}: {row['error']}", file=sys.stderr)
     sys.exit(1 if failed else 0)
 
 
@@ -59,6 +69,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=Path, required=True, help="hh-rlhf or TRL rows")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--engines", nargs="+", choices=("hf", "vllm", "plain"))
+    parser.add_argument(
+        "--attention", nargs="+", choices=("pieces", "flex"), default=["pieces", "flex"],
+        help="how packs attend: each is measured with engine hf",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--n", type=int, help="pairs, and prompts")
     parser.add_argument("--principles", type=int, help="each in both orders")
     parser.add_argument("--samples", type=int, default=4, help="completions a prompt")
@@ -70,6 +85,7 @@ def parse() -> argparse.Namespace:
     usual = {
         "shapes": ["smoke"] if args.smoke else list(GPU_SHAPES),
         "engines": ["hf"] if args.smoke else ["hf", "vllm"],
+        "dtype": "float32" if args.smoke else "bfloat16",
         "n": 2 if args.smoke else 256,
         "principles": 2 if args.smoke else 16,
         "max_new_tokens": 4 if args.smoke else 128,
@@ -94,18 +110,22 @@ def require_gpu() -> None:
 # ---- one shape by one engine
 
 
-def measure(args: argparse.Namespace, model: Path, engine: str) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, model: Path, engine: str, attention: str | None, generate: bool
+) -> dict[str, Any]:
     """What `rlaif bench judge` and `rlaif bench generate` say, or the error of one of them."""
     common = ["--model", str(model), "--pairs", str(args.pairs), "--n", str(args.n)]
-    common += ["--engine", engine, "--json"]
+    common += ["--engine", engine, "--dtype", args.dtype, "--json"]
     if args.smoke:
         common += ["--device", "cpu", "--threads", "1"]
     judge = ["judge", *common, "--principles", str(args.principles), "--check", "16"]
-    generate = ["generate", *common, "--samples", str(args.samples)]
-    generate += ["--max-new-tokens", str(args.max_new_tokens)]
+    if attention is not None:
+        judge += ["--attention", attention]
+    sample = ["generate", *common, "--samples", str(args.samples)]
+    sample += ["--max-new-tokens", str(args.max_new_tokens)]
     try:
         labels = bench(args, engine, judge)
-        texts = bench(args, engine, generate)
+        texts = bench(args, engine, sample) if generate else None
     except RuntimeError as error:
         return {"error": str(error)}
     return {"parameters": Shape.of(str(model)).parameters, "judge": labels, "generate": texts}
@@ -134,6 +154,7 @@ def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "pairs": args.n,
         "principles": args.principles,
+        "dtype": args.dtype,
         "samples": args.samples,
         "max_new_tokens": args.max_new_tokens,
         "rows": rows,
@@ -141,28 +162,32 @@ def write(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     (args.out / "gpu.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def make_table(rows: list[dict[str, Any]]) -> Table:
+def name_of(row: dict[str, Any]) -> str:
+    return " ".join(x for x in (row["engine"], row["attention"]) if x)
+
+
+def make_table(rows: list[dict[str, Any]], dtype: str) -> Table:
     done = [r for r in rows if "judge" in r]
     device = done[0]["judge"]["device"] if done else "nothing measured"
-    table = Table(title=f"random weights in Qwen2.5's shapes, {device}")
+    table = Table(title=f"random weights in Qwen2.5's shapes, {dtype}, {device}")
     table.add_column("shape")
     table.add_column("engine")
     for name in ("pairs/s", "new tokens/s", "of bound", "of limit", "|Δ log p|", "generated/s"):
         table.add_column(name, justify="right")
     for row in rows:
         if "error" in row:
-            table.add_row(row["shape"], row["engine"], "failed", *"–––––")
+            table.add_row(row["shape"], name_of(row), "failed", *"–––––")
             continue
         labels, texts = row["judge"], row["generate"]
         table.add_row(
             row["shape"],
-            row["engine"],
+            name_of(row),
             f"{labels['pairs_per_s']:,.2f}",
             f"{labels['bound_tokens'] / labels['seconds']:,.0f}",
             f"{labels['computed_tokens'] / labels['bound_tokens']:.3f}x",
             f"{labels['share_of_limit']:.3f}",
             f"{labels['max_abs_diff']:.1e}",
-            f"{texts['tokens_per_s']:,.0f}",
+            f"{texts['tokens_per_s']:,.0f}" if texts else "–",
         )
     return table
 

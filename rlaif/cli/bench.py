@@ -31,6 +31,13 @@ ThreadsOption = Annotated[
 BatchOption = Annotated[
     int | None, typer.Option(help="Tokens a forward pass. The engine's own, unless given.", min=1)
 ]
+AttentionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Of engine `hf`: `pieces`, or `flex`, made for CUDA and never run there yet. "
+        "`pieces`, unless given."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -51,6 +58,7 @@ def judge(
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     batch_tokens: BatchOption = None,
+    attention: AttentionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge pairs under many principles; compare with the limit and with plain passes.
@@ -64,7 +72,7 @@ def judge(
     workload = Workload.read(pairs, n, principles, layout, characters)
     run = bench_judge(
         model, workload, engine=engine, threads=threads, check=check, device=device, dtype=dtype,
-        **_given(batch_tokens=batch_tokens),
+        **_given(batch_tokens=batch_tokens, attention=attention),
     )  # fmt: skip
     _show(run.report, as_json, lambda: _judge_table(run, workload.template))
 

@@ -134,6 +134,25 @@ class Pass:
         layer, self._calls = self._calls, self._calls + 1  # some models attend twice in a layer
         softcap = softcap if self.softcaps else None
         total = _Merged(q.shape[2])
+        self._add(total, layer, q, k, v, scale, softcap, reach)
+        if sinks is not None:
+            total.add_sinks(sinks)
+        for a, b, depth in self.plan.keep:
+            self._pending.append((layer, depth, k[:, :, a:b].clone(), v[:, :, a:b].clone()))
+        return total.out.to(q.dtype).contiguous()[None]  # some models view it
+
+    def _add(
+        self,
+        total: _Merged,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        softcap: float | None,
+        reach: Reach | None,
+    ) -> None:
+        """Adds the attention over all keys, of the path and of the pack, to `total`."""
         pieces, rows = self._pieces(reach)
         for a, b, of_path, lo, hi, causal, seen in pieces:
             keys, values = self.kept.read(layer, hi) if of_path else (k, v)
@@ -145,11 +164,6 @@ class Pass:
             out = out.transpose(1, 2).flatten(0, 1)[source]
             lse = lse.transpose(1, 2).flatten(0, 1)[source]
             total.add_at(target, out, lse)
-        if sinks is not None:
-            total.add_sinks(sinks)
-        for a, b, depth in self.plan.keep:
-            self._pending.append((layer, depth, k[:, :, a:b].clone(), v[:, :, a:b].clone()))
-        return total.out.to(q.dtype).contiguous()[None]  # some models view it
 
     def _pieces(self, reach: Reach | None) -> tuple[list[_Piece], list[_RowPiece]]:
         """The plan cut down to what a layer of this reach sees: made once a pass."""

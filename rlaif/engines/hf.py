@@ -40,7 +40,7 @@ from rlaif.engines.checkpoint import (
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
 from rlaif.engines.head import LOGIT_BYTES, head_at, in_parts
-from rlaif.engines.packed import PackedModel, obstacle
+from rlaif.engines.packed import Attention, PackedModel, check_attention, obstacle
 from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trial import LOOKS_AHEAD, TIMES_ITS_NOISE, TRIAL_WINDOW
@@ -73,7 +73,9 @@ class HFEngine(Watched):
     """A causal language model of Transformers, from a folder, a hub name or from memory.
 
     `batch_tokens` bounds the padded tokens of one forward pass; it changes speed, and results
-    by rounding only: in float32 on a CPU a probability by less than 1e-5.
+    by rounding only: in float32 on a CPU a probability by less than 1e-5. `attention` is how packs
+    attend: in dense `pieces`, or by `flex`, one compiled call of FlexAttention a layer, which is
+    made for CUDA and has never been run there.
     """
 
     closes_thoughts = True
@@ -86,11 +88,13 @@ class HFEngine(Watched):
         dtype: str = "auto",
         batch_tokens: int | None = None,
         adapter: str | None = None,
+        attention: Attention = "pieces",
     ) -> None:
         device = _device(device)
+        check_attention(attention, device)
         source = source_of(model, adapter)
         loaded, tokenizer = _load(source, device, _dtype(dtype, device))
-        self._setup(loaded, tokenizer, model, batch_tokens)
+        self._setup(loaded, tokenizer, model, batch_tokens, attention)
         folders = source.folders()
         self._fingerprint: str | None = folder_fingerprint(*folders)
         self._in_memory = False
@@ -102,20 +106,34 @@ class HFEngine(Watched):
 
     @classmethod
     def from_loaded(
-        cls, model: Any, tokenizer: Any, name: str = "model", *, batch_tokens: int | None = None
+        cls,
+        model: Any,
+        tokenizer: Any,
+        name: str = "model",
+        *,
+        batch_tokens: int | None = None,
+        attention: Attention = "pieces",
     ) -> HFEngine:
         """An engine round a model in memory, such as a policy in training.
 
         Its weights may change between calls; `fingerprint` hashes them anew each time it is read.
         """
         engine = cls.__new__(cls)
-        engine._setup(model, tokenizer, name, batch_tokens)
+        check_attention(attention, str(model.device))
+        engine._setup(model, tokenizer, name, batch_tokens, attention)
         engine._fingerprint = None
         engine._in_memory = True
         engine.templates = {}
         return engine
 
-    def _setup(self, model: Any, tokenizer: Any, name: str, batch_tokens: int | None) -> None:
+    def _setup(
+        self,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        batch_tokens: int | None,
+        attention: Attention,
+    ) -> None:
         self.name = name
         self.usage = Usage()
         self.model, self.tokenizer = model, tokenizer
@@ -127,7 +145,7 @@ class HFEngine(Watched):
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self._most_rows = max(1, LOGIT_BYTES // (vocabulary * model.dtype.itemsize))
         self._pack_budget = batch_tokens or _PACK_TOKENS.get(model.device.type, 8_192)
-        self._packed = PackedModel(model)
+        self._packed = PackedModel(model, attention)
         self._packing: int | None = None  # longest path that may be packed; None: not tried yet
         self._window_said = False
         self._sharing: bool | None = None  # whether padded batches may share a prefix

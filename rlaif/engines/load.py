@@ -18,12 +18,14 @@ def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
     """Loads a model: `tiny` (embedded), a folder, or a Hugging Face name.
 
     Options of `hf`: `device` ("auto", "cpu", "cuda"), `dtype` ("auto", "float32", "bfloat16",
-    "float16"), `batch_tokens` (padded tokens a forward pass), `adapter` (a LoRA folder).
+    "float16"), `batch_tokens` (padded tokens a forward pass), `adapter` (a LoRA folder),
+    `attention` ("pieces", or "flex": one compiled call a layer on CUDA, never run there yet).
 
     `http` takes the name a server gives to the model; its options are those of `HTTPEngine`, such
     as `base_url`.
 
-    `vllm` takes the options of `hf` and those of `VLLMEngine`, such as `tensor_parallel_size`.
+    `vllm` takes the options of `hf` but `attention`, and those of `VLLMEngine`, such as
+    `tensor_parallel_size`.
 
     `module:function` is an engine of your own (`rlaif.engines.own`).
     """

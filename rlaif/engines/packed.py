@@ -10,12 +10,13 @@ the trial.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
 from rlaif.engines.attention import KeptPath, Pass, tree_attention
+from rlaif.engines.flex_attention import FlexPass, check_usable
 from rlaif.engines.head import head_at
 from rlaif.engines.own_attention import needs_mask
 from rlaif.engines.prepacked import Prepacked
@@ -36,10 +37,14 @@ from rlaif.engines.trie import (
     attention_plan,
     build,
     common_prefix,
+    kept_plan,
     packs,
     walk,
 )
+from rlaif.errors import ConfigError
 
+# How a pack attends: in dense pieces, or as one call of FlexAttention a layer.
+Attention = Literal["pieces", "flex"]
 # What a model's code raises when it is called in a way that it does not know.
 REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError)
 _RECURRENT = {"linear_attention", "conv", "hybrid", "moe", "mlp"}  # and what stands beside them
@@ -50,8 +55,8 @@ _MADE = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 class PackedModel:
     """Runs a causal language model over packs of a trie."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    def __init__(self, model: Any, attention: Attention = "pieces") -> None:
+        self.model, self.attention = model, attention
         self.kept = KeptPath()
         self._short = SHORT
         self._faster: Prepacked | None = None
@@ -64,9 +69,8 @@ class PackedModel:
         Leaves the path to `end` (after the last pack: to the last token) kept for the next pack.
         """
         target = end if end < len(trie) else len(trie) - 1
-        plan = attention_plan(trie, begin, end, target, self._short)
         device = self.model.device
-        run = Pass(plan, self.kept, trie.depths[begin:end], device)
+        run = self._pass(trie, begin, end, target)
         ids = torch.from_numpy(trie.tokens[begin:end].astype(np.int64))[None].to(device)
         positions = torch.from_numpy(trie.depths[begin:end].astype(np.int64))[None].to(device)
         where = torch.from_numpy(nodes - begin)
@@ -88,6 +92,13 @@ class PackedModel:
         if self._faster is None:
             self._faster = Prepacked(self.model)
         return self._faster
+
+    def _pass(self, trie: Trie, begin: int, end: int, target: int) -> Pass:
+        depths, device = trie.depths[begin:end], self.model.device
+        if self.attention == "flex":
+            return FlexPass(kept_plan(trie, begin, end, target), self.kept, depths, device)
+        plan = attention_plan(trie, begin, end, target, self._short)
+        return Pass(plan, self.kept, depths, device)
 
     def _recurrent(self) -> Recurrence:
         if self._recurrence is None:
@@ -191,6 +202,15 @@ class PackedModel:
             row[: len(path)] = torch.from_numpy(path)
         logits = self.model(input_ids=ids.to(self.model.device)).logits
         return torch.stack([row[len(path) - 1] for row, path in zip(logits, paths, strict=True)])
+
+
+def check_attention(attention: str, device: str) -> None:
+    """ConfigError if packs cannot attend so on this device, or there is no such way."""
+    if attention not in get_args(Attention):
+        known = ", ".join(get_args(Attention))
+        raise ConfigError(f"unknown attention '{attention}'. Choices: {known}.")
+    if attention == "flex":
+        check_usable(device)
 
 
 def obstacle(config: Any, *, windows: bool = False, recurrent: bool = False) -> tuple[str, int]:

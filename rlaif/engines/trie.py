@@ -262,6 +262,11 @@ def attention_plan(
     )
 
 
+def kept_plan(trie: Trie, begin: int, end: int, keep_path_of: int) -> Plan:
+    """The plan of a pass that attends in one piece: only what is to be kept of it for later."""
+    return Plan(begin, end, (), (), (), tuple(_kept(trie, begin, end, keep_path_of)))
+
+
 def _padded(ways: Sequence[Ints], size: int) -> list[Rows]:
     """Batches of ways down whose lengths lie between the same powers of two."""
     buckets: dict[int, list[Ints]] = {}

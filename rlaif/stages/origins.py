@@ -27,7 +27,7 @@ def about_constitution(run: Run) -> dict[str, Any]:
 
 # What can change no row, by section; all else counts, so that an option added later does.
 _NO_EFFECT = {
-    "device", "batch_tokens", "max_not_finite", "skip_bad", "principles", "draw",
+    "device", "batch_tokens", "attention", "max_not_finite", "skip_bad", "principles", "draw",
     "draw_weighted", "draw_seed", "weight",
 }  # fmt: skip
 _NO_EFFECT |= {f"http.{name}" for name in HTTPConfig.model_fields} - {

@@ -302,11 +302,16 @@ def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_bench_gpu_runs_on_a_cpu_for_a_trial(pairs: Path, tmp_path: Path) -> None:
     done = gpu("--smoke", "--pairs", str(pairs), "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert (row["shape"], row["engine"]) == ("smoke", "hf")
-    assert list(row["judge"]) == KEYS
-    assert row["generate"]["generated_tokens"] > 0
-    assert "smoke" in done.stdout
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    ways = [(row["shape"], row["engine"], row["attention"]) for row in rows]
+    assert ways == [("smoke", "hf", "pieces"), ("smoke", "hf", "flex")]
+    for row in rows:
+        assert list(row["judge"]) == KEYS
+        assert row["judge"]["max_abs_diff"] < 1e-4
+    assert len({row["judge"]["computed_tokens"] for row in rows}) == 1  # no fall-back
+    assert rows[0]["generate"]["generated_tokens"] > 0
+    assert rows[1]["generate"] is None  # the same, whatever the attention of labels
+    assert "hf flex" in done.stdout
 
 
 def test_bench_gpu_says_that_it_needs_a_gpu(pairs: Path, tmp_path: Path) -> None:
