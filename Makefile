@@ -7,7 +7,7 @@ OUT ?= runs/demo-$(CONSTITUTION)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-avx2 test-vllm test-real check clean
+.PHONY: help setup demo test test-avx2 test-vllm test-real check docs clean
 
 help:
 	@echo "make setup   create .venv with everything the project needs"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-vllm  test the vLLM engine on its CPU build, in .venv-vllm (the first time: 4 GB)"
 	@echo "make test-real  the tests on a real pretrained model (the first time: fetches 253 MB)"
 	@echo "make check   ruff and mypy"
+	@echo "make docs    the pages of docs/ as a site, in site/; a dead link fails"
 
 # The stamp depends on what decides the environment's contents, so a second call costs nothing.
 setup: $(VENV)/.ready
@@ -61,5 +62,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(VENV)/.docs-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf site $(VENV) .venv-vllm .pytest_cache .mypy_cache .ruff_cache .hypothesis
