@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.config import Config
-from rlaif.engines import base
+from rlaif.engines import load
 from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
 
 RUNNER = CliRunner()
@@ -177,7 +177,7 @@ def test_what_is_missing_is_told_before_a_model_and_leaves_nothing(
     before = sorted(Path().rglob("*"))
     for at in ("rlaif.stages.run.load_engine", "rlaif.running.load_engine"):
         monkeypatch.setattr(at, lambda *_, **__: pytest.fail("a model was loaded"))
-    assert base.load_engine
+    assert load.load_engine
     with pytest.raises(error, match=re.escape(message)):
         calling(*words.split(), "--out", "runs/dem0")
     assert sorted(Path().rglob("*")) == before
