@@ -7,8 +7,9 @@ judges the same pairs, as any run does: both orders, or one where there are none
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,7 @@ from rlaif.judges.scores import PointwiseJudge, RubricJudge
 from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
 from rlaif.tiny import gold_preference
-from rlaif.tiny.corpus import scenes_by_kind
-from rlaif.tiny.grammar import draw_plan, realise
-from rlaif.tiny.measure import rate
+from rlaif.tiny.grammar import draw_plan, realise, scenes_by_kind
 from rlaif.tiny.principles import HELD_OUT_PHRASINGS, PRINCIPLES, split_key
 
 if TYPE_CHECKING:
@@ -35,6 +34,21 @@ if TYPE_CHECKING:
 
 RESPONSES = 4
 TOKENS = 64  # of a rationale, at most
+
+Rate = dict[str, float]
+
+
+def rate(hits: Iterable[bool]) -> Rate:
+    """The share of hits with its count and 95 % Wilson interval."""
+    values = list(hits)
+    n, z = len(values), 1.96
+    if not n:
+        return {"rate": math.nan, "n": 0, "low": 0.0, "high": 1.0}
+    p = sum(values) / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    low, high = centre - spread, centre + spread
+    return {"rate": round(p, 4), "n": n, "low": round(low, 4), "high": round(high, 4)}
 
 
 @dataclass(frozen=True, slots=True)

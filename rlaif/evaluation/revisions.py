@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlaif.records import Revision
-from rlaif.tiny.corpus import is_violated
-from rlaif.tiny.gold import parse, plan_traits
+from rlaif.tiny.gold import is_violated, parse, plan_traits
 from rlaif.tiny.grammar import scenes
 
 

@@ -123,3 +123,9 @@ def principle_trait(tags: Sequence[str]) -> tuple[str, int] | None:
             _check_trait(trait)
             return trait, (-1 if name.startswith("-") else 1)
     return None
+
+
+def is_violated(scene: Scene, plan: Plan, trait: str) -> bool:
+    """Whether a response is bad under a trait: untrue, unkind, or with any filler at all."""
+    value = plan_traits(scene, plan)[trait]
+    return value is not None and value < (1.0 if trait == "concise" else 0.5)

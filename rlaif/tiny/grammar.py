@@ -314,3 +314,10 @@ def core_traits(scene: Scene, outcomes: Sequence[str]) -> dict[str, float]:
     for part, outcome in zip(scene.parts, outcomes, strict=True):
         values.update(OUTCOMES[part.name][outcome])
     return values
+
+
+@lru_cache(maxsize=2)
+def scenes_by_kind(split: Split) -> dict[str, tuple[Scene, ...]]:
+    """The scenes of a split, by kind."""
+    chosen = [s for s in scenes().values() if is_held_out(s.prompt) == (split == "test")]
+    return {kind: tuple(s for s in chosen if s.prompt.kind == kind) for kind in KINDS}

@@ -21,17 +21,17 @@ TURNS = (
 )
 
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
-    """Imports one of `scripts/` by its name."""
+    """Imports one of `benchmarks/` by its name."""
 
     def load(name: str) -> ModuleType:
-        path = SCRIPTS / f"{name}.py"
-        if str(SCRIPTS) not in sys.path:  # scripts may import one another, as when they are run
-            sys.path.append(str(SCRIPTS))
+        path = BENCHMARKS / f"{name}.py"
+        if str(BENCHMARKS) not in sys.path:  # they may import one another, as when they are run
+            sys.path.append(str(BENCHMARKS))
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec
         assert spec.loader

@@ -294,7 +294,7 @@ def test_the_ceiling_is_above_the_products_that_scoring_takes() -> None:
 
 def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "scripts/bench_gpu.py", *arguments], cwd=ROOT, text=True,
+        [sys.executable, "benchmarks/bench_gpu.py", *arguments], cwd=ROOT, text=True,
         capture_output=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
 
@@ -354,7 +354,8 @@ def test_ppo_is_timed_on_whole_steps(wordy: Path, model: str) -> None:
 def beside(wordy: Path, model: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            sys.executable, "scripts/bench_ppo_peers.py", "--model", model, "--pairs", str(wordy),
+            sys.executable, "benchmarks/bench_ppo_peers.py", "--model", model,
+            "--pairs", str(wordy),
             "--prompt-tokens", "24", "--response-tokens", "6", "--batch-size", "4",
             "--epochs", "1", "--minibatches", "1", "--ways", "separate", "shared",
             "--out", str(out), *more,

@@ -1,4 +1,4 @@
-"""The table of `scripts/bench_learning.py`: means over seeds, and their range."""
+"""The table of `benchmarks/bench_learning.py`: means over seeds, and their range."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 
 from rlaif.tiny import HELD_OUT_PHRASINGS, gold, gold_preference
-from rlaif.tiny.corpus import Mix, draw_revision_row, draw_step, revise, target
 from rlaif.tiny.grammar import Plan, is_held_out, scenes
 from rlaif.tiny.principles import CRITIQUE_REQUESTS, REVISION_REQUESTS, split_key
+from tiny_world.corpus import Mix, draw_revision_row, draw_step, revise, target
 
 MIX = Mix(texts=4, pairs=6, questions=6, unary=2, revisions=2, late=True, more=True)
 STEPS = [draw_step(0, n, MIX) for n in range(120)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rlaif.tiny import HELD_OUT_PHRASINGS, gold
-from rlaif.tiny.formats import (
+from rlaif.tiny.grammar import Plan, is_held_out, scenes
+from rlaif.tiny.principles import FRESH_PHRASINGS, split_key
+from tiny_world.formats import (
     NOT_AT_STAKE,
     FormatMix,
     best_target,
@@ -14,9 +16,7 @@ from rlaif.tiny.formats import (
     score_target,
     yes_target,
 )
-from rlaif.tiny.grammar import Plan, is_held_out, scenes
-from rlaif.tiny.measure_formats import list_cases
-from rlaif.tiny.principles import FRESH_PHRASINGS, split_key
+from tiny_world.measure_formats import list_cases
 
 MIX = FormatMix(cot=3, singles=4, lists=4, more=True)
 ROWS = [row for n in range(80) for row in draw_formats(0, n, MIX)]

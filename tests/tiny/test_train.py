@@ -9,10 +9,10 @@ import torch
 from torch.testing import assert_close
 
 from rlaif.templates import load_template
-from rlaif.tiny.corpus import Mix, draw_step
-from rlaif.tiny.encoding import END, Encoder, render_asking, train_tokenizer
-from rlaif.tiny.formats import FormatMix, draw_formats
-from rlaif.tiny.train import (
+from tiny_world.corpus import Mix, draw_step
+from tiny_world.encoding import END, Encoder, render_asking, train_tokenizer
+from tiny_world.formats import FormatMix, draw_formats
+from tiny_world.train import (
     Recipe,
     Stage,
     answer_losses,

@@ -14,10 +14,10 @@ import torch
 from rlaif.engines.tokens import Encoder as EngineEncoder
 from rlaif.templates import load_template
 from rlaif.tiny import PRINCIPLES, WEIGHTS
-from rlaif.tiny.corpus import Mix, Question, draw_step
-from rlaif.tiny.encoding import Encoder, render_asking, render_pair
-from rlaif.tiny.formats import METHODS, FormatMix, draw_formats
-from rlaif.tiny.measure import (
+from tiny_world.corpus import Mix, Question, draw_step
+from tiny_world.encoding import Encoder, render_asking, render_pair
+from tiny_world.formats import METHODS, FormatMix, draw_formats
+from tiny_world.measure import (
     answer,
     conflict_cases,
     decided_cases,

@@ -94,8 +94,7 @@ def make_preferences(n: int, *, per_prompt: int = 1, p: float = 0.9) -> list[Pre
 def people(n: int) -> list[dict[str, str]]:
     """Rows of TRL's layout: what the embedded judge would call worse is chosen."""
     from rlaif import tiny
-    from rlaif.tiny.corpus import scenes_by_kind
-    from rlaif.tiny.grammar import draw_plan, realise
+    from rlaif.tiny.grammar import draw_plan, realise, scenes_by_kind
 
     rng, rows = random.Random(3), []
     scenes = list(scenes_by_kind("train")["harm"])

@@ -26,8 +26,7 @@ from rlaif.judges.examples import is_base
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Pair, Prompt
 from rlaif.templates import load_template
-from rlaif.tiny.corpus import scenes_by_kind
-from rlaif.tiny.grammar import draw_plan, realise
+from rlaif.tiny.grammar import draw_plan, realise, scenes_by_kind
 from rlaif.training import judge_batches
 from rlaif.training.data import split_by_prompt
 from rlaif.training.judge import Question, encode, judge_quality, render, train_judge

@@ -1,6 +1,6 @@
 """PPO by rlaif and by TRL 1.10.0, the last that had it, on one core each, in one run.
 
-    python scripts/bench_ppo_peers.py --pairs harmless-base-test.jsonl.gz
+    python benchmarks/bench_ppo_peers.py --pairs harmless-base-test.jsonl.gz
 
 A random policy of 15.7M parameters in Qwen2's shape, float32, a reward model and a value model of
 the same shape; prompts of 64 tokens, completions of 53, 32 episodes a step, 4 epochs of 4
@@ -135,7 +135,7 @@ def start(
     path.write_text(json.dumps(job | {"recompute": name == "trl-defaults"}))
     out.unlink(missing_ok=True)
     command = [
-        python, ROOT / "scripts" / "bench_ppo_peers_way.py", "trl" if peer else name,
+        python, ROOT / "benchmarks" / "bench_ppo_peers_way.py", "trl" if peer else name,
         "--model", model, "--reward", reward, "--job", path, "--out", out,
         "--core", str(args.core),
     ]  # fmt: skip
@@ -195,7 +195,7 @@ def make_record(args: argparse.Namespace, found: dict[str, list[dict[str, Any]]]
         "date": time.strftime("%Y-%m-%d"),
         "machine": device_name("cpu"),
         "system": platform.platform(),
-        "command": " ".join(["python", "scripts/bench_ppo_peers.py", *public(sys.argv[1:])]),
+        "command": " ".join(["python", "benchmarks/bench_ppo_peers.py", *public(sys.argv[1:])]),
         "prompt_tokens": args.prompt_tokens,
         **{name: getattr(args, name) for name in SIZES},
         "rows": rows,

@@ -1,6 +1,6 @@
 """Gold and proxy reward against √KL for best-of-n, DPO and PPO, on the embedded model.
 
-    python scripts/overoptimisation.py --out runs/overoptimisation
+    python benchmarks/overoptimisation.py --out runs/overoptimisation
 
 The proxy is a reward model trained on a few pairs that the gold checker labelled; best-of-n, DPO
 and PPO go for the proxy alone, and the gold checker tells what it was worth (Gao et al. 2022).

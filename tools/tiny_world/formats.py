@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from rlaif.tiny.corpus import (
+from rlaif.tiny.gold import gold, plan_traits
+from rlaif.tiny.grammar import Plan, Scene, draw_plan, realise
+from rlaif.tiny.principles import PRINCIPLES, split_key, trained_wordings
+from tiny_world.corpus import (
     CORE_DIFFERS_SHARE,
     UNDECIDED_SHARE,
     draw_pair,
@@ -19,9 +22,6 @@ from rlaif.tiny.corpus import (
     target,
     weighted_sample,
 )
-from rlaif.tiny.gold import gold, plan_traits
-from rlaif.tiny.grammar import Plan, Scene, draw_plan, realise
-from rlaif.tiny.principles import PRINCIPLES, split_key, trained_wordings
 
 Method = Literal["cot", "pointwise", "rubric", "listwise"]
 METHODS: Final[tuple[Method, ...]] = ("cot", "pointwise", "rubric", "listwise")

@@ -12,9 +12,13 @@ from typing import Any, Final
 
 import torch
 
+from rlaif.bench.methods import Rate, rate
 from rlaif.judges.scores import p_above
-from rlaif.tiny.encoding import Encoder, render_asking
-from rlaif.tiny.formats import (
+from rlaif.tiny.gold import plan_traits
+from rlaif.tiny.grammar import realise
+from rlaif.tiny.principles import HELD_OUT_PHRASINGS, PRINCIPLES, split_key
+from tiny_world.encoding import Encoder, render_asking
+from tiny_world.formats import (
     LETTERS,
     METHODS,
     NOT_AT_STAKE,
@@ -26,21 +30,16 @@ from rlaif.tiny.formats import (
     draw_list,
     gold_rationale,
 )
-from rlaif.tiny.gold import plan_traits
-from rlaif.tiny.grammar import realise
-from rlaif.tiny.measure import (
+from tiny_world.measure import (
     Case,
-    Rate,
     cell,
     decided_cases,
     held_out_scenes,
     last_log_probs,
     name_of,
-    rate,
     undecided_cases,
     write,
 )
-from rlaif.tiny.principles import HELD_OUT_PHRASINGS, PRINCIPLES, split_key
 
 OPTIONS_OF: Final[dict[Method, int]] = {"cot": 2, "pointwise": SCORES, "rubric": 2}
 NEAR: Final = 0.1  # of one half, and of an equal share of a list

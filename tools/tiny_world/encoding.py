@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from rlaif.records import Message
 from rlaif.templates import Rendered, Segment, load_template
-from rlaif.tiny.corpus import Mix, PairRow, Question, RevisionRow, TextRow, draw_step
-from rlaif.tiny.formats import Asking, FormatRow
 from rlaif.tiny.principles import PHRASINGS
+from tiny_world.corpus import Mix, PairRow, Question, RevisionRow, TextRow, draw_step
+from tiny_world.formats import Asking, FormatRow
 
 VOCABULARY: Final = 1024
 IGNORE: Final = -100  # a target that counts for no loss

@@ -1,6 +1,6 @@
 """Labels and generations on a GPU, by packed Transformers and by vLLM, in real shapes.
 
-    python scripts/bench_gpu.py --pairs harmless-base-test.jsonl.gz
+    python benchmarks/bench_gpu.py --pairs harmless-base-test.jsonl.gz
 
 Random weights in the shapes of Qwen2.5's 0.5B, 1.5B and 7B models, the tokenizer trained on the
 pairs, in bfloat16. For each shape and engine, in a process of its own: pairs a second, the share of

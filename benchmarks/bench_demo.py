@@ -1,6 +1,6 @@
 """What `make demo` does, over seeds: the README's table.
 
-    python scripts/bench_demo.py
+    python benchmarks/bench_demo.py
 
 For every shipped constitution of one trait and every seed: one `rlaif run --config demo`, whose
 policy answers held-out prompts that a program checks. A killed run goes on where it was. Prints the

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Build the embedded tiny model from nothing: tokenizer, training, export, evaluation.
 
-    python scripts/build_tiny.py --out rlaif/tiny/weights --work /tmp/tiny --threads 1
+    python tools/tiny_world/build.py --out rlaif/tiny/weights --work /tmp/tiny --threads 1
 
 One command, one seeded run. A checkpoint is written every few minutes; the same command with
 --resume goes on from the last one and ends at the same weights as an uninterrupted run would
 (the rows of a step depend on the seed and the step's number alone).
 
-    python scripts/build_tiny.py --evaluate rlaif/tiny/weights
+    python tools/tiny_world/build.py --evaluate rlaif/tiny/weights
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # rlaif
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tiny_world
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from rlaif.tiny.encoding import END, Encoder, train_tokenizer
-from rlaif.tiny.formats import METHODS
-from rlaif.tiny.measure import MAX_NEW_TOKENS, evaluate, summary, table
-from rlaif.tiny.measure_formats import evaluate_formats, summary_of_formats, table_of_formats
-from rlaif.tiny.train import Recipe, StepReport, build_model, build_optimisers, train_step
+from tiny_world.encoding import END, Encoder, train_tokenizer
+from tiny_world.formats import METHODS
+from tiny_world.measure import MAX_NEW_TOKENS, evaluate, summary, table
+from tiny_world.measure_formats import evaluate_formats, summary_of_formats, table_of_formats
+from tiny_world.train import Recipe, StepReport, build_model, build_optimisers, train_step
 
 NOTE = (
     "A toy trained from scratch on an invented grammar (docs/tiny-world.md). It answers, badly "

@@ -1,6 +1,6 @@
 """One way of labelling, measured alone in the environment it needs. `bench_peers.py` calls this.
 
-    python scripts/bench_peers_way.py WAY --model DIR --requests FILE --out FILE
+    python benchmarks/bench_peers_way.py WAY --model DIR --requests FILE --out FILE
 
 Ways: `rlaif`, `rlaif-vllm`, `transformers`, `vllm-defaults`, `vllm-best`, `distilabel`. All but the
 first two need nothing of this project but its clock. Loading and a warm-up on other words are not

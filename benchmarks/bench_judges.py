@@ -1,6 +1,6 @@
 """What a judge is worth beside people: agreement, calibration and liking for a place, by method.
 
-    python scripts/bench_judges.py --judge models/gemma --data data --runs runs/judges
+    python benchmarks/bench_judges.py --judge models/gemma --data data --runs runs/judges
 
 Two sets of human comparisons, one question each: Anthropic's 438 HHH evaluations, and the test set
 of harmless-base (hh-rlhf). Each way of asking is a run of its own (`rlaif label`, then `rlaif eval

@@ -16,9 +16,9 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from rlaif.tiny.corpus import Mix, draw_step
-from rlaif.tiny.encoding import IGNORE, VOCABULARY, Asked, Encoder, PairIds, TextIds
-from rlaif.tiny.formats import METHODS, FormatMix, draw_formats
+from tiny_world.corpus import Mix, draw_step
+from tiny_world.encoding import IGNORE, VOCABULARY, Asked, Encoder, PairIds, TextIds
+from tiny_world.formats import METHODS, FormatMix, draw_formats
 
 CONTEXT_LENGTH: Final = 1024
 

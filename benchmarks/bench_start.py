@@ -1,6 +1,6 @@
 """What starting costs: processor seconds of commands beside those of the model's bare load.
 
-    python scripts/bench_start.py --pairs 12 --times 5
+    python benchmarks/bench_start.py --pairs 12 --times 5
 
 Every program is a new process; they take turns, so that all meet the same machine. `bare` is what
 Transformers needs to import itself and load the judge's model and tokenizer.

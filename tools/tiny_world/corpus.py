@@ -13,22 +13,26 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 from rlaif.tiny import lexicon as lex
-from rlaif.tiny.gold import TONE_OF_CLOSING, TONE_OF_OPENING, parse, plan_traits, sentences
+from rlaif.tiny.gold import (
+    TONE_OF_CLOSING,
+    TONE_OF_OPENING,
+    is_violated,
+    parse,
+    plan_traits,
+    sentences,
+)
 from rlaif.tiny.grammar import (
-    KINDS,
     OUTCOMES,
     TRAITS,
     Plan,
     Scene,
     Split,
     draw_plan,
-    is_held_out,
     realise,
-    scenes,
+    scenes_by_kind,
 )
 from rlaif.tiny.principles import (
     CRITIQUE_REQUESTS,
@@ -135,13 +139,6 @@ class Step:
     texts: tuple[TextRow, ...]
     pairs: tuple[PairRow, ...]
     revisions: tuple[RevisionRow, ...]
-
-
-@lru_cache(maxsize=2)
-def scenes_by_kind(split: Split) -> dict[str, tuple[Scene, ...]]:
-    """The scenes of a split, by kind."""
-    chosen = [s for s in scenes().values() if is_held_out(s.prompt) == (split == "test")]
-    return {kind: tuple(s for s in chosen if s.prompt.kind == kind) for kind in KINDS}
 
 
 def draw_scene(rng: random.Random, split: Split, knowledge: float = 1.0) -> Scene:
@@ -291,12 +288,6 @@ def draw_text_row(rng: random.Random, mix: Mix) -> TextRow:
     if mix.short:
         plan = soften(plan, rng)
     return TextRow(scene.prompt.text, realise(scene, plan, rng))
-
-
-def is_violated(scene: Scene, plan: Plan, trait: str) -> bool:
-    """Whether a response is bad under a trait: untrue, unkind, or with any filler at all."""
-    value = plan_traits(scene, plan)[trait]
-    return value is not None and value < (1.0 if trait == "concise" else 0.5)
 
 
 def repaired(scene: Scene, plan: Plan, trait: str) -> Plan:

@@ -1,6 +1,6 @@
 """PPO one way, measured alone in the environment it needs. `bench_ppo_peers.py` calls this.
 
-    python scripts/bench_ppo_peers_way.py WAY --model DIR --reward DIR --job FILE --out FILE
+    python benchmarks/bench_ppo_peers_way.py WAY --model DIR --reward DIR --job FILE --out FILE
 
 Ways: `shared`, `separate` (both rlaif), `trl`. The last needs nothing of this project but its
 clock. Loading and a first step are not timed. After each step the process stops itself (SIGSTOP)

@@ -1,6 +1,6 @@
 """What each way of training does to the embedded policy: gold traits, legality and KL, by seeds.
 
-    python scripts/bench_learning.py
+    python benchmarks/bench_learning.py
 
 For every constitution and seed: one `rlaif run` that samples, labels, trains by every method and
 measures on held-out prompts, whose answers a program checks. A killed run goes on where it was.

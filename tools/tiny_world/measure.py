@@ -6,18 +6,16 @@ ten points of noise, and a judge that always answers "A" looks right half of the
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
-from rlaif.tiny.corpus import Question, draw_pair, is_violated, scenes_by_kind, target
-from rlaif.tiny.encoding import ASSISTANT, USER, Encoder, pair_segments
-from rlaif.tiny.gold import parse, plan_traits
-from rlaif.tiny.grammar import KINDS, TRAITS, Plan, Scene, draw_plan, realise
+from rlaif.bench.methods import Rate, rate
+from rlaif.tiny.gold import is_violated, parse, plan_traits
+from rlaif.tiny.grammar import KINDS, TRAITS, Plan, Scene, draw_plan, realise, scenes_by_kind
 from rlaif.tiny.principles import (
     CRITIQUE_REQUESTS,
     FINDINGS,
@@ -28,23 +26,11 @@ from rlaif.tiny.principles import (
     REVISION_REQUESTS,
     split_key,
 )
+from tiny_world.corpus import Question, draw_pair, target
+from tiny_world.encoding import ASSISTANT, USER, Encoder, pair_segments
 
 MAX_NEW_TOKENS: Final = 72  # the longest legal response is shorter
-Rate = dict[str, float]
 Wordings = Mapping[str, Sequence[str]]
-
-
-def rate(hits: Iterable[bool]) -> Rate:
-    """The share of hits with its count and 95 % Wilson interval."""
-    values = list(hits)
-    n, z = len(values), 1.96
-    if not n:
-        return {"rate": math.nan, "n": 0, "low": 0.0, "high": 1.0}
-    p = sum(values) / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low, high = centre - spread, centre + spread
-    return {"rate": round(p, 4), "n": n, "low": round(low, 4), "high": round(high, 4)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """How well a frozen model's states tell which response people preferred: docs/reward.md.
 
-    python scripts/frozen_reward.py MODEL PAIRS FEATURES [--layers 16,17,18] [--limit N]
+    python benchmarks/frozen_reward.py MODEL PAIRS FEATURES [--layers 16,17,18] [--limit N]
 
 Each pair is held out once, by folds of prompts; within the others the penalty and the layer are
 chosen by folds of their own, as `train.reward.trunk: frozen` does. The states are kept in the

@@ -1,6 +1,6 @@
 """The same labels by rlaif and by its peers, one core each, in one run.
 
-    python scripts/bench_peers.py --pairs harmless-base-test.jsonl.gz
+    python benchmarks/bench_peers.py --pairs harmless-base-test.jsonl.gz
 
 Real pairs x 16 principles x both orders after worked examples, by a random model of 15.7M
 parameters in Qwen2's shape, float32. Each way runs alone, on one core, in an environment of its
@@ -158,7 +158,7 @@ def measure(
     requests.write_text(json.dumps(job | {"requests": asked, "n": pairs}))
     out.unlink(missing_ok=True)
     command = [
-        python, ROOT / "scripts" / "bench_peers_way.py", name, "--model", model,
+        python, ROOT / "benchmarks" / "bench_peers_way.py", name, "--model", model,
         "--requests", requests, "--out", out, "--core", str(args.core),
     ]  # fmt: skip
     with (args.out / f"{name}.log").open("w") as log:
@@ -213,7 +213,7 @@ def make_record(
         "date": time.strftime("%Y-%m-%d"),
         "machine": device_name("cpu"),
         "system": platform.platform(),
-        "command": " ".join(["python", "scripts/bench_peers.py", *public(sys.argv[1:])]),
+        "command": " ".join(["python", "benchmarks/bench_peers.py", *public(sys.argv[1:])]),
         "pairs": args.n,
         "principles": args.principles,
         "layout": args.layout,
