@@ -27,7 +27,8 @@ ATTACKS, BEST_OF_N = "attacks", "best-of-n"
 TEMPERATURE, RAW = "temperature", "labels before a temperature"
 ASKED = {
     "principles": "the principles", "rule": "the rule that makes labels of verdicts",
-    "judge": "the judge", "prompts": "the prompts", "policy": "the policy",
+    "judge": "the judge", "learner": "the model that was taught to judge",
+    "prompts": "the prompts", "policy": "the policy",
     "sampling": "the sampling settings", "source": "the pairs' source",
     "demonstrations": "the demonstrations", "evaluate": "what is evaluated",
 }  # fmt: skip

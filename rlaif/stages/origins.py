@@ -69,7 +69,24 @@ def asked(run: Run, kept: Kept) -> dict[str, Any]:
         "sampling": data["sampling"],
         "evaluate": _flat(data["evaluate"], "evaluate", kept),
         **({"source": _flat(data["pairs"], "pairs", kept)} if data["pairs"] else {}),
+        **_learner(data, kept),
     }
+
+
+def _learner(data: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
+    """What `train judge` begins from: a judge's model and template, whatever else it is told.
+
+    Nothing where the run judges with what it trained: that was begun from another one.
+    """
+    named, jury = (data["train"]["judge"] or {}).get("juror"), data["jury"] or []
+    places = {juror["name"]: f"jury.{i}" for i, juror in enumerate(jury)}
+    at = places.get(named, "judge")
+    judge = next((juror for juror in jury if juror["name"] == named), data["judge"])
+    if judge["model"] == f"./{lineage.model('judge')}":
+        return {}
+    template = ("template",) if judge["method"] in ("pairwise", "adaptive") else ()
+    found = {key: judge[key] for key in ("model", "adapter", *template)}
+    return {"learner": _flat(found, at, kept)}
 
 
 def _flat(section: Mapping[str, Any], at: str, kept: Kept, prefix: str = "") -> dict[str, Any]:
@@ -118,7 +135,7 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
         case "judge":
             given = train.judge
             own = given is None or given.labels == "own"
-            start = [] if given is not None and given.model is not None else ["judge"]
+            start = [] if given is not None and given.model is not None else ["learner"]
             labels = (lineage.PAIRS, "principles") if own else (lineage.LABELS,)
             return {lineage.model(stage): (*labels, *start)}
         case "reward" | "dpo":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from small_models import people
 from typer.testing import CliRunner
 
+from rlaif import lineage
 from rlaif.cli.app import app
 from rlaif.config import load_config
 from rlaif.errors import ConfigError, DataError
 from rlaif.records import Pair, Preference, Prompt
+from rlaif.resources import TINY_WEIGHTS
 from rlaif.stages import Run, train_judge
 from rlaif.stages.judge import _questions, _start
 from rlaif.stages.trained_on import prompts_of
@@ -100,6 +103,26 @@ def test_from_peoples_pairs_to_labels_by_the_trained_judge(place: Path) -> None:
     assert len(right) > 20
     assert sum(a == b for a, b in zip(right, wanted, strict=True)) > 0.7 * len(right)
     assert "next: " in rlaif("status", run)
+
+
+def test_a_trained_judge_stands_on_what_it_began_from(place: Path) -> None:
+    """Neither on how the run's judge is asked, nor on its being that judge since."""
+    run = str(place / "run")
+    given = ["--pairs", str(place / "pairs.jsonl"), "--constitution", str(place / "two.yaml")]
+    judge = ["--judge", "tiny", "--out", run, "--set", "train.judge.epochs=1"]
+    rlaif("train", "judge", *given, *judge)
+
+    def stale() -> list[str]:
+        return [one.text for one in lineage.stale(RunStore(place / "run"))]
+
+    rlaif("label", run, "--set", "judge.min_mass=0.05", "--examples", "none")
+    assert not stale()
+    rlaif("label", run, "--judge", str(place / "run" / "models" / "judge"))
+    assert not stale()
+    other = str(shutil.copytree(TINY_WEIGHTS, place / "other"))
+    rlaif("label", run, "--judge", other)
+    (said,) = stale()
+    assert said.startswith("models/judge: the model that was taught to judge changed (model tiny")
 
 
 def opened(place: Path, *overrides: str) -> Any:
