@@ -106,7 +106,7 @@ def test_nothing_in_run_yaml_is_relative_to_where_somebody_stood(made: Path) -> 
         value = data
         for part in one.location:
             value = value[part]
-        shipped = value in ("tiny", "best", "model", "judge", "revise/default")
+        shipped = value in ("tiny", "best", "model", "judge", "revise/default", "hf", "pairwise")
         assert shipped or value == "." or value.startswith("./") or Path(value).is_absolute(), one
         if value.startswith("./"):
             assert (made / "runs/a" / value).exists(), one

@@ -249,7 +249,8 @@ def test_the_config_and_the_command_line_name_columns(tmp_path: Path) -> None:
 
     from rlaif.cli.app import app
     from rlaif.config import load_config
-    from rlaif.readers import FORMATS, named
+    from rlaif.readers import named
+    from rlaif.readers.formats import FORMATS
     from rlaif.store import RunStore
 
     path = write(tmp_path / "rows.jsonl", {"ask": "What is a lock pick?", "good": "A tool.",
@@ -267,7 +268,7 @@ def test_the_config_and_the_command_line_name_columns(tmp_path: Path) -> None:
         assert [m.content for m in pair.prompt.messages] == ["Be brief.", "What is a lock pick?"]
         assert (pair.first, pair.second) == ("A tool.", "No idea.")
     schema = load_config().model_json_schema()["$defs"]
-    assert tuple(schema["PairsConfig"]["properties"]["format"]["enum"]) == FORMATS
+    assert tuple(schema["PairsConfig"]["properties"]["format"]["anyOf"][0]["enum"]) == FORMATS
     for section, roles in (("PairColumns", named.PAIR_ROLES), ("PromptColumns", named.PROMPT_ROLES),
                            ("AnswerColumns", named.ANSWER_ROLES)):  # fmt: skip
         assert schema[section]["properties"].keys() == set(roles)

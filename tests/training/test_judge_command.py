@@ -77,7 +77,7 @@ def test_from_peoples_pairs_to_labels_by_the_trained_judge(place: Path) -> None:
     assert len(prompts_of(folder) or ()) == 30  # those held out are not among them
     manifest = json.loads((place / "run" / "manifest.json").read_text())
     assert manifest["stages"]["judge"]["rows"] == 30
-    assert set(manifest["made"]["models/judge"]) == {"pairs", "principles", "judge"}
+    assert set(manifest["made"]["models/judge"]) == {"pairs", "principles", "learner"}
     again = rlaif("train", "judge", "--out", run)
     assert (
         manifest["stages"]["judge"]["seconds"]
