@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rlaif.engines import attention, packed, trial
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.prepacked import Prepacked
 from rlaif.engines.trie import build, packs
 from rlaif.templates import Rendered, RenderedMessage, Segment
 
@@ -57,8 +58,10 @@ def test_any_length_packs_within_the_models_own_rounding():
     engine._packed.forget()
     packed_ = torch.stack([found[node] for node in nodes.tolist()])
     plain = last_logits(model, [ids[0], ids[-1]])
+    with Prepacked(model).active():  # packed passes take oneDNN's products: so does this one
+        by_onednn = last_logits(model, [ids[0], ids[-1]])
     exact = last_logits(model.double(), [ids[0], ids[-1]])
-    rounding = apart(plain, exact)
+    rounding = max(apart(plain, exact), apart(by_onednn, exact))
     assert apart(packed_, plain) <= 2 * rounding
     assert apart(packed_, exact) <= 2 * rounding
 
