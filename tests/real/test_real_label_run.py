@@ -27,7 +27,8 @@ TOPICS = (
     "bread", "a bear", "Paris", "the sea", "a clock", "snow", "gold", "a bridge", "rice", "rain",
     "chess", "a lamp",
 )  # fmt: skip
-PAIRS = len(TOPICS)  # enough that a fast machine is still at work when the run is killed
+ASKED = ("Tell me about", "Write down what there is to know about", "Why do people talk about")
+PAIRS = len(TOPICS) * len(ASKED)  # so many that a fast machine is still at work when it is killed
 
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/stat").exists(), reason="reads processor seconds from /proc"
@@ -60,11 +61,12 @@ def test_it_tells_and_stores_within_30_seconds_and_a_kill_loses_no_more(
 ) -> None:
     rows = [
         {
-            "prompt": f"Tell me about {topic}.",
+            "prompt": f"{asked} {topic}.",
             "chosen": f"There is much to say about {topic}, and I begin with where it comes from.",
             "rejected": f"No. I do not talk about {topic}, not today and not tomorrow either.",
         }
         for topic in TOPICS
+        for asked in ASKED
     ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     process = start(folder, tmp_path)
