@@ -57,8 +57,9 @@ def choose(logits: torch.Tensor, u: torch.Tensor, temperature: float, top_p: flo
         ordered, order = p.sort(dim=-1, descending=True, stable=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         return _drawn(torch.zeros_like(p).scatter_(-1, order, ordered), u)
-    heat = logits / temperature
-    return _drawn(heat.sub_(heat.amax(-1, keepdim=True)).exp_(), u)
+    # The greatest is taken off first: logits over a small temperature are more than float32 holds.
+    below = logits - logits.amax(-1, keepdim=True)
+    return _drawn(below.div_(temperature).exp_(), u)
 
 
 def _drawn(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,14 @@ def test_a_token_without_probability_is_never_drawn(kept: list[int], u: float) -
     assert int(chosen) == (kept[-1] if u == BELOW_ONE else kept[0])
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-37])
+def test_a_small_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits = torch.randn(50, 700, generator=torch.Generator().manual_seed(1)) * 30
+    u = torch.linspace(0, BELOW_ONE, 50, dtype=torch.float64)
+    likeliest = choose(logits, u, 0, 1.0)
+    assert torch.equal(choose(logits, u, temperature, 1.0), likeliest)
+
+
 def test_the_logits_stay_as_they_were() -> None:
     logits = torch.randn(2, 300)
     before = logits.clone()
