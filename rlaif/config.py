@@ -22,17 +22,18 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from rlaif.engines.load import ENGINES, known_engine
+from rlaif.engines.load import ENGINES, unknown_engine
 from rlaif.engines.thinking import ON_BUDGET
 from rlaif.ensembles import OrderRule, Rule
 from rlaif.errors import ConfigError, nearest
-from rlaif.judges.methods import METHODS, known_method, method_of
-from rlaif.own import is_named, look_beside
+from rlaif.judges.methods import METHODS, method_of, unknown_method
+from rlaif.own import PATTERN, is_named, look_beside
 from rlaif.places import Place, is_code, seen_from
 from rlaif.places import named as places
 from rlaif.preferences import MIN_MARGIN
-from rlaif.readers.formats import FORMATS, known_format
+from rlaif.readers.formats import FORMATS, unknown_format
 from rlaif.resources import find
 from rlaif.store import RunStore
 from rlaif.yamlfile import (
@@ -46,12 +47,17 @@ from rlaif.yamlfile import (
 )
 
 
-def one_of(names: Collection[str], known: Callable[[str], str]) -> tuple[Any, Any]:
+def one_of(names: Collection[str], unknown: Callable[[str], str | None]) -> tuple[Any, Any]:
     """What checks a field against a list of names, `module:name` being allowed beside them, and
-    tells editors which there are."""
-    own = r"^[^\W\d][\w.]*:[^\W\d]\w*$"
-    choices = [{"enum": list(names)}, {"pattern": own}]
-    return AfterValidator(known), WithJsonSchema({"type": "string", "anyOf": choices})
+    tells editors which there are. `unknown` says what is wrong with a name, if anything is."""
+
+    def check(name: str) -> str:
+        if said := unknown(name):
+            raise PydanticCustomError("unknown_name", "{said}", {"said": said})
+        return name
+
+    choices = [{"enum": list(names)}, {"pattern": PATTERN}]
+    return AfterValidator(check), WithJsonSchema({"type": "string", "anyOf": choices})
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's generators take no other
@@ -150,7 +156,7 @@ class PairsConfig(Section):
 
     path: Annotated[str, Place("rows")]
     """A file, folder or glob of files, or a hub name (`docs/data.md`)."""
-    format: Annotated[str, Place("reader"), *one_of(FORMATS, known_format)] = "auto"
+    format: Annotated[str, Place("reader"), *one_of(FORMATS, unknown_format)] = "auto"
     """How the rows are laid out (`docs/data.md`); `auto` tells it from their fields.
     `module:function`: a reader of your own (`docs/extending.md`)."""
     columns: PairColumns | None = None
@@ -232,7 +238,7 @@ class EngineConfig(Section):
     model: Annotated[str, Place("model")] = "tiny"
     """A folder, a Hugging Face name, a GGUF file, `tiny` (embedded), or the name a server gives to
     it."""
-    engine: Annotated[str, Place("engine"), *one_of(ENGINES, known_engine)] = "hf"
+    engine: Annotated[str, Place("engine"), *one_of(ENGINES, unknown_engine)] = "hf"
     """`hf`: Transformers; `vllm`: vLLM in this run; `http`: any OpenAI-compatible server;
     `module:function`: an engine of your own (`docs/extending.md`)."""
     device: str = "auto"
@@ -314,7 +320,7 @@ class RationaleConfig(Section):
 class JudgingConfig(EngineConfig):
     """A model that compares, and how: what a judge and a juror share."""
 
-    method: Annotated[str, Place("judge"), *one_of(METHODS, known_method)] = "pairwise"
+    method: Annotated[str, Place("judge"), *one_of(METHODS, unknown_method)] = "pairwise"
     """`pairwise`: log-probabilities of two labels, nothing decoded. `cot`: the same after a
     rationale. `adaptive`: `cot` only where `pairwise` cannot tell. `pointwise`, `rubric`: each
     completion by itself, a mark or yes/no. `listwise`: all completions of a prompt at once. `text`:

@@ -309,6 +309,8 @@ def _fault(model: type[BaseModel], file: YamlFile, error: Any) -> str:
         case "value_error":
             message = str(error["ctx"]["error"])
             return f"{where}: {name + ': ' if name else ''}{message}"
+        case "unknown_name":  # it says what came
+            return f"{where}: '{name}': {error['msg']}"
         case _:
             text = error["type"] == "string_type" and isinstance(error["input"], float | int | date)
             hint = ": put it in quotes" if text else ""

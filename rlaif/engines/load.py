@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlaif import own
 from rlaif.engines.base import Engine
-from rlaif.errors import ConfigError, nearest
-from rlaif.own import is_named
+from rlaif.errors import ConfigError
 
 ENGINES = ("hf", "http", "vllm")
 
@@ -45,22 +45,14 @@ def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
         from rlaif.engines.vllm import VLLMEngine
 
         return VLLMEngine(model, **options)
-    if is_named(engine):
-        from rlaif.engines.own import load_own
+    if said := unknown_engine(engine):
+        raise ConfigError(said)
+    from rlaif.engines.own import load_own
 
-        return load_own(model, engine, options)
-    raise ConfigError(_unknown(engine))
-
-
-def known_engine(name: str) -> str:
-    """The name itself, of a listed engine or `module:function`; ValueError for any other."""
-    if name in ENGINES or is_named(name):
-        return name
-    raise ValueError(_unknown(name))
+    return load_own(model, engine, options)
 
 
-def _unknown(name: str) -> str:
-    return (
-        f"unknown engine '{name}'.{nearest(name, ENGINES)} An engine of your own is named "
-        "`module:function` (docs/extending.md)"
-    )
+def unknown_engine(name: str) -> str | None:
+    """What is wrong with the name of an engine; None for a listed one and `module:function`."""
+    engine = "An engine of your own is named `module:function`"
+    return own.unknown(name, ENGINES, "unknown engine", engine)

@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from rlaif import own
-from rlaif.errors import nearest
 
 if TYPE_CHECKING:
     from rlaif.judges.adaptive import AdaptiveJudge
@@ -49,14 +48,10 @@ METHODS = {
 }
 
 
-def known_method(name: str) -> str:
-    """The name itself, of a listed method or `module:Class`; ValueError for any other."""
-    if name in METHODS or own.is_named(name):
-        return name
-    raise ValueError(
-        f"unknown method '{name}'.{nearest(name, METHODS)} A judge of your own is named "
-        "`module:Class` (docs/extending.md)"
-    )
+def unknown_method(name: str) -> str | None:
+    """What is wrong with the name of a method; None for a listed one and `module:Class`."""
+    judge = "A judge of your own is named `module:Class`"
+    return own.unknown(name, METHODS, "unknown method", judge)
 
 
 def method_of(name: str) -> Method:

@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,24 @@ from rlaif.errors import ConfigError, RlaifError, nearest
 from rlaif.own.keys import function_key, source_of
 from rlaif.records import content_id
 
-_NAME = re.compile(r"[^\W\d][\w.]*:[^\W\d]\w*")
+PATTERN = r"^[^\W\d][\w.]*:[^\W\d]\w*$"  # of `module:name`
 _beside: list[str] = []  # the folders of the configs that were read
 
 
 def is_named(value: str) -> bool:
     """Whether this is `module:name`, and so may be code of somebody's own."""
-    return bool(_NAME.fullmatch(value))
+    return re.fullmatch(PATTERN, value) is not None
+
+
+def unknown(name: str, listed: Collection[str], called: str, own: str) -> str | None:
+    """What is wrong with a name that is neither `listed` nor `module:name`; None for those.
+
+    The message is `called`, such as "unknown method", the name, the nearest that is listed, and
+    `own`: how one of somebody's own is named.
+    """
+    if name in listed or is_named(name):
+        return None
+    return f"{called} '{name}'.{nearest(name, listed)} {own} (docs/extending.md)"
 
 
 def look_beside(folder: Path) -> None:

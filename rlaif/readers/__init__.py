@@ -47,7 +47,7 @@ from rlaif.readers.fields import (
     refuse_unsupported,
     say_which,
 )
-from rlaif.readers.formats import COLUMNS, Format, group_of, known_format, pairs_of
+from rlaif.readers.formats import COLUMNS, Format, group_of, pairs_of, unknown_format
 from rlaif.readers.own import EVERY, own_reader
 from rlaif.readers.rated import listed, nvidia_prompt, oasst_prompt
 from rlaif.readers.repeats import Repeats
@@ -89,10 +89,8 @@ def read_pairs(
     Raises DataError for a source that is missing, of an unknown kind or cut off, for an unknown
     format or column, and at the malformed row after `skip_bad` skipped ones.
     """
-    try:
-        known_format(format)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    if said := unknown_format(format):
+        raise DataError(said)
     if columns:
         if format != "auto":
             raise DataError(f"columns are named, so the format '{format}' has no say: leave it out")

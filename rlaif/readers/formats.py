@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from rlaif.errors import nearest
-from rlaif.own import is_named
+from rlaif import own
 from rlaif.readers import chosen, rated
 from rlaif.readers.chosen import RATINGS, SIDES, Made
 from rlaif.readers.conversations import PROMPT_COLUMNS, TURN
@@ -26,14 +25,10 @@ FORMATS: tuple[str, ...] = get_args(Format)
 Placed = Sequence[tuple[str, Row]]  # rows with their places
 
 
-def known_format(name: str) -> str:
-    """The name itself, of a listed format or `module:function`; ValueError for any other."""
-    if name in FORMATS or is_named(name):
-        return name
-    raise ValueError(
-        f"no pair format '{name}'.{nearest(name, FORMATS)} A reader of your own is named "
-        "`module:function` (docs/extending.md)"
-    )
+def unknown_format(name: str) -> str | None:
+    """What is wrong with the name of a format; None for a listed one and `module:function`."""
+    reader = "A reader of your own is named `module:function`"
+    return own.unknown(name, FORMATS, "no pair format", reader)
 
 
 # The formats that fields tell, the first that fits. `summarize` and others share names of fields.

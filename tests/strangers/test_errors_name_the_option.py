@@ -34,7 +34,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("command", "option"),
     [
-        (("run", "--config", FILE, "--method", "pairwize"), "--method: judge.method"),
+        (("run", "--config", FILE, "--method", "pairwize"), "--method: 'judge.method'"),
         (("run", "--config", FILE, "--limit", "-3"), "--limit: 'prompts.limit'"),
         (
             ("run", "--config", FILE, "--pairs", "p.jsonl", "--limit", "-3"),
@@ -42,7 +42,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (("run", "--config", FILE, "--seed", "-1"), "--seed: 'sampling.seed'"),
         (("run", "--config", FILE, "--executor", "dask"), "--executor: 'executor'"),
-        (("label", "runs/old", "--method", "pairwize"), "--method: judge.method"),
+        (("label", "runs/old", "--method", "pairwize"), "--method: 'judge.method'"),
         (("sample", "runs/old", "-n", "0"), "--n: 'sampling.n'"),
         (("label", "runs/old", "--column", "gud=x"), "--column gud=x: unknown key 'gud'"),
         (("train", "ppo", "runs/old", "--steps", "0"), "--steps: 'train.ppo.steps'"),
@@ -52,7 +52,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("eval", "attacks", "runs/old", "--limit", "-3"), "--limit"),
         (
             ("label", "runs/old", "--method", "pairwize", "--set", "judge.min_mass=0.2"),
-            "--method: judge.method",
+            "--method: 'judge.method'",
         ),
         (
             ("label", "runs/old", "--method", "text", "--set", "judge.min_mass=7"),
@@ -69,7 +69,7 @@ def test_the_option_is_named(command: tuple[str, ...], option: str) -> None:
 
 def test_a_fault_of_the_file_is_the_files() -> None:
     Path(FILE).write_text("judge: {model: tiny, method: pairwize}\n")
-    assert f"{FILE}:1:22: judge.method" in told("run", "--config", FILE, "--limit", "3")
+    assert f"{FILE}:1:22: 'judge.method'" in told("run", "--config", FILE, "--limit", "3")
 
 
 def test_a_fault_of_two_options_together_names_both() -> None:
@@ -81,5 +81,5 @@ def test_a_fault_of_two_options_together_names_both() -> None:
 
 
 def test_python_names_the_key() -> None:
-    with pytest.raises(ConfigError, match=r"^defaults: judge.method"):
+    with pytest.raises(ConfigError, match=r"^defaults: 'judge.method'"):
         load_config(FILE, defaults={"judge.method": "pairwize"})
