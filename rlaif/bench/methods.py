@@ -25,6 +25,7 @@ from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
 from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
+from rlaif.statistics.intervals import wilson
 from rlaif.tiny import gold_preference
 from rlaif.tiny.grammar import draw_plan, realise, scenes_by_kind
 from rlaif.tiny.principles import HELD_OUT_PHRASINGS, PRINCIPLES, split_key
@@ -41,14 +42,11 @@ Rate = dict[str, float]
 def rate(hits: Iterable[bool]) -> Rate:
     """The share of hits with its count and 95 % Wilson interval."""
     values = list(hits)
-    n, z = len(values), 1.96
-    if not n:
+    if not values:
         return {"rate": math.nan, "n": 0, "low": 0.0, "high": 1.0}
-    p = sum(values) / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    low, high = centre - spread, centre + spread
-    return {"rate": round(p, 4), "n": n, "low": round(low, 4), "high": round(high, 4)}
+    found = wilson(sum(values), len(values))
+    parts = {"rate": found.value, "n": found.n, "low": found.low, "high": found.high}
+    return {name: round(value, 4) for name, value in parts.items()}
 
 
 @dataclass(frozen=True, slots=True)
