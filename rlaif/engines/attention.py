@@ -297,9 +297,10 @@ def _dense(
     n = m. `seen` (n, m) or (B, 1, n, m): which keys a query sees; one that sees none gets −∞.
     """
     if q.device.type == "cpu":
-        made = cpu_attention.attention(q, k, v, causal, scale, softcap, seen)
-        if made is not None:
-            return made
+        if cpu_attention.is_worth(q, k):
+            return cpu_attention.by_products(q, k, v, causal, scale, softcap, seen)
+        if softcap is None:
+            return cpu_attention.by_kernel(q, k, v, causal, scale, seen)
     fits = q.is_cuda and q.dtype != torch.float32 and max(q.shape[-1], v.shape[-1]) <= 256
     if softcap is None and seen is None and fits:
         wide = as_wide(q, _per_head(k, q), _per_head(v, q), 8)

@@ -19,27 +19,13 @@ _TINY = torch.finfo(torch.float32).tiny
 _WORTH = 1 << 24  # multiply-adds of a head from which on its products are made apart
 
 
-def attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    causal: bool,
-    scale: float,
-    softcap: float | None,
-    seen: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """q (B, H, n, D), k (B, Hkv, m, D), v (B, Hkv, m, E) → (B, H, n, E), (B, H, n) in float32.
-
-    `seen` (n, m) or (B, 1, n, m): which keys a query sees; one that sees none gets −∞. None for
-    what must be written out in the plain way: soft-capped scores of small pieces.
-    """
+def is_worth(q: torch.Tensor, k: torch.Tensor) -> bool:
+    """Whether a piece is so large that products made apart are faster than the kernel."""
     worth = q.shape[1] // k.shape[1] * q.shape[2] * k.shape[2] * q.shape[3] >= _WORTH
-    if worth and q.dtype == torch.float32 and is_readable(k):
-        return _by_products(q, k, v, causal, scale, softcap, seen)
-    return None if softcap is not None else _by_kernel(q, k, v, causal, scale, seen)
+    return worth and q.dtype == torch.float32 and is_readable(k)
 
 
-def _by_products(
+def by_products(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -48,6 +34,7 @@ def _by_products(
     softcap: float | None,
     seen: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """A piece of attention as `attention` means it, in float32, by oneDNN's products."""
     (size, heads, n), shared = q.shape[:3], k.shape[1]
     groups = heads // shared
     out, lse = q.new_zeros(size, heads, n, v.shape[3]), q.new_full((size, heads, n), -torch.inf)
@@ -96,7 +83,7 @@ def _keys(
     return low, high, hidden if hidden.any() else None
 
 
-def _by_kernel(
+def by_kernel(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -104,6 +91,7 @@ def _by_kernel(
     scale: float,
     seen: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by PyTorch's kernel for CPUs, which knows no soft-cap."""
     shape, width = q.shape, v.shape[-1]
     q, k, v = as_wide(q, k, v)
     groups = shape[1] // k.shape[1]

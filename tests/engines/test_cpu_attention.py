@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlaif.engines import cpu_attention
+from rlaif.engines import attention, cpu_attention
 
 WAYS = {"products": 0, "kernel": 1 << 60}  # from how many multiply-adds on products are made
 
@@ -65,10 +65,7 @@ def test_it_equals_the_sum_written_out(
         "for each": torch.rand(size, 1, n, m) < 0.4,
     }[kind]
     seen = told if told is not None else (columns <= rows) | (kind != "causal")
-    made = cpu_attention.attention(q, k, v, kind == "causal", 0.3, softcap, told)
-    if softcap is not None and way == "kernel":
-        assert made is None  # it is left to the plain way
-        return
+    made = attention._dense(q, k, v, kind == "causal", 0.3, softcap, told)
     expected = exactly(q, k, v, seen, 0.3, softcap)
     for found, wanted in zip(made, expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -81,9 +78,7 @@ def test_what_is_no_number_stays_none(way: str, monkeypatch: pytest.MonkeyPatch)
     q, k, v = inputs(1, 2, 1, 5, 5, (8, 8))
     k[0, 0, 3, 0] = torch.nan
     seen = torch.ones(5, 5, dtype=torch.bool).tril()
-    made = cpu_attention.attention(q, k, v, False, 0.3, None, seen)
-    assert made is not None
-    out, lse = made
+    out, lse = attention._dense(q, k, v, False, 0.3, None, seen)
     assert out[0, :, 3:].isnan().all()
     assert lse[0, :, 3:].isnan().all()
 
@@ -91,7 +86,7 @@ def test_what_is_no_number_stays_none(way: str, monkeypatch: pytest.MonkeyPatch)
 def test_halves_are_left_to_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_attention, "_WORTH", 0)
     q, k, v = (x.bfloat16() for x in inputs(1, 4, 1, 33, 41, (16, 16)))
-    made = cpu_attention.attention(q, k, v, False, 0.3, None, None)
-    assert made is not None
+    assert not cpu_attention.is_worth(q, k)
+    made = attention._dense(q, k, v, False, 0.3, None, None)
     expected = exactly(q, k, v, torch.ones(33, 41, dtype=torch.bool), 0.3, None)
     torch.testing.assert_close(made[0], expected[0], rtol=0.02, atol=0.02)
