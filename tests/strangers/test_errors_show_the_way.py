@@ -38,7 +38,9 @@ def test_a_config_beside_is_offered(asked: str) -> None:
 
 
 def test_shipped_names_are_still_told() -> None:
-    with pytest.raises(ConfigError, match=r"'xyz'.*no such file.*Choices: demo, learning, real\."):
+    with pytest.raises(
+        ConfigError, match=r"'xyz'.*no such file.*Choices: demo, learning, real, real-small\."
+    ):
         find("configs", "xyz", ".yaml")
     with pytest.raises(ConfigError, match="Did you mean 'demo'"):
         find("configs", "dem", ".yaml")
