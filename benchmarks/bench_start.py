@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rlaif.resources import TINY_WEIGHTS
+from rlaif.files.resources import TINY_WEIGHTS
 
 RLAIF = "from rlaif.cli import main; main()"
 BARE = (

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlaif.readers import read_pairs
+from rlaif.files.readers import read_pairs
 from rlaif.records import Preference, content_id
 from rlaif.statistics.intervals import share
 from rlaif.training.data import encode_rows

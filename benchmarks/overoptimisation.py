@@ -25,15 +25,15 @@ from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
 from rlaif.evaluation.best_of_n import Fit, best_of_n, fit_gao, kl_best_of_n
 from rlaif.evaluation.policy import gold_rewards, kl_to_base
+from rlaif.files.templates import Rendered
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.report.svg import Plot, Scale
 from rlaif.statistics.intervals import bootstrap
-from rlaif.templates import Rendered
 from rlaif.training.dpo import train_dpo
-from rlaif.training.ppo import AlarmLimits, PPOSettings
-from rlaif.training.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
-from rlaif.training.scorers import ModelScorer
+from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.scorers import ModelScorer
 
 TRAIT = "harmless"
 LENGTH = 64  # tokens of a completion at most

@@ -10,9 +10,9 @@ with the module in the working directory. The few steps here show the loop, and 
 import sys
 
 from rlaif import Prompt
-from rlaif.training.ppo import PPOSettings
-from rlaif.training.ppo_run import train_ppo
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.scorers import FunctionScorer
 
 
 def score(prompts: list[Prompt], completions: list[str]) -> list[float | None]:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from rlaif.engines.base import ScriptedEngine as ScriptedEngine
     from rlaif.engines.load import load_engine as load_engine
     from rlaif.errors import RlaifError as RlaifError
-    from rlaif.executors import label_pairs as label_pairs
+    from rlaif.files.readers import read_demonstrations as read_demonstrations
+    from rlaif.files.readers import read_pairs as read_pairs
+    from rlaif.files.readers import read_prompts as read_prompts
+    from rlaif.files.templates import Template as Template
+    from rlaif.files.templates import load_template as load_template
     from rlaif.judges.adaptive import AdaptiveJudge as AdaptiveJudge
     from rlaif.judges.base import Ask as Ask
     from rlaif.judges.base import EngineJudge as EngineJudge
@@ -32,22 +36,18 @@ if TYPE_CHECKING:
     from rlaif.judges.examples import FewShot as FewShot
     from rlaif.judges.listwise import ListwiseJudge as ListwiseJudge
     from rlaif.judges.pairwise import PairwiseJudge as PairwiseJudge
+    from rlaif.judges.preferences import aggregate as aggregate
     from rlaif.judges.reasoning import Reasoning as Reasoning
     from rlaif.judges.scores import PointwiseJudge as PointwiseJudge
     from rlaif.judges.scores import RubricJudge as RubricJudge
     from rlaif.judges.text import TextJudge as TextJudge
-    from rlaif.preferences import aggregate as aggregate
-    from rlaif.readers import read_demonstrations as read_demonstrations
-    from rlaif.readers import read_pairs as read_pairs
-    from rlaif.readers import read_prompts as read_prompts
     from rlaif.records import Demonstration as Demonstration
     from rlaif.records import Message as Message
     from rlaif.records import Pair as Pair
     from rlaif.records import Preference as Preference
     from rlaif.records import Prompt as Prompt
     from rlaif.records import Verdict as Verdict
-    from rlaif.templates import Template as Template
-    from rlaif.templates import load_template as load_template
+    from rlaif.steps.executors import label_pairs as label_pairs
 
 __version__ = "0.1.0"
 
@@ -76,16 +76,16 @@ _HOME = {
     "Sampling": "engines.base",
     "Scores": "engines.base",
     "ScriptedEngine": "engines.base",
-    "Template": "templates",
+    "Template": "files.templates",
     "TextJudge": "judges.text",
     "Verdict": "records",
-    "aggregate": "preferences",
-    "label_pairs": "executors",
+    "aggregate": "judges.preferences",
+    "label_pairs": "steps.executors",
     "load_engine": "engines.load",
-    "load_template": "templates",
-    "read_demonstrations": "readers",
-    "read_pairs": "readers",
-    "read_prompts": "readers",
+    "load_template": "files.templates",
+    "read_demonstrations": "files.readers",
+    "read_pairs": "files.readers",
+    "read_prompts": "files.readers",
 }
 __all__ = sorted(_HOME)
 

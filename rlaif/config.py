@@ -26,17 +26,11 @@ from pydantic_core import PydanticCustomError
 
 from rlaif.engines.load import ENGINES, unknown_engine
 from rlaif.engines.thinking import ON_BUDGET
-from rlaif.ensembles import OrderRule, Rule
 from rlaif.errors import ConfigError, nearest
-from rlaif.judges.methods import METHODS, method_of, unknown_method
-from rlaif.own import PATTERN, is_named, look_beside
-from rlaif.places import Place, is_code, seen_from
-from rlaif.places import named as places
-from rlaif.preferences import MIN_MARGIN
-from rlaif.readers.formats import FORMATS, unknown_format
-from rlaif.resources import find
-from rlaif.store import RunStore
-from rlaif.yamlfile import (
+from rlaif.files.own import PATTERN, is_named, look_beside
+from rlaif.files.readers.formats import FORMATS, unknown_format
+from rlaif.files.resources import find
+from rlaif.files.yamlfile import (
     Location,
     Written,
     YamlFile,
@@ -45,6 +39,12 @@ from rlaif.yamlfile import (
     read_yaml,
     validate,
 )
+from rlaif.judges.ensembles import OrderRule, Rule
+from rlaif.judges.methods import METHODS, method_of, unknown_method
+from rlaif.judges.preferences import MIN_MARGIN
+from rlaif.store import RunStore
+from rlaif.store.places import Place, is_code, seen_from
+from rlaif.store.places import named as places
 
 
 def one_of(names: Collection[str], unknown: Callable[[str], str | None]) -> tuple[Any, Any]:

@@ -29,8 +29,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rlaif.engines.hf import HFEngine
-from rlaif.resources import TINY_WEIGHTS
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.resources import TINY_WEIGHTS
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 PAGE = Path(__file__).resolve().parent.parent / "docs/engines.md"
 BEGIN, END = "<!-- table: scripts/engines_table.py -->", "<!-- end of table -->"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlaif import resources
 from rlaif.cli.app import app
 from rlaif.config import load_config
 from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
+from rlaif.files.small import resources
 from rlaif.store import RunStore
 
 RUNNER = CliRunner()
@@ -335,7 +335,7 @@ def test_errors_are_a_line_and_exit_code_2(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real hh-rlhf file is not beside this checkout")
 def test_real_pairs_are_read_and_every_odd_line_is_named() -> None:
     source = SHARED / "hh_rlhf" / "harmless-base-test.jsonl.gz"
-    from rlaif.readers import read_pairs
+    from rlaif.files.readers import read_pairs
 
     odd = []
     pairs = list(read_pairs(source, on_bad=odd.append))

@@ -7,7 +7,7 @@ import yaml
 
 from rlaif.config import Config, load_config, schema, to_yaml
 from rlaif.errors import ConfigError
-from rlaif.resources import names
+from rlaif.files.resources import names
 
 
 @pytest.mark.parametrize("name", names("configs", ".yaml"))

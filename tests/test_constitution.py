@@ -6,7 +6,7 @@ import pytest
 
 from rlaif.constitution import Constitution, check, require, schema
 from rlaif.errors import ConfigError
-from rlaif.resources import names
+from rlaif.files.resources import names
 
 GOOD = "name: kind\nprinciples:\n  - id: a\n    compare: Which is kinder?\n"
 

@@ -14,9 +14,9 @@ from rlaif.cli.show import CRITIQUE, SAMPLE
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Sampling, ScriptedEngine
 from rlaif.errors import ConfigError, DataError
-from rlaif.executors import Memory
-from rlaif.resources import names
-from rlaif.revising import Chain, Reviser, contrast_stream
+from rlaif.files.resources import names
+from rlaif.steps.executors import Memory
+from rlaif.steps.revising import Chain, Reviser, contrast_stream
 
 
 def run(*arguments: str) -> str:

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from rlaif import PairwiseJudge
 from rlaif.constitution import Constitution
-from rlaif.constitution_diff import diff
+from rlaif.constitution.diff import diff
 from rlaif.engines.base import ScriptedEngine
-from rlaif.executors import Memory, run_judge
 from rlaif.records import Pair, Prompt, Verdict
+from rlaif.steps.executors import Memory, run_judge
 
 BEFORE = """
 name: before

@@ -7,7 +7,7 @@ import pytest
 
 from rlaif import PairwiseJudge, label_pairs, load_engine
 from rlaif.constitution import Constitution, check
-from rlaif.constitution_import import import_constitution
+from rlaif.constitution.published import import_constitution
 from rlaif.errors import DataError
 from rlaif.records import Pair, Prompt
 

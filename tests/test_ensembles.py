@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.ensembles import RULES, Rule, combine, strongest
 from rlaif.errors import ConfigError
-from rlaif.preferences import aggregate
+from rlaif.judges.ensembles import RULES, Rule, combine, strongest
+from rlaif.judges.preferences import aggregate
 from rlaif.records import ORDERS, Pair, Prompt, Verdict
 
 PAIR = Pair(Prompt.user("q"), "a", "b")

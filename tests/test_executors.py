@@ -20,11 +20,11 @@ from rlaif.bench.pipeline import pipeline
 from rlaif.constitution import Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.errors import ConfigError, DataError, EngineError
-from rlaif.executors import Memory, judge_stream, overlapped, run_judge
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.keyindex import KeySet
 from rlaif.records import Pair, Prompt, Verdict
+from rlaif.steps.executors import Memory, judge_stream, overlapped, run_judge
 from rlaif.store import RunStore
+from rlaif.store.keyindex import KeySet
 
 PRINCIPLES = (Principle(id="kind", compare="Kinder?"), Principle(id="short", compare="Shorter?"))
 PAIRS = [Pair(Prompt.user(f"question {i}"), f"answer {i}", f"another {i}") for i in range(12)]
@@ -177,7 +177,7 @@ def test_a_set_of_keys_for_other_processes() -> None:
 
 
 def test_without_ray_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlaif import executors_ray
+    from rlaif.steps import executors_ray
 
     monkeypatch.setitem(sys.modules, "ray", None)
     memory: Memory[Verdict] = Memory()

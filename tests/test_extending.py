@@ -12,16 +12,17 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from rlaif import Pair, PairwiseJudge, Prompt, own
+from rlaif import Pair, PairwiseJudge, Prompt
 from rlaif.config import load_config
 from rlaif.engines.base import ScriptedEngine, transcript
 from rlaif.engines.load import ENGINES, load_engine
 from rlaif.errors import ConfigError, DataError
+from rlaif.files import own
+from rlaif.files.readers import read_pairs
 from rlaif.judges.base import Ask, Judge
 from rlaif.judges.methods import METHODS, judge_class
-from rlaif.readers import read_pairs
 from rlaif.store import RunStore
-from rlaif.training.scorers import load_function
+from rlaif.training.rl.scorers import load_function
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"

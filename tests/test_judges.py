@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from rlaif.constitution import Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.errors import ConfigError, EngineError
-from rlaif.executors import Memory, label_pairs, run_judge
 from rlaif.judges.base import Judge, expand
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Pair, Prompt, Verdict
+from rlaif.steps.executors import Memory, label_pairs, run_judge
 
 PRINCIPLES = (Principle(id="kind", compare="Kinder?"), Principle(id="short", compare="Shorter?"))
 PAIRS = [Pair(Prompt.user(f"question {i}"), f"kind answer {i}", f"rude {i}") for i in range(5)]

@@ -19,10 +19,10 @@ from rlaif.cli.console import Silent
 from rlaif.config import load_config
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.jury import JuryAgreement
-from rlaif.preferences import aggregate
+from rlaif.files.resources import TINY_WEIGHTS
+from rlaif.judges.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict
 from rlaif.report.data import Run as StoredRun
-from rlaif.resources import TINY_WEIGHTS
 from rlaif.stages import Run
 from rlaif.stages.jury import Panel
 from rlaif.store import RunStore

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from rlaif.cli.app import app
-from rlaif.ensembles import ORDER_RULES, OrderRule, over_orders
 from rlaif.errors import ConfigError
 from rlaif.evaluation.attacks import Trial, clear_questions, report
 from rlaif.evaluation.jury import JuryAgreement
-from rlaif.preferences import aggregate
+from rlaif.judges.ensembles import ORDER_RULES, OrderRule, over_orders
+from rlaif.judges.preferences import aggregate
 from rlaif.records import ORDERS, Pair, Prompt, Verdict
 from rlaif.report.build import render
 from rlaif.report.data import Run

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlaif.errors import DataError
-from rlaif.readers import BadRow, read_pairs
+from rlaif.files.readers import BadRow, read_pairs
 from rlaif.records import Message, Pair
 
 SHARED = Path(__file__).parent.parent / "../shared/data"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError
-from rlaif.preferences import aggregate
+from rlaif.judges.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
 
 PAIR = Pair(Prompt.user("q"), "a", "b")

@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlaif.errors import DataError
-from rlaif.readers import BadRow, read_pairs, read_prompts
+from rlaif.files.readers import BadRow, read_pairs, read_prompts
+from rlaif.files.writers import export_preferences
 from rlaif.records import Message, Pair, Preference, Prompt, messages_to_json
-from rlaif.writers import export_preferences
 
 HH = Path(__file__).parent.parent / "../shared/data/hh_rlhf/harmless-base-test.jsonl.gz"
 
@@ -281,7 +281,7 @@ def test_a_hub_name_without_a_network_is_explained() -> None:
     pytest.importorskip("datasets")
     code = """
 from rlaif.errors import DataError
-from rlaif.readers import read_pairs
+from rlaif.files.readers import read_pairs
 try:
     read_pairs("owner/some-data-v1.0:test")
 except DataError as error:
@@ -300,8 +300,8 @@ def test_reading_loads_no_torch(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", hh())
     code = f"""
 import sys
-from rlaif.readers import read_pairs
-import rlaif.store, rlaif.writers
+from rlaif.files.readers import read_pairs
+import rlaif.store, rlaif.files.writers
 assert len(list(read_pairs({str(path)!r}))) == 1
 assert not {{"torch", "datasets", "transformers"}} & set(sys.modules)
 """

@@ -21,9 +21,10 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Generation, Sampling, ScriptedEngine, transcript
 from rlaif.errors import ConfigError
 from rlaif.evaluation.revisions import violations
-from rlaif.executors import Memory
+from rlaif.files.templates import Rendered
 from rlaif.records import Completion, Prompt, Revision
-from rlaif.revising import (
+from rlaif.steps.executors import Memory
+from rlaif.steps.revising import (
     Chain,
     Reviser,
     chains_of,
@@ -33,7 +34,6 @@ from rlaif.revising import (
     revision_pairs,
 )
 from rlaif.store import RunStore
-from rlaif.templates import Rendered
 
 KIND = Principle(id="kind", critique="Where is it unkind?", revise="Make it kind.")
 SHORT = Principle(id="short", critique="Where is it long?", revise="Make it short.")

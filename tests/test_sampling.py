@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from rlaif.engines.base import Sampling, ScriptedEngine
-from rlaif.executors import Memory, run_sampling
 from rlaif.records import Completion, Prompt
-from rlaif.sampling import completion_keys, make_pairs
+from rlaif.steps.executors import Memory, run_sampling
+from rlaif.steps.sampling import completion_keys, make_pairs
 
 PROMPTS = [Prompt.user(f"q{i}") for i in range(7)]
 ENGINE = ScriptedEngine(generator=lambda text, i: f"{text}#{i}")

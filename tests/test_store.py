@@ -628,7 +628,8 @@ def test_rows_are_found_by_key_wherever_they_stand(tmp_path: Path) -> None:
 
 
 def test_keys_with_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlaif import keyindex, store
+    from rlaif import store
+    from rlaif.store import keyindex
 
     def all_alike(keys: Any) -> Any:
         return np.zeros(len(keys), np.int64)

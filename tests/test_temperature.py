@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.config import PreferencesConfig, load_config
-from rlaif.ensembles import at_temperature
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.audit import Elsewhere, Labels, audit
-from rlaif.preferences import aggregate
+from rlaif.judges.ensembles import at_temperature
+from rlaif.judges.preferences import aggregate
 from rlaif.records import ORDERS, Pair, Preference, Prompt, Verdict
 from rlaif.report.audit import table
 from rlaif.report.build import render

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError
+from rlaif.files.resources import names
+from rlaif.files.templates import Template, load_template, tag_sentences
 from rlaif.records import Message
-from rlaif.resources import names
-from rlaif.templates import Template, load_template, tag_sentences
 
 HEAD = '---\noptions: ["A", "B"]\n---\n=== user ===\n'
 

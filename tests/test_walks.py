@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-HUB = {"Follow one pair": None, "Follow one episode": "training/ppo.py"}  # what the last are of
+HUB = {"Follow one pair": None, "Follow one episode": "training/rl/ppo.py"}  # what the last are of
 
 
 def walk(title: str) -> list[str]:

@@ -10,8 +10,8 @@ from rlaif.bench.judge import load
 from rlaif.bench.machine import Clock, device_name, peak_rss_mib, set_threads
 from rlaif.engines.base import Generation, Sampling
 from rlaif.errors import DataError
+from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
-from rlaif.templates import Rendered
 
 
 @dataclass(frozen=True, slots=True)

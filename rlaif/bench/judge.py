@@ -16,8 +16,8 @@ from rlaif.engines.base import Engine
 from rlaif.engines.load import load_engine
 from rlaif.engines.trie import common_prefix
 from rlaif.errors import ConfigError, DataError, nearest
-from rlaif.executors import Memory, run_judge
 from rlaif.records import Verdict
+from rlaif.steps.executors import Memory, run_judge
 
 ENGINES = ("hf", "vllm", "plain")
 

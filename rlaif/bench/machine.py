@@ -91,7 +91,7 @@ def matmul_rate(device: str, dtype: str, threads: int, seconds: float = 0.25) ->
     """
     import torch
 
-    from rlaif.engines.prepacked import is_readable, product
+    from rlaif.engines.faster.prepacked import is_readable, product
 
     kind = torch.device(device).type
     best = 0.0

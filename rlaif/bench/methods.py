@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine
-from rlaif.executors import Memory, run_judge
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.listwise import ListwiseJudge
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.preferences import aggregate
 from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
-from rlaif.preferences import aggregate
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
 from rlaif.statistics.intervals import wilson
+from rlaif.steps.executors import Memory, run_judge
 from rlaif.tiny import gold_preference
 from rlaif.tiny.grammar import draw_plan, realise, scenes_by_kind
 from rlaif.tiny.principles import HELD_OUT_PHRASINGS, PRINCIPLES, split_key

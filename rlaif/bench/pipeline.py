@@ -18,12 +18,12 @@ from rlaif.constitution import Principle
 from rlaif.engines.base import Scores, ScriptedEngine
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.metrics import LabelQuality
-from rlaif.executors import judge_stream
+from rlaif.files.templates import Rendered
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import ORDERS, Pair, Prompt
 from rlaif.stages import READ_PAIRS, prefer_stream
+from rlaif.steps.executors import judge_stream
 from rlaif.store import RunStore
-from rlaif.templates import Rendered
 
 PRINCIPLES = tuple(
     Principle(id=f"principle-{i:02d}", compare=f"Which response is better in respect {i}?")

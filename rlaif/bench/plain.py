@@ -16,7 +16,7 @@ from rlaif.engines.base import Generation, Sampling, Scores, Usage
 from rlaif.engines.checkpoint import end_tokens
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.tokens import Ids
-from rlaif.templates import Rendered
+from rlaif.files.templates import Rendered
 
 
 class PlainEngine:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlaif.bench.machine import Clock, device_name, peak_rss_mib, set_threads, together
 from rlaif.errors import DataError
-from rlaif.readers import read_pairs
+from rlaif.files.readers import read_pairs
 from rlaif.records import Prompt
 
 if TYPE_CHECKING:
@@ -65,13 +65,13 @@ def bench_ppo(
     `reward` is a reward model, from which a separate value model starts too; None makes one of
     `model`, with a random head. `between` is called after every step and not timed.
     """
-    from rlaif.training.actor_critic import ActorCritic
     from rlaif.training.models import load_policy
-    from rlaif.training.ppo import PPO, PPOSettings
-    from rlaif.training.ppo_run import prompts_of_step
     from rlaif.training.processes import join
-    from rlaif.training.rollout import Sampler
-    from rlaif.training.scorers import ModelScorer
+    from rlaif.training.rl.actor_critic import ActorCritic
+    from rlaif.training.rl.ppo import PPO, PPOSettings
+    from rlaif.training.rl.ppo_run import prompts_of_step
+    from rlaif.training.rl.rollout import Sampler
+    from rlaif.training.rl.scorers import ModelScorer
 
     threads = set_threads(threads, device)
     settings = PPOSettings(
@@ -165,7 +165,7 @@ def tokenised(model: str, prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def _ids(encoder: Encoder, prompt: Prompt) -> Ids:
-    from rlaif.templates import Rendered
+    from rlaif.files.templates import Rendered
 
     return encoder.prompt(Rendered.chat(prompt.messages))
 

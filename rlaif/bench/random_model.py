@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.errors import ConfigError, nearest
-from rlaif.readers import read_pairs
+from rlaif.files.readers import read_pairs
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -19,9 +19,9 @@ from rlaif.engines.checkpoint import read_config, source_of
 from rlaif.engines.tokens import Ids
 from rlaif.engines.trie import Trie, build
 from rlaif.errors import ConfigError, DataError
+from rlaif.files.readers import read_pairs
 from rlaif.judges.base import Ask, expand
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.readers import read_pairs
 from rlaif.records import Message, Pair, Prompt
 
 _NO_ATTENTION = {"linear_attention", "conv", "moe", "mlp"}  # kinds of layers

@@ -27,7 +27,7 @@ def check_config(
     from rlaif.cli.console import Terminal
     from rlaif.config import load_config, to_yaml
     from rlaif.errors import ConfigError
-    from rlaif.places import missing, named
+    from rlaif.store.places import missing, named
 
     for name in names:
         found = load_config(name)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from rlaif.executors import Progress as ProgressCallback
+    from rlaif.steps.executors import Progress as ProgressCallback
 
 LINE_SECONDS = 5.0  # between two plain progress lines, and a step more: 10 where steps are short
 KNOWN_SECONDS = 2.0  # of work, before a rate is told

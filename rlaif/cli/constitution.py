@@ -10,7 +10,7 @@ import typer
 
 from rlaif.cli.options import App
 from rlaif.errors import ConfigError, DataError, nearest
-from rlaif.files import write_text
+from rlaif.files.small import write_text
 
 if TYPE_CHECKING:
     from rlaif.constitution import Use
@@ -82,7 +82,7 @@ def show_constitution(
     from rlaif.cli.console import Terminal
     from rlaif.cli.show import SAMPLE, judge_prompt, principles_table, prompts_of
     from rlaif.constitution import Constitution
-    from rlaif.readers import read_pairs
+    from rlaif.files.readers import read_pairs
 
     found, terminal, wanted = Constitution.load(name), Terminal(), _use(use)
     if method is not None and wanted != "label":
@@ -120,7 +120,7 @@ def diff_constitutions(before: Name, after: Name) -> None:
     from rlaif.cli.console import Terminal
     from rlaif.cli.show import changes_table
     from rlaif.constitution import Constitution
-    from rlaif.constitution_diff import diff
+    from rlaif.constitution.diff import diff
 
     changes, terminal = diff(Constitution.load(before), Constitution.load(after)), Terminal()
     if any(c.kind != "same" for c in changes):
@@ -149,7 +149,7 @@ def import_file(
     """
     from rlaif.cli.console import Terminal
     from rlaif.constitution import Constitution
-    from rlaif.constitution_import import import_constitution
+    from rlaif.constitution.published import import_constitution
 
     if to.exists():
         raise DataError(f"{to} exists: remove it, or name another file")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rlaif.files.writers import export_completions
 from rlaif.records import Preference, Prompt
-from rlaif.revising import SIDES, last_revisions, revision_pairs
 from rlaif.stages.revising import current_revisions, labelled
+from rlaif.steps.revising import SIDES, last_revisions, revision_pairs
 from rlaif.store import RunStore
-from rlaif.writers import export_completions
 
 
 def export_revisions(

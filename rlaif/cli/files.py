@@ -44,8 +44,8 @@ def export(
     from rlaif.cli.console import Terminal
     from rlaif.cli.exporting import export_revisions, revision_preferences
     from rlaif.errors import ConfigError
+    from rlaif.files.writers import export_preferences
     from rlaif.store import RunStore
-    from rlaif.writers import export_preferences
 
     if out is not None and to is None:
         run, to = None, run  # the one argument is TO

@@ -12,9 +12,9 @@ from rlaif.config import Config, JudgingConfig
 from rlaif.constitution import Constitution, require
 from rlaif.engines.base import ScriptedEngine
 from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
-from rlaif.places import Named, missing, named
-from rlaif.running import make_judge
+from rlaif.stages.running import make_judge
 from rlaif.store import missing_run
+from rlaif.store.places import Named, missing, named
 
 # What a stage needs of a run that is there already.
 _OF_A_RUN = {

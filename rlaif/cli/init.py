@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from rlaif.errors import DataError
-from rlaif.files import is_file, is_folder, write_text
-from rlaif.resources import find
+from rlaif.files.resources import find
+from rlaif.files.small import is_file, is_folder, write_text
 
 PROMPTS = """\
 How do I get ink out of a shirt?

@@ -19,7 +19,7 @@ from threading import Event, Thread, Timer
 from types import FrameType
 from typing import NoReturn
 
-from rlaif import stopping
+from rlaif.training import stopping
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 PATIENCE, PATIENCE_CLUSTER = 2.0, 15.0  # seconds to unwind: alone, with other processes to stop

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from rlaif.errors import RlaifError
-from rlaif.files import reason, refused_by_disk
+from rlaif.files.small import reason, refused_by_disk
 
 FAILED = 2  # somebody can mend it: a config, a file, a disk
 BROKEN = 1  # a fault of rlaif itself

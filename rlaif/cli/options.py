@@ -229,7 +229,7 @@ def columns_of(section: str, given: list[str] | None) -> dict[str, str]:
 
 def _default(key: str) -> Any:
     from rlaif.config import Config
-    from rlaif.yamlfile import default_at
+    from rlaif.files.yamlfile import default_at
 
     return default_at(Config, key.split("."))
 

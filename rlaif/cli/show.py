@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from rich.table import Table
 
 from rlaif.constitution import Constitution, Principle, Use, require
-from rlaif.constitution_diff import Change
+from rlaif.constitution.diff import Change
 from rlaif.engines.base import transcript
+from rlaif.files.templates import load_template
 from rlaif.records import Pair, Prompt
-from rlaif.revising import Chain, request, wished
-from rlaif.templates import load_template
+from rlaif.steps.revising import Chain, request, wished
 
 
 def principles_table(constitution: Constitution) -> Table:

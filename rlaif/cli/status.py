@@ -26,8 +26,7 @@ def status(run: RunArgument = None, out: OutOption = None) -> None:
 
 def told(root: Path) -> Iterator[str]:
     """The lines of `rlaif status`. Loads no model and writes nothing."""
-    from rlaif import lineage
-    from rlaif.store import RunStore
+    from rlaif.store import RunStore, lineage
 
     store = RunStore.open_readonly(root)
     manifest = store.read_manifest()
@@ -77,7 +76,7 @@ def _rows(store: Any) -> Iterator[str]:
 
 def _stopped(root: Path) -> dict[str, str]:
     """The trainings that were begun and not ended, by their products, each with where it is."""
-    from rlaif.files import is_file
+    from rlaif.files.small import is_file
 
     found = {}
     for key in sorted(root.glob("models/*/run.key")):
@@ -108,8 +107,8 @@ def _next(
     store: Any, manifest: dict[str, Any], stale: list[Any], files: list[str], stopped: list[str]
 ) -> str:
     """What makes the first thing again that is out of date, else the first not yet made."""
-    from rlaif import lineage
     from rlaif.config import load_config
+    from rlaif.store import lineage
 
     out = f" --out {shlex.quote(str(store.root))}"
     path = store.path("run.yaml")
@@ -150,7 +149,7 @@ def _next(
 def _shown(store: Any) -> str | None:
     """The state of the run that its report shows."""
     from rlaif.errors import DataError
-    from rlaif.files import read_object
+    from rlaif.files.small import read_object
 
     try:
         found = read_object(store.path("summary.json"), "`rlaif report`", {"state": str})

@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 from transformers import AttentionInterface
 
-from rlaif.engines import cpu_attention
-from rlaif.engines.cpu_attention import as_wide
+from rlaif.engines.faster import cpu_attention
+from rlaif.engines.faster.cpu_attention import as_wide
 from rlaif.engines.own_attention import attending
 from rlaif.engines.trie import Ints, Plan, Rows
 

@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, EngineError, require_finite_fields
+from rlaif.files.templates import Rendered
 from rlaif.records import content_id
-from rlaif.templates import Rendered
 
 Failure = Literal["too_long", "not_finite", "missing_label", "malformed"]
 ROUNDING = 1e-6  # nats by which rounding may lift a log-probability above 0

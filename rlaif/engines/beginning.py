@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlaif.engines.tokens import Encoder, Ids
+from rlaif.files.templates import Rendered
 from rlaif.records import Message
-from rlaif.templates import Rendered
 
 TEXT = (
     "The sun rises in the east and sets in the west. Water is made of hydrogen and oxygen, and it "

@@ -25,8 +25,8 @@ from rlaif.engines.gguf import (
     read_metadata,
 )
 from rlaif.errors import ConfigError, EngineError, RlaifError
-from rlaif.hub import check_name
-from rlaif.resources import model_path
+from rlaif.files.hub import check_name
+from rlaif.files.resources import model_path
 
 ADAPTER = "adapter_config.json"
 OWN = "rlaif.json"  # what a folder says to this project beside Transformers' files

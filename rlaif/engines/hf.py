@@ -46,7 +46,7 @@ from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trial import LOOKS_AHEAD, TIMES_ITS_NOISE, TRIAL_WINDOW
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
 from rlaif.errors import ConfigError, EngineError
-from rlaif.templates import Rendered
+from rlaif.files.templates import Rendered
 
 T = TypeVar("T")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

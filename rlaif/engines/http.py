@@ -47,8 +47,8 @@ from rlaif.engines.replies import Body, Trouble
 from rlaif.engines.server import Server
 from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, EngineError, nearest
+from rlaif.files.templates import Rendered, RenderedMessage
 from rlaif.records import content_id
-from rlaif.templates import Rendered, RenderedMessage
 
 T = TypeVar("T")
 OPENAI = "https://api.openai.com/v1"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlaif import own
 from rlaif.engines.base import Engine
 from rlaif.errors import ConfigError
+from rlaif.files import own
 
 ENGINES = ("hf", "http", "vllm")
 

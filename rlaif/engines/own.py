@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rlaif import own
 from rlaif.engines.base import Engine, Generation, Sampling, Scores, Thinker
 from rlaif.engines.thinking import Mode
+from rlaif.files import own
+from rlaif.files.templates import Rendered
 from rlaif.records import content_id
-from rlaif.templates import Rendered
 
 ENGINE_MEMBERS = (
     "name", "max_length", "device", "usage", "templates", "fingerprint", "generate", "score",

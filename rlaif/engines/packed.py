@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from rlaif.engines.attention import KeptPath, Pass, tree_attention
+from rlaif.engines.faster.prepacked import Prepacked
 from rlaif.engines.flex_attention import FlexPass, check_usable
 from rlaif.engines.head import head_at
 from rlaif.engines.own_attention import needs_mask
-from rlaif.engines.prepacked import Prepacked
 from rlaif.engines.recurrent import Recurrence
 from rlaif.engines.trial import (
     HALVES,

@@ -38,8 +38,8 @@ from rlaif.engines import thinking
 from rlaif.engines.base import Generation, Sampling
 from rlaif.engines.thinking import Marks, Mode
 from rlaif.errors import EngineError
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.records import content_id
-from rlaif.templates import Rendered, RenderedMessage, Segment
 
 Ids = npt.NDArray[np.int32]  # (T,)
 _Encode = Callable[[str], list[int]]

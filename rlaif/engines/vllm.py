@@ -52,8 +52,8 @@ from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import common_prefix
 from rlaif.errors import ConfigError, EngineError, missing_extra
+from rlaif.files.templates import Rendered
 from rlaif.records import content_id
-from rlaif.templates import Rendered
 
 T = TypeVar("T")
 _Step = tuple[bytes, int]  # a path, packed, and the token looked up after it

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlaif.constitution import Principle
-from rlaif.ensembles import OrderRule, over_orders
 from rlaif.judges.attacks import FAMILIES, Attack, Target, appended
 from rlaif.judges.base import Ask
+from rlaif.judges.ensembles import OrderRule, over_orders
 from rlaif.records import Order, Pair, Verdict
 from rlaif.statistics.intervals import share
 from rlaif.statistics.slots import LEANS

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.ensembles import OrderRule
-from rlaif.executors import Judged
-from rlaif.preferences import debias
+from rlaif.judges.ensembles import OrderRule
+from rlaif.judges.preferences import debias
 from rlaif.records import Order, Pair, Verdict
 from rlaif.statistics.agreement import kappa_of_table
 from rlaif.statistics.intervals import bootstrap_of, share
+from rlaif.steps.executors import Judged
 
 
 class JuryAgreement:

@@ -26,12 +26,12 @@ from rlaif.engines.base import (
 )
 from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, require_finite
+from rlaif.files.readers.examples import Example
+from rlaif.files.templates import Rendered, Template, Thought, load_template
 from rlaif.judges.examples import Examples, FewShot, examples_for
 from rlaif.judges.protocols import require_engine
 from rlaif.judges.reasoning import Reasoning, Sample, unusable
-from rlaif.readers.examples import Example
 from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
-from rlaif.templates import Rendered, Template, Thought, load_template
 
 # The principles to ask about: the same for every pair, or chosen pair by pair (`rlaif.judges.draw`)
 Principles = Sequence[Principle] | Callable[[Pair], Sequence[Principle]]

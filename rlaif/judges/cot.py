@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rlaif.engines.base import Engine, Generation
+from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.pairwise import after_writing
 from rlaif.judges.reasoning import Reasoning, Sample, unusable
 from rlaif.records import Verdict
-from rlaif.templates import Rendered
 
 
 class CotJudge(EngineJudge):

@@ -20,10 +20,10 @@ from typing import Any
 
 from rlaif.engines.base import Engine
 from rlaif.errors import ConfigError
-from rlaif.readers.examples import Example, read_examples
+from rlaif.files.readers.examples import Example, read_examples
+from rlaif.files.resources import find
+from rlaif.files.templates import Rendered, RenderedMessage, Segment, Template
 from rlaif.records import content_id
-from rlaif.resources import find
-from rlaif.templates import Rendered, RenderedMessage, Segment, Template
 
 SHIPPED = "examples/default"
 SHOTS = 4  # of the shipped examples, or of a file that has as many

@@ -18,10 +18,10 @@ from typing import Any
 
 from rlaif.engines.base import Engine, Scores
 from rlaif.errors import ConfigError
+from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge, sigmoid, verdict_key
 from rlaif.judges.reasoning import Reasoning, Sample, facts_of
 from rlaif.records import Prompt, Reason, Verdict, content_id
-from rlaif.templates import Rendered
 
 group_id = lru_cache(maxsize=4_096)(lambda group: content_id("group", group))
 _View = tuple[str, tuple[str, ...], str]  # prompt id, completions as listed first, principle

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rlaif import own
+from rlaif.files import own
 
 if TYPE_CHECKING:
     from rlaif.judges.adaptive import AdaptiveJudge

@@ -15,10 +15,10 @@ from functools import cache
 from sys import stderr
 from typing import Any, ClassVar, Protocol
 
-from rlaif import own
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, weights_of
 from rlaif.errors import ConfigError
+from rlaif.files import own
 from rlaif.judges.base import Ask, EngineJudge, Judge
 from rlaif.judges.protocols import JUDGE_MEMBERS, require_engine
 from rlaif.records import Pair, Prompt, Verdict, content_id

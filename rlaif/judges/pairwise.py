@@ -12,12 +12,12 @@ from dataclasses import replace
 from itertools import groupby
 
 from rlaif.engines.base import Engine, Scores
+from rlaif.files.readers.examples import Example
+from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge, sigmoid
 from rlaif.judges.examples import FewShot
 from rlaif.judges.reasoning import Reasoning, Sample, facts_of, verdict_of
-from rlaif.readers.examples import Example
 from rlaif.records import Pair, Reason, Verdict
-from rlaif.templates import Rendered
 
 
 class PairwiseJudge(EngineJudge):

@@ -9,8 +9,8 @@ from typing import Any
 
 from rlaif.engines.base import Generation, Sampling
 from rlaif.errors import ConfigError, require_finite_fields
+from rlaif.files.templates import Rendered
 from rlaif.records import Reason, Unusable
-from rlaif.templates import Rendered
 
 THINKING_TEMPERATURE = 0.6
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Scores
 from rlaif.errors import ConfigError
+from rlaif.files.readers.examples import Example
+from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.examples import FewShot
 from rlaif.judges.reasoning import Reasoning, Sample, facts_of, verdict_of
-from rlaif.readers.examples import Example
 from rlaif.records import Prompt, Reason, Verdict
-from rlaif.templates import Rendered
 
 
 @dataclass(frozen=True, slots=True)

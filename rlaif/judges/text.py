@@ -14,10 +14,10 @@ from dataclasses import replace
 from rlaif.engines.base import Engine, Generation, closes_thoughts
 from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError
+from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.reasoning import Reasoning, Sample, facts_of, unusable, verdict_of
 from rlaif.records import Reason, Verdict
-from rlaif.templates import Rendered
 
 _MOST = 40  # characters between the brackets of what may be meant as a verdict
 

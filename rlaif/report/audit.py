@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rlaif.errors import DataError
-from rlaif.files import reason
+from rlaif.files.small import reason
 from rlaif.report import svg
 from rlaif.report.formats import MISSING, count, fixed, percent
 from rlaif.statistics.intervals import Interval

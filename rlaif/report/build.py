@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from rlaif.files import write_text
+from rlaif.files.small import write_text
 from rlaif.report import audit, formats, sections
 from rlaif.report.data import Json, Run
 from rlaif.report.labels import DECIDED

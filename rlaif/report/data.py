@@ -16,17 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rlaif import lineage
 from rlaif.errors import DataError
-from rlaif.files import Shape, misfit, read_bytes, read_json, read_object, read_text, reason
+from rlaif.files.small import Shape, misfit, read_bytes, read_json, read_object, read_text, reason
+from rlaif.files.yamlfile import parse_yaml
 from rlaif.judges.base import grouped, verdict_key
 from rlaif.judges.listwise import group_id, listed
 from rlaif.records import ORDERS, Pair
 from rlaif.report.labels import Cube, Floats
-from rlaif.store import RunStore, Superseded
+from rlaif.store import RunStore, Superseded, lineage
 from rlaif.tiny.gold import gold, principle_trait
 from rlaif.tiny.grammar import TRAITS
-from rlaif.yamlfile import parse_yaml
 
 Json = dict[str, Any]
 JOINT = " · "  # between a principle and a juror; neither has a space in it

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from rlaif.ensembles import OrderRule, over_orders
+from rlaif.judges.ensembles import OrderRule, over_orders
 from rlaif.statistics.calibration import confidence_bins, folded
 from rlaif.statistics.intervals import Interval, share
 from rlaif.statistics.slots import leaning, slot_intervals

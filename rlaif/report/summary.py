@@ -27,11 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from rlaif import lineage
 from rlaif.report.data import EVALUATE, WIN_RATE, Json, Run, number
 from rlaif.report.labels import Floats, agreement, mean, unseparated
 from rlaif.statistics.calibration import expected_calibration_error
-from rlaif.store import write_json
+from rlaif.store import lineage, write_json
 
 RATE = (
     "value", "low", "high", "n", "wins", "losses", "ties", "identical", "abstained", "decided",

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from rlaif.engines.base import hear
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.attacks import Labels, Trial, clear_questions, draw, report, trials
-from rlaif.executors import FiniteGuard, chunks, items_of, judge_missing
-from rlaif.files import read_object
+from rlaif.files.small import read_object
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.own import OwnJudge
 from rlaif.judges.scores import ScoreJudge
-from rlaif.pace import Saver, pace_of
 from rlaif.records import Verdict
 from rlaif.stages.jury import READ_PAIRS
 from rlaif.stages.labelling import current_verdicts
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
+from rlaif.steps.executors import FiniteGuard, chunks, items_of, judge_missing
+from rlaif.steps.pace import Saver, pace_of
 from rlaif.store import RunStore, write_json
 
 if TYPE_CHECKING:

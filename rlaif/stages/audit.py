@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from rlaif import lineage
 from rlaif.errors import DataError, TrainingError
 from rlaif.evaluation.audit import Labels, failed
 from rlaif.evaluation.audit import audit as audited
-from rlaif.files import Shape, read_object
+from rlaif.files.small import Shape, read_object
 from rlaif.records import Preference
 from rlaif.report.audit import table
 from rlaif.report.data import Run as StoredRun
@@ -20,7 +19,7 @@ from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.stages.temperature import record_temperature, temperature_of
-from rlaif.store import write_json
+from rlaif.store import lineage, write_json
 
 FILE = "audit.json"
 

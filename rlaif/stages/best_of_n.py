@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rlaif import lineage
 from rlaif.errors import ConfigError, DataError
-from rlaif.executors import run_sampling
 from rlaif.records import Completion, Prompt
-from rlaif.sampling import completion_keys
 from rlaif.stages.inputs import held_out, held_out_section, sampling_of, tiny_target
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import starts
 from rlaif.statistics.intervals import bootstrap
-from rlaif.store import RunStore, write_json
+from rlaif.steps.executors import run_sampling
+from rlaif.steps.sampling import completion_keys
+from rlaif.store import RunStore, lineage, write_json
 
 if TYPE_CHECKING:
-    from rlaif.training.scorers import Scorer
+    from rlaif.training.rl.scorers import Scorer
 
 MOST = 65_536  # samples a prompt
 Rewards = list[list[float | None]]  # of the samples of each prompt
@@ -107,7 +106,7 @@ def summary(rewards: dict[str, Rewards], *, seed: int = 0) -> dict[str, Any]:
 
 
 def _model(run: Run, folder: str) -> Scorer:
-    from rlaif.training.scorers import ModelScorer
+    from rlaif.training.rl.scorers import ModelScorer
 
     if not (Path(folder) / "config.json").is_file():
         raise DataError(

@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rlaif import lineage
 from rlaif.engines.base import Engine, Sampling, weights_of
 from rlaif.errors import ConfigError, DataError
-from rlaif.executors import run_judge, run_sampling
 from rlaif.records import Completion, Pair, Preference, Prompt
-from rlaif.sampling import completion_keys
 from rlaif.stages.inputs import held_out, held_out_section, is_tiny, sampling_of, tiny_target
 from rlaif.stages.jury import Bench, bench, of_one
 from rlaif.stages.labelling import current_verdicts, prefer
@@ -20,7 +17,9 @@ from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run, is_finished
 from rlaif.stages.temperature import require_temperature
-from rlaif.store import RunStore, write_json
+from rlaif.steps.executors import run_judge, run_sampling
+from rlaif.steps.sampling import completion_keys
+from rlaif.store import RunStore, lineage, write_json
 
 # what training stages may leave in `models/`
 POLICIES = ("sft", "dpo", "ppo", "grpo", "rloo", "online-dpo")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rlaif.config import Config, PairsConfig, PromptsConfig, SFTConfig
 from rlaif.engines.base import Sampling
 from rlaif.errors import ConfigError, DataError
-from rlaif.readers import BadRow, read_prompts
+from rlaif.files.readers import BadRow, read_prompts
 from rlaif.records import Pair, Prompt
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import prompts_of_models

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.config import JudgingConfig
 from rlaif.errors import ConfigError
-from rlaif.executors import Done, Judged, Progress, counted
 from rlaif.judges.base import expand
 from rlaif.judges.methods import judge_class
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.preferences import Orders
+from rlaif.judges.preferences import Orders
 from rlaif.records import Order, Pair, Verdict
-from rlaif.running import Work, judging
 from rlaif.stages.run import Run
+from rlaif.stages.running import Work, judging
+from rlaif.steps.executors import Done, Judged, Progress, counted
 
 if TYPE_CHECKING:
     from rlaif.judges.methods import AnyJudge

@@ -5,29 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rlaif import lineage
 from rlaif.config import Config
 from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.jury import JuryAgreement
 from rlaif.evaluation.metrics import LabelQuality
-from rlaif.executors import Judged
+from rlaif.files.readers import read_pairs
+from rlaif.files.readers.repeats import Votes
 from rlaif.judges.base import Judge, Principles, expand
-from rlaif.preferences import Orders, aggregate
-from rlaif.readers import read_pairs
-from rlaif.readers.repeats import Votes
+from rlaif.judges.preferences import Orders, aggregate
 from rlaif.records import Order, Pair, Preference, Verdict
-from rlaif.running import Reasoned
 from rlaif.stages.inputs import reading, truth
 from rlaif.stages.jury import Panel
 from rlaif.stages.lists import require_short_lists
 from rlaif.stages.origins import pair_ids, record_inputs, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+from rlaif.stages.running import Reasoned
 from rlaif.stages.temperature import FILE as TEMPERATURE_FILE
 from rlaif.stages.temperature import require_temperature
 from rlaif.stages.trained_on import tell_learnt
-from rlaif.store import RunStore, write_json
+from rlaif.steps.executors import Judged
+from rlaif.store import RunStore, lineage, write_json
 
 
 def read(run: Run) -> None:

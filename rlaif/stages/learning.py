@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlaif import lineage
 from rlaif.config import LoraConfig, PairsConfig, PreferenceTrainConfig
 from rlaif.errors import ConfigError, DataError
-from rlaif.files import read_bytes, read_object
-from rlaif.readers import read_pairs
-from rlaif.readers.repeats import Votes
+from rlaif.files.readers import read_pairs
+from rlaif.files.readers.repeats import Votes
+from rlaif.files.small import read_bytes, read_object
 from rlaif.records import Pair, Preference, content_id
 from rlaif.stages.audit import require_fit
 from rlaif.stages.inputs import reading
@@ -20,7 +19,7 @@ from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts, starts
-from rlaif.store import RunStore, write_json
+from rlaif.store import RunStore, lineage, write_json
 
 if TYPE_CHECKING:
     from rlaif.training.models import LoraSettings

@@ -9,11 +9,11 @@ from itertools import chain
 from rlaif.config import JudgingConfig
 from rlaif.engines.checkpoint import own_templates, source_of
 from rlaif.errors import ConfigError, EngineError
+from rlaif.files.templates import load_template
 from rlaif.judges.base import by_prompt
 from rlaif.judges.listwise import listed
 from rlaif.stages.jury import READ_PAIRS, jurors
 from rlaif.stages.run import Run
-from rlaif.templates import load_template
 
 SHOWN = 80  # characters of a prompt in a message
 

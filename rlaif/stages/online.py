@@ -31,8 +31,8 @@ def train_rloo(run: Run) -> None:
 def _train_group(
     run: Run, name: Literal["grpo", "rloo"], config: GRPOConfig | RLOOConfig | None
 ) -> None:
-    from rlaif.training.group import GroupSettings, train_group
-    from rlaif.training.scorers import GroupScorer
+    from rlaif.training.rl.group import GroupSettings, train_group
+    from rlaif.training.rl.scorers import GroupScorer
 
     clock = time.monotonic()
     if config is None:
@@ -68,8 +68,8 @@ def _train_group(
 
 def train_online_dpo(run: Run) -> None:
     """prompts, and the judge's labels of live pairs → models/online-dpo."""
-    from rlaif.training.online_dpo import OnlineDPOSettings
-    from rlaif.training.online_dpo import train_online_dpo as train
+    from rlaif.training.rl.online_dpo import OnlineDPOSettings
+    from rlaif.training.rl.online_dpo import train_online_dpo as train
 
     clock, config = time.monotonic(), run.config.train.online_dpo
     if config is None:

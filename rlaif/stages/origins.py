@@ -8,12 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from rlaif import lineage
 from rlaif.config import HTTPConfig, VLLMConfig
 from rlaif.errors import ConfigError
-from rlaif.places import Kept
 from rlaif.records import content_id
 from rlaif.stages.run import Run
+from rlaif.store import lineage
+from rlaif.store.places import Kept
 
 
 def about_constitution(run: Run) -> dict[str, Any]:

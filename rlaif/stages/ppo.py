@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlaif.errors import ConfigError
-from rlaif.readers import read_demonstrations
+from rlaif.files.readers import read_demonstrations
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.learning import lora_of
@@ -20,9 +20,9 @@ from rlaif.stages.trained_on import record_prompts, starts
 
 def train_ppo(run: Run) -> None:
     """prompts, and what rewards completions → models/ppo."""
-    from rlaif.training.held_out import HeldOut
-    from rlaif.training.ppo import AlarmLimits, PPOSettings
-    from rlaif.training.ppo_run import train_ppo as fit
+    from rlaif.training.rl.held_out import HeldOut
+    from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
+    from rlaif.training.rl.ppo_run import train_ppo as fit
 
     clock, config = time.monotonic(), run.config.train.ppo
     if config is None:

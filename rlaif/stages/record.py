@@ -16,12 +16,12 @@ from typing import Any
 from rlaif.config import to_yaml
 from rlaif.engines.base import Usage
 from rlaif.errors import DISTRIBUTION, DataError
-from rlaif.files import write_text
-from rlaif.places import keep
-from rlaif.readers import BadRow
+from rlaif.files.readers import BadRow
+from rlaif.files.small import write_text
 from rlaif.stages.inputs import tiny_target
 from rlaif.stages.origins import about_constitution, asked, record_inputs
 from rlaif.stages.run import Run
+from rlaif.store.places import keep
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlaif.errors import DataError
-from rlaif.files import reason
+from rlaif.files.small import reason
 from rlaif.stages.run import Reporter, Run
 from rlaif.store import Superseded
 

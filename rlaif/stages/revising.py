@@ -11,16 +11,16 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Sampling
 from rlaif.errors import DataError
 from rlaif.evaluation.revisions import violations
-from rlaif.executors import followed
-from rlaif.files import read_json
+from rlaif.files.small import read_json
 from rlaif.records import Pair, Preference, Revision
-from rlaif.revising import Reviser, chains_of, contrast_stream, revise_stream
-from rlaif.running import about_engine, spent
 from rlaif.stages.inputs import is_tiny, load_prompts, sampling_of
 from rlaif.stages.origins import pair_ids, require_not_read, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+from rlaif.stages.running import about_engine, spent
 from rlaif.stages.sampling import sampled
+from rlaif.steps.executors import followed
+from rlaif.steps.revising import Reviser, chains_of, contrast_stream, revise_stream
 from rlaif.store import RunStore, write_json
 
 CURRENT = ("revisions", "current.json")

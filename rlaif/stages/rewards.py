@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import lineage
 from rlaif.errors import DataError
+from rlaif.files.templates import Rendered
 from rlaif.judges.scores import ScoreJudge
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.stages.inputs import sampling_of
@@ -18,10 +18,10 @@ from rlaif.stages.labelling import prefer
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.run import Run, is_finished
 from rlaif.stages.temperature import require_temperature
-from rlaif.templates import Rendered
+from rlaif.store import lineage
 
 if TYPE_CHECKING:
-    from rlaif.training.scorers import Label, Scorer
+    from rlaif.training.rl.scorers import Label, Scorer
 
 
 def reward_folder(run: Run, reward: str) -> str | None:
@@ -44,7 +44,7 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
 
     A judge of pairs compares a completion with one of the policy before training.
     """
-    from rlaif.training.scorers import DirectScorer, JudgeScorer, ModelScorer, load_function
+    from rlaif.training.rl.scorers import DirectScorer, JudgeScorer, ModelScorer, load_function
 
     if folder is not None:
         return ModelScorer(folder, device=run.config.policy.device)

@@ -15,12 +15,12 @@ from rlaif.engines.base import Engine
 from rlaif.engines.load import load_engine
 from rlaif.engines.tokens import fix_date
 from rlaif.errors import DataError
-from rlaif.executors import Progress
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
 from rlaif.judges.methods import judge_class
 from rlaif.records import ORDERS, Order, content_id
-from rlaif.running import make_judge
+from rlaif.stages.running import make_judge
+from rlaif.steps.executors import Progress
 from rlaif.store import RunStore
 
 if TYPE_CHECKING:

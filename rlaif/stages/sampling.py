@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 
 from rlaif.engines.thinking import split_thought
 from rlaif.errors import DataError
-from rlaif.executors import Done, counted
 from rlaif.records import Completion, Prompt
-from rlaif.running import Work, sampling
-from rlaif.sampling import make_pairs
 from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.lists import require_room
 from rlaif.stages.origins import pair_ids, require_not_read, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
+from rlaif.stages.running import Work, sampling
+from rlaif.steps.executors import Done, counted
+from rlaif.steps.sampling import make_pairs
 
 
 def sample(run: Run) -> None:

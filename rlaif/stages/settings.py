@@ -15,13 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlaif import lineage
 from rlaif.errors import RlaifError
-from rlaif.files import is_file
-from rlaif.places import INPUTS
+from rlaif.files.small import is_file
 from rlaif.stages.record import describe
 from rlaif.stages.run import Run
-from rlaif.store import RunStore
+from rlaif.store import RunStore, lineage
+from rlaif.store.places import INPUTS
 
 _SAID = ("run.yaml", "manifest.json")
 _BEFORE = ".before"  # holds them, and the run's copies of what it reads, while a command is at work

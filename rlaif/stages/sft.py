@@ -6,10 +6,9 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlaif import lineage
 from rlaif.config import SFTConfig
 from rlaif.errors import ConfigError, DataError
-from rlaif.readers import read_demonstrations
+from rlaif.files.readers import read_demonstrations
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import reading
 from rlaif.stages.learning import cut_completions, lora_of, sampled_tokens
@@ -17,6 +16,7 @@ from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts, starts
+from rlaif.store import lineage
 
 if TYPE_CHECKING:
     from rlaif.training.data import Sampled

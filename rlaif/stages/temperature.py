@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif import lineage
 from rlaif.config import Config
 from rlaif.errors import DataError
 from rlaif.evaluation.audit import Elsewhere
-from rlaif.files import Shape, read_object, write_json
-from rlaif.store import RunStore, missing_run
+from rlaif.files.small import Shape, read_object, write_json
+from rlaif.store import RunStore, lineage, missing_run
 
 if TYPE_CHECKING:
     from rlaif.stages.run import Run

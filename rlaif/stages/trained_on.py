@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rlaif.config import EngineConfig
 from rlaif.errors import DataError
-from rlaif.files import read_bytes, read_object
+from rlaif.files.small import read_bytes, read_object
 from rlaif.records import Prompt
 from rlaif.stages.run import Run, is_finished
 from rlaif.store import write_json

@@ -23,10 +23,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from rlaif import stopping
 from rlaif.errors import DataError
-from rlaif.files import is_file, read_object
+from rlaif.files.small import is_file, read_object
 from rlaif.records import content_id
+from rlaif.training import stopping
 from rlaif.training.models import write_json
 
 JOURNAL, CHECKPOINTS = "training.jsonl", "checkpoints"

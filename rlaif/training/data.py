@@ -18,8 +18,8 @@ from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids
 from rlaif.engines.trie import Ints
 from rlaif.errors import TrainingError
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.records import Pair, Preference, Prompt, content_id
-from rlaif.templates import Rendered, RenderedMessage, Segment
 
 # Why a row cannot be trained on. Rows are refused by name and counted, never cut.
 Refusal = Literal["too_long", "empty_response", "empty_prompt", "identical", "cut"]

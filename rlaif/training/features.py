@@ -24,14 +24,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlaif import stopping
 from rlaif.engines.packed import PackedModel, obstacle
 from rlaif.engines.tokens import Ids
 from rlaif.engines.trial import TRIAL_WINDOW
 from rlaif.engines.trie import build, common_prefix, next_pack
 from rlaif.errors import ConfigError, DataError, TrainingError
-from rlaif.pace import LIMIT, SAVE
 from rlaif.records import content_id
+from rlaif.steps.pace import LIMIT, SAVE
+from rlaif.training import stopping
 from rlaif.training.checkpoints import steps_from
 from rlaif.training.data import pad, token_batches
 from rlaif.training.models import Loaded, write_json

@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 from rlaif.constitution import Principle
 from rlaif.engines.base import hear
 from rlaif.engines.checkpoint import OWN, own_templates, source_of
-from rlaif.ensembles import OrderRule, over_orders
 from rlaif.errors import ConfigError, TrainingError, require_finite
+from rlaif.files.templates import Template, load_template
 from rlaif.judges.base import Ask
+from rlaif.judges.ensembles import OrderRule, over_orders
 from rlaif.records import ORDERS, Pair, content_id
 from rlaif.statistics.intervals import bootstrap, share
 from rlaif.statistics.slots import leaning, slot_intervals
-from rlaif.templates import Template, load_template
 from rlaif.training.before import keeps_the_model
 from rlaif.training.data import Refused, split_by_prompt
 from rlaif.training.models import add_lora, load_policy, save_model, write_json

@@ -21,13 +21,13 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
+from rlaif.engines.faster.last_layer import last_layer_at, logits_at
 from rlaif.engines.packed import REFUSALS, obstacle
 from rlaif.engines.tokens import Ids
 from rlaif.engines.trial import TRIAL_WINDOW, difference, narrowed
 from rlaif.engines.trie import Trie, build
 from rlaif.training.data import pad
 from rlaif.training.forward import to_device
-from rlaif.training.last_layer import last_layer_at, logits_at
 from rlaif.training.losses import exclusive_logprobs, soft_cross_entropy
 from rlaif.training.models import Loaded
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from rlaif.errors import ConfigError, DataError, TrainingError
-from rlaif.files import is_file, read_bytes, read_object, remove
+from rlaif.files.small import is_file, read_bytes, read_object, remove
 from rlaif.records import Preference, content_id
 from rlaif.training.aside import BEFORE, bring_back, half_moved, let_go, set_aside
 from rlaif.training.checkpoints import (

@@ -99,7 +99,7 @@ def load_policy(
     """
     from transformers import AutoModelForCausalLM
 
-    from rlaif.training.on_cpu import train_faster
+    from rlaif.engines.faster.on_cpu import train_faster
 
     what = "a policy needs a causal language-model head"
     loaded, missing = _load(name, adapter, AutoModelForCausalLM, what, half, four_bit)
@@ -129,7 +129,7 @@ def load_reward(
     """
     from transformers import AutoModelForSequenceClassification
 
-    from rlaif.training.on_cpu import train_faster
+    from rlaif.engines.faster.on_cpu import train_faster
 
     source = source_of(name, adapter)
     check_folder(source.model)
@@ -329,7 +329,7 @@ def score_last_real_token(model: Any, but: int | None = None) -> None:
     import torch
     from transformers.modeling_outputs import SequenceClassifierOutput
 
-    from rlaif.training.last_layer import last_layer_at
+    from rlaif.engines.faster.last_layer import last_layer_at
 
     if "score" not in model._modules:  # an encoder reads its first token: nothing to look for
         return

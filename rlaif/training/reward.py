@@ -22,8 +22,8 @@ import numpy as np
 
 from rlaif.engines.tokens import Ids
 from rlaif.errors import ConfigError, DataError, TrainingError, require_finite
+from rlaif.files.resources import model_path
 from rlaif.records import Pair, Preference, Prompt, content_id
-from rlaif.resources import model_path
 from rlaif.statistics.calibration import brier, expected_calibration_error, log_loss
 from rlaif.statistics.intervals import Clusters, Floats, bootstrap, bootstrap_of, share
 from rlaif.training.before import keeps_the_model
@@ -451,7 +451,7 @@ class RewardModel:
     def __init__(self, path: str | Path, *, device: str = "auto", batch_tokens: int = 8_192):
         import torch
 
-        from rlaif.engines.prepacked import Prepacked
+        from rlaif.engines.faster.prepacked import Prepacked
         from rlaif.training.frozen import Heads
 
         folder = Path(model_path(str(path)))

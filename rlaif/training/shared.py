@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlaif.engines.faster.last_layer import logits_at
 from rlaif.engines.packed import obstacle
 from rlaif.engines.tokens import Ids
 from rlaif.training.data import Row, pad
 from rlaif.training.forward import completion_batch, completion_logprobs, to_device
-from rlaif.training.last_layer import logits_at
 from rlaif.training.losses import token_logprobs
 from rlaif.training.models import Loaded
 

@@ -18,10 +18,10 @@ from tokenizers_of_families import FAMILIES
 
 from rlaif.engines.http import sent_text
 from rlaif.engines.tokens import Encoder
+from rlaif.files.resources import find, names
+from rlaif.files.templates import Rendered, Template, load_template
 from rlaif.judges.attacks import LONG, TURNS, Attack, Target, appended
 from rlaif.records import Message
-from rlaif.resources import find, names
-from rlaif.templates import Rendered, Template, load_template
 
 NAMES = names("prompts", ".j2")
 BENIGN = (

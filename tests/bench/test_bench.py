@@ -24,11 +24,11 @@ from rlaif.bench.random_model import SHAPES, make_model, texts_of
 from rlaif.bench.workload import QUESTIONS, Shape, Workload, judgeable, trie_of
 from rlaif.cli.app import app
 from rlaif.engines.base import Sampling
+from rlaif.engines.faster.prepacked import product
 from rlaif.engines.hf import HFEngine
-from rlaif.engines.prepacked import product
 from rlaif.engines.trie import build
 from rlaif.errors import ConfigError, DataError
-from rlaif.templates import Rendered, load_template
+from rlaif.files.templates import Rendered, load_template
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = [

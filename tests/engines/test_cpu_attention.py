@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rlaif.engines import attention, cpu_attention
+from rlaif.engines import attention
+from rlaif.engines.faster import cpu_attention
 
 WAYS = {"products": 0, "kernel": 1 << 60}  # from how many multiply-adds on products are made
 

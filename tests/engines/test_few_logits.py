@@ -10,7 +10,7 @@ import torch
 
 from rlaif.engines import hf
 from rlaif.engines.hf import HFEngine
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 OPTIONS = (" A", " B", " neither of them", " both of them are as good")
 ENDS = ["Which is kind?", "Which is kind and short?", "Is it true?", "B", "", "Why not?"]

@@ -21,7 +21,7 @@ from rlaif.engines import attention, flex_attention, packed, trial
 from rlaif.engines import trie as t
 from rlaif.engines.hf import HFEngine
 from rlaif.errors import ConfigError, EngineError
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 REACHES = [None, ("window", 5), ("window", 150), ("chunk", 7), ("chunk", 128)]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])

@@ -19,8 +19,8 @@ from rlaif.engines.gguf import adds_beginning, gguf_of, read_metadata
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
+from rlaif.files.templates import Rendered
 from rlaif.records import Pair, Preference, Prompt
-from rlaif.templates import Rendered
 from rlaif.training.dpo import train_dpo
 from rlaif.training.models import LoraSettings, fingerprint_of, load_policy
 from rlaif.training.reward import RewardModel, train_reward

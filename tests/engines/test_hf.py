@@ -17,7 +17,7 @@ from rlaif.engines.decoding import choose, uniforms
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 TEXTS = [
     "How do I bake bread?",

@@ -20,11 +20,11 @@ from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.tokens import Encoder
 from rlaif.evaluation.policy import kl_to_base
+from rlaif.files.templates import Rendered, Segment
 from rlaif.records import Completion, Demonstration, Pair, Preference, Prompt
-from rlaif.sampling import sample_prompts
 from rlaif.stages.learning import sampled_tokens
+from rlaif.steps.sampling import sample_prompts
 from rlaif.store import RunStore
-from rlaif.templates import Rendered, Segment
 from rlaif.training.data import RowEncoder, encode_rows
 from rlaif.training.models import load_policy, load_reward
 from rlaif.training.reward import RewardModel

@@ -19,7 +19,7 @@ from rlaif.engines import trie as t
 from rlaif.engines.base import hear
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.packed import obstacle
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 PACKABLE = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gpt2"]
 OPTIONS = (" A", " B", " neither of them")

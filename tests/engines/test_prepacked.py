@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlaif.engines import prepacked
-from rlaif.engines.prepacked import Prepacked, TrainedLinear
-from rlaif.training.on_cpu import train_faster
+from rlaif.engines.faster import prepacked
+from rlaif.engines.faster.on_cpu import train_faster
+from rlaif.engines.faster.prepacked import Prepacked, TrainedLinear
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ import pytest
 from gguf_files import byte_level, random_model, write_gguf
 
 from rlaif.engines.hf import HFEngine
+from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
-from rlaif.templates import Rendered
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "real_model.py"
 # The script as it is, but for the digest of the file that it expects, and what a test puts in.

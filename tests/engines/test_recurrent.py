@@ -23,7 +23,7 @@ from rlaif.engines.decoding import choose, uniforms
 from rlaif.engines.hf import HFEngine, _request
 from rlaif.engines.trial import TRIAL_WINDOW, trial_paths
 from rlaif.errors import EngineError
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 SIZE = {"vocab_size": 640, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 SMALL = {

@@ -21,7 +21,7 @@ from thinking_templates import OWN
 from rlaif.engines.base import Sampling
 from rlaif.engines.tokens import Encoder
 from rlaif.errors import EngineError
-from rlaif.templates import Rendered, RenderedMessage, Segment, Thought
+from rlaif.files.templates import Rendered, RenderedMessage, Segment, Thought
 
 _found = importlib.util.find_spec("trl")
 SHIPPED = Path(_found.origin).parent / "chat_templates" if _found and _found.origin else Path()

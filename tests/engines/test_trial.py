@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlaif.engines import attention, own_attention, packed, trial
-from rlaif.resources import TINY_WEIGHTS
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.resources import TINY_WEIGHTS
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 DENSE, LOGITS, WHOLE = attention._dense, packed.PackedModel.logits, attention.Pass._whole
 

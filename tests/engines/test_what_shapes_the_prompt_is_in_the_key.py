@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rlaif import PairwiseJudge, resources
+from rlaif import PairwiseJudge
 from rlaif.cli.app import app
 from rlaif.config import load_config
 from rlaif.engines import tokens
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.tokens import Encoder, fix_date
 from rlaif.errors import ConfigError, EngineError
+from rlaif.files.small import resources
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.store import RunStore
-from rlaif.templates import Rendered, RenderedMessage, Segment
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -10,7 +10,7 @@ import pytest
 from rlaif.engines.base import Sampling
 from rlaif.engines.replies import Malformed, first_tokens, tokens_used
 from rlaif.errors import EngineError
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 AB = (" A", " B")
 CHAT = "/v1/chat/completions"

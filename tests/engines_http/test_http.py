@@ -23,10 +23,10 @@ from rlaif.engines.base import Engine, Sampling, Usage
 from rlaif.engines.http import HTTPEngine
 from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
-from rlaif.executors import Memory, run_judge
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Message, Pair, Prompt
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.steps.executors import Memory, run_judge
 
 AB = (" A", " B")
 CHAT = "/v1/chat/completions"

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rlaif.engines.base import Sampling
 from rlaif.engines.server import MOST_BYTES, Secret
 from rlaif.errors import EngineError
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 CHAT = "/v1/chat/completions"
 ASK = Rendered((RenderedMessage("user", (Segment("x", True),)),))

@@ -14,7 +14,7 @@ from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Prompt
-from rlaif.sampling import completion_keys, sample_prompts
+from rlaif.steps.sampling import completion_keys, sample_prompts
 
 CHAT = "/v1/chat/completions"
 PROMPT = Prompt.user("Is it A?")

@@ -21,8 +21,8 @@ from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.http import HTTPEngine
 from rlaif.errors import EngineError
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.records import Message
-from rlaif.templates import Rendered, RenderedMessage, Segment
 
 PYTHON = Path(__file__).resolve().parents[2] / ".venv-vllm" / "bin" / "python"
 START_SECONDS = 420  # most of it imports, on a busy machine

@@ -9,8 +9,8 @@ import pytest
 from rlaif.engines.hf import HFEngine
 from rlaif.errors import DataError
 from rlaif.evaluation.policy import divergence, gold_traits, kl_to_base
+from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
-from rlaif.templates import Rendered
 from rlaif.tiny import gold, prompts
 
 sys.path.append(str(Path(__file__).parent.parent / "training"))

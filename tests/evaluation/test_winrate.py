@@ -10,7 +10,7 @@ from rlaif.constitution import Principle
 from rlaif.errors import DataError
 from rlaif.evaluation.winrate import compare, rate, winrate
 from rlaif.judges.base import Ask, expand
-from rlaif.preferences import aggregate
+from rlaif.judges.preferences import aggregate
 from rlaif.records import Pair, Preference, Prompt, Verdict
 from rlaif.statistics.intervals import wilson
 

@@ -19,13 +19,13 @@ from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Sampling, ScriptedEngine
 from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
-from rlaif.executors import Memory, run_judge, run_sampling
-from rlaif.executors_ray import Tally, Workers, judge_stream, sample_stream
 from rlaif.judges.draw import Draw
 from rlaif.judges.methods import judge_class
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Completion, Pair, Prompt, Verdict
-from rlaif.running import about_judge, make_judge
+from rlaif.stages.running import about_judge, make_judge
+from rlaif.steps.executors import Memory, run_judge, run_sampling
+from rlaif.steps.executors_ray import Tally, Workers, judge_stream, sample_stream
 from rlaif.store import RunStore
 
 if TYPE_CHECKING:

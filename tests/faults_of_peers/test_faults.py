@@ -27,19 +27,19 @@ from rlaif.engines.http import HTTPEngine
 from rlaif.engines.load import load_engine
 from rlaif.errors import EngineError, TrainingError
 from rlaif.evaluation.policy import divergence
-from rlaif.executors import Memory, label_pairs, run_judge
+from rlaif.files.readers import read_pairs
+from rlaif.files.templates import Rendered
+from rlaif.files.writers import export_preferences
 from rlaif.judges.base import Ask, expand
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.preferences import aggregate
 from rlaif.judges.text import TextJudge
-from rlaif.preferences import aggregate
-from rlaif.readers import read_pairs
 from rlaif.records import ORDERS, Message, Pair, Preference, Prompt, Verdict
-from rlaif.templates import Rendered
+from rlaif.steps.executors import Memory, label_pairs, run_judge
 from rlaif.training.data import preferred, split_by_prompt
-from rlaif.training.ppo_losses import k3, whiten
-from rlaif.training.scorers import JudgeScorer
-from rlaif.writers import export_preferences
+from rlaif.training.rl.ppo_losses import k3, whiten
+from rlaif.training.rl.scorers import JudgeScorer
 
 PRINCIPLE = Principle(id="p", compare="Which is better?")
 PAIRS = [Pair(Prompt.user(f"question {i}"), f"one {i}", f"two {i}") for i in range(60)]

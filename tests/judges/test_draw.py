@@ -8,11 +8,11 @@ import pytest
 from rlaif.constitution import Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.errors import ConfigError
-from rlaif.executors import Memory, run_judge
 from rlaif.judges.base import expand
 from rlaif.judges.draw import Draw
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Pair, Prompt, Verdict
+from rlaif.steps.executors import Memory, run_judge
 
 FOUR = tuple(Principle(id=f"p{w}", compare=f"Question {w}?", weight=w) for w in (1, 2, 3, 4))
 PAIRS = [Pair(Prompt.user(f"question {i}"), "one", f"answer {i}") for i in range(4000)]

@@ -25,15 +25,15 @@ from rlaif.constitution import Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.engines.hf import HFEngine
 from rlaif.errors import ConfigError
+from rlaif.files.readers.examples import Example, read_examples
+from rlaif.files.resources import find
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import Ask, expand
 from rlaif.judges.examples import SHIPPED, FewShot, draw
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
-from rlaif.readers.examples import Example, read_examples
 from rlaif.records import Message, Pair, Prompt
-from rlaif.resources import find
-from rlaif.running import make_judge
+from rlaif.stages.running import make_judge
 from rlaif.store import RunStore
 
 KIND = Principle(id="kind", compare="Which response is kinder?")

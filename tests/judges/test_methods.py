@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rlaif.constitution import Principle
 from rlaif.engines.base import Generation, ScriptedEngine
 from rlaif.errors import ConfigError
-from rlaif.executors import Memory, label_pairs, run_judge
+from rlaif.files.templates import Rendered
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import Ask, Judge, expand
 from rlaif.judges.cot import CotJudge
@@ -25,7 +25,7 @@ from rlaif.judges.reasoning import Reasoning, verdict_of
 from rlaif.judges.scores import PointwiseJudge, RubricJudge, p_above
 from rlaif.judges.text import TextJudge, last_verdict, verdict_pattern
 from rlaif.records import Pair, Prompt, Verdict
-from rlaif.templates import Rendered
+from rlaif.steps.executors import Memory, label_pairs, run_judge
 
 KIND = Principle(id="kind", compare="Kinder?")
 SHORT = Principle(id="short", compare="Shorter?")
@@ -536,7 +536,7 @@ def test_every_setting_of_a_rationale_is_in_the_key(changes: dict[str, Any]) -> 
 def test_a_live_judge_of_single_completions_is_a_scorer() -> None:
     from functools import partial
 
-    from rlaif.training.scorers import DirectScorer
+    from rlaif.training.rl.scorers import DirectScorer
 
     judge = PointwiseJudge(ScriptedEngine(scorer=marks))
     scorer = DirectScorer(partial(judge.rewards, principles=PRINCIPLES), "key")

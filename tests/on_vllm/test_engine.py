@@ -20,7 +20,7 @@ from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
 from rlaif.engines.vllm import VLLMEngine
 from rlaif.errors import ConfigError, EngineError
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 OPTIONS = [" A", " B", " neither of them", " neither"]
 WORDS = ["Which", "response", "is", "better", "bread", "flour", "water", "salt", "yeast", "people"]

@@ -17,7 +17,7 @@ import json, os, sys
 from rlaif.engines.base import Sampling
 from rlaif.engines.load import load_engine
 from rlaif.records import Message
-from rlaif.templates import Rendered
+from rlaif.files.templates import Rendered
 
 def main():
     engine = load_engine(sys.argv[1], "vllm", cache_gib=0.25)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlaif.engines.base import Engine, Sampling
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
-from rlaif.templates import Rendered, RenderedMessage, Segment, Thought
+from rlaif.files.templates import Rendered, RenderedMessage, Segment, Thought
 
 USER = RenderedMessage("user", (Segment("Which response is better?", True),))
 CUE = RenderedMessage("assistant", (Segment("The better answer is", False),))

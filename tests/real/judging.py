@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Engine
+from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask
 from rlaif.judges.examples import FewShot
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Pair, Prompt
-from rlaif.templates import Rendered
 
 FIRST = "Knead flour, water, salt and yeast, let the dough rise for two hours, then bake it hot."
 SECOND = "I cannot help with that. Bread is a matter for bakers, and you had better buy some."

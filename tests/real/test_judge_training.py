@@ -8,8 +8,8 @@ from judging import FIRST, SECOND, long_text
 
 from rlaif.constitution import Constitution
 from rlaif.engines.base import Engine
+from rlaif.files.templates import load_template
 from rlaif.records import Pair, Prompt
-from rlaif.templates import load_template
 from rlaif.training.judge import Question, encode, render
 from rlaif.training.judge_batches import collator, judge_loss, option_logprobs, why_not
 from rlaif.training.models import LoraSettings, add_lora, load_policy

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from rlaif.engines.checkpoint import read_tokenizer
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.tokens import Encoder
+from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
-from rlaif.templates import Rendered
 from rlaif.training.models import load_policy
 
 HELLO = Rendered.chat(Prompt.user("Hello.").messages)

@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlaif.engines import attention, packed, trial
+from rlaif.engines.faster.prepacked import Prepacked
 from rlaif.engines.hf import HFEngine
-from rlaif.engines.prepacked import Prepacked
 from rlaif.engines.trie import build, packs
-from rlaif.templates import Rendered, RenderedMessage, Segment
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
 FOLDER = os.environ.get("RLAIF_REAL_MODEL", "")
 pytestmark = pytest.mark.skipif(not FOLDER, reason="RLAIF_REAL_MODEL names no model")

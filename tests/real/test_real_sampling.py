@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.records import Message
-from rlaif.templates import Rendered, RenderedMessage, Segment
 
 
 def ask(text: str, cue: str = "") -> Rendered:

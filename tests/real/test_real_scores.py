@@ -10,8 +10,8 @@ import torch
 from judging import FIRST, SECOND, long_text, requests
 
 from rlaif.engines.base import Usage
+from rlaif.engines.faster.prepacked import Prepacked
 from rlaif.engines.hf import HFEngine
-from rlaif.engines.prepacked import Prepacked
 
 OPTIONS = [" A", " B", " C", " the", " Response", " No", "1", " Human"]
 

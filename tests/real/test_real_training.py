@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rlaif.engines.hf import HFEngine
+from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.records import Pair, Preference, Prompt
-from rlaif.templates import Rendered, RenderedMessage, Segment
 from rlaif.training.dpo import train_dpo
 from rlaif.training.forward import sequence_logprobs
 from rlaif.training.models import LoraSettings, load_policy

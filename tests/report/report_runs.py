@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.judges.base import verdict_key
-from rlaif.preferences import aggregate
+from rlaif.judges.preferences import aggregate
 from rlaif.records import ORDERS, Message, Order, Pair, Prompt, Verdict
 from rlaif.store import RunStore, write_json
 from rlaif.tiny import prompts as tiny_prompts

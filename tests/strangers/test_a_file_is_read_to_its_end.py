@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import DataError
-from rlaif.readers import read_pairs
+from rlaif.files.readers import read_pairs
 
 Pack = Callable[[bytes], bytes]
 

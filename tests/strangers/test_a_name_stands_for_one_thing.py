@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.constitution import Constitution
-from rlaif.constitution_import import import_constitution
+from rlaif.constitution.published import import_constitution
 from rlaif.errors import ConfigError, DataError
-from rlaif.readers import BadRow, read_demonstrations, read_pairs, read_prompts
-from rlaif.readers.fields import Broken, item_at
+from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
+from rlaif.files.readers.fields import Broken, item_at
 
 GOOD = '{"prompt": "q", "chosen": "a", "rejected": "b"}'
 REPEATED = {

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from rlaif.cli.app import app
 from rlaif.config import load_config
 from rlaif.constitution import Constitution
-from rlaif.places import named
-from rlaif.resources import folder
+from rlaif.files.resources import folder
 from rlaif.store import RunStore
+from rlaif.store.places import named
 
 PROMPTS = [
     "How do I bake bread?", "Is my plan good?", "Tell me about cats.", "How do I lie to a friend?",
@@ -175,10 +175,10 @@ def test_a_reward_functions_module_comes_along(
 
 
 def test_a_value_models_place_is_not_in_the_key(tmp_path: Path) -> None:
-    from rlaif.resources import TINY_WEIGHTS
-    from rlaif.training.ppo import PPOSettings
-    from rlaif.training.ppo_run import _run_key
-    from rlaif.training.scorers import load_function
+    from rlaif.files.resources import TINY_WEIGHTS
+    from rlaif.training.rl.ppo import PPOSettings
+    from rlaif.training.rl.ppo_run import _run_key
+    from rlaif.training.rl.scorers import load_function
 
     (tmp_path / "other").mkdir()
     shutil.copytree(TINY_WEIGHTS, tmp_path / "other" / "v")
@@ -197,7 +197,7 @@ def test_every_field_that_names_a_file_says_so() -> None:
     from pydantic import BaseModel
 
     from rlaif import config
-    from rlaif.places import Place
+    from rlaif.store.places import Place
 
     names = {"path", "model", "adapter", "template", "constitution", "reward", "data", "ptx", "out",
              "value_model"}  # fmt: skip

@@ -21,13 +21,13 @@ from rlaif.errors import ConfigError, EngineError
 from rlaif.evaluation.policy import kl_to_base
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.group import GroupSettings, train_group
 from rlaif.training.models import LoraSettings, fingerprint_of, load_policy, load_reward
-from rlaif.training.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.ppo import AlarmLimits, PPOSettings
-from rlaif.training.ppo_run import train_ppo
 from rlaif.training.reward import RewardModel, train_reward
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.group import GroupSettings, train_group
+from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
+from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.scorers import FunctionScorer
 from rlaif.training.sft import train_sft
 
 STILL = 1e-12  # a learning rate at which float32 weights of this size stay as they are

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from rlaif import tiny
 from rlaif.errors import ConfigError
 from rlaif.records import Prompt
-from rlaif.training.group import GroupSettings, train_group
-from rlaif.training.ppo import PPOSettings
-from rlaif.training.ppo_run import train_ppo
-from rlaif.training.scorers import FunctionScorer, load_function
+from rlaif.training.rl.group import GroupSettings, train_group
+from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.scorers import FunctionScorer, load_function
 
 Reward = Callable[[list[Prompt], list[str]], list[float]]
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_read_needs_a_name() -> None:
 SCRIPT = """
 import sys, functools, re, decimal, pathlib
 from dataclasses import dataclass
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.scorers import FunctionScorer
 WORDS = {"apple", "pear", "plum", "fig", "cherry"}
 SCALE = float(sys.argv[1])
 @dataclass
@@ -212,7 +212,7 @@ def test_keys_are_equal_between_processes_and_follow_globals(tmp_path: Path) -> 
 
 
 def test_a_function_defined_anew_where_there_is_no_file() -> None:
-    body = "from rlaif.training.scorers import FunctionScorer\nW = {}\n"
+    body = "from rlaif.training.rl.scorers import FunctionScorer\nW = {}\n"
     body += "def score(p, c): return [{}len(x) * W for x in c]\nprint(FunctionScorer(score).key)\n"
     bodies = [body.replace("{}", w, 1).replace("{}", s) for w in ("1", "2") for s in ("", "-")]
     keys = keys_of("".join(bodies), stdin=True)
@@ -221,7 +221,7 @@ def test_a_function_defined_anew_where_there_is_no_file() -> None:
 
 
 def test_a_module_and_what_it_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    script = "from rlaif.training.scorers import load_function\n"
+    script = "from rlaif.training.rl.scorers import load_function\n"
     script += "print(load_function('mine:score').key)\n"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.errors import ConfigError, DataError
-from rlaif.readers import read_pairs, read_prompts
-from rlaif.resources import find
+from rlaif.files.readers import read_pairs, read_prompts
+from rlaif.files.resources import find
 
 
 @pytest.fixture(autouse=True)

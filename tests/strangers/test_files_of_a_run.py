@@ -95,7 +95,7 @@ def hook(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
 from rlaif.records import Pair, Preference, Prompt
-from rlaif.writers import _put
+from rlaif.files.writers import _put
 from pathlib import Path
 target = Path(sys.argv[1])
 aside = target.with_name(".aside-new")
@@ -131,7 +131,7 @@ def test_a_killed_folder_export_leaves_the_old_or_the_new(tmp_path: Path) -> Non
 
 def test_a_folder_is_written_over_by_a_whole_export_only(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    from rlaif.writers import export_preferences
+    from rlaif.files.writers import export_preferences
 
     target = tmp_path / "rows"
     for n in (4, 2):
@@ -148,7 +148,7 @@ def test_a_folder_is_written_over_by_a_whole_export_only(tmp_path: Path) -> None
 
 
 def test_what_a_killed_export_left_is_cleared_and_a_live_one_is_not(tmp_path: Path) -> None:
-    from rlaif.writers import export_preferences
+    from rlaif.files.writers import export_preferences
 
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

@@ -22,8 +22,8 @@ from rlaif.config import Config, Section, load_config
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Sampling
 from rlaif.errors import ConfigError, RlaifError
+from rlaif.judges.preferences import aggregate
 from rlaif.judges.reasoning import Reasoning
-from rlaif.preferences import aggregate
 
 NO_NUMBERS = (".inf", "-.inf", ".nan", "1e999", "-1e999", "1.0e+400", "yes")
 HUGE = "1" + "0" * 400
@@ -163,10 +163,10 @@ def test_from_python_too() -> None:
 def test_trainers_take_no_such_numbers_from_python(wrong: float) -> None:
     from dataclasses import fields as fields_of
 
-    from rlaif.training.group import GroupSettings
     from rlaif.training.models import LoraSettings
-    from rlaif.training.online_dpo import OnlineDPOSettings
-    from rlaif.training.ppo import AlarmLimits, PPOSettings
+    from rlaif.training.rl.group import GroupSettings
+    from rlaif.training.rl.online_dpo import OnlineDPOSettings
+    from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
     from rlaif.training.settings import LoopSettings
 
     for made in (

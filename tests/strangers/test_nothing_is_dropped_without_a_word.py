@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.errors import DataError
-from rlaif.readers import BadRow, read_demonstrations, read_pairs, read_prompts
-from rlaif.readers.chosen import RATINGS
-from rlaif.readers.repeats import Repeats, Votes
+from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
+from rlaif.files.readers.chosen import RATINGS
+from rlaif.files.readers.repeats import Repeats, Votes
 from rlaif.records import Message, Pair, Prompt
 from rlaif.store import RunStore
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import DataError
-from rlaif.readers import BadRow, read_demonstrations, read_pairs, read_prompts
-from rlaif.readers.formats import FORMATS
+from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
+from rlaif.files.readers.formats import FORMATS
 
 FILES = sorted((Path(__file__).parent / "datasets").glob("*.jsonl"))
 ROWS: list[dict[str, Any]] = [

@@ -175,7 +175,7 @@ def test_what_is_missing_is_told_before_a_model_and_leaves_nothing(
     Path("runs/demo").mkdir(parents=True)
     Path("runs/demo/manifest.json").write_text("{}")
     before = sorted(Path().rglob("*"))
-    for at in ("rlaif.stages.run.load_engine", "rlaif.running.load_engine"):
+    for at in ("rlaif.stages.run.load_engine", "rlaif.stages.running.load_engine"):
         monkeypatch.setattr(at, lambda *_, **__: pytest.fail("a model was loaded"))
     assert load.load_engine
     with pytest.raises(error, match=re.escape(message)):

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import DataError
-from rlaif.readers import BadRow, read_demonstrations, read_pairs, read_prompts
-from rlaif.readers.conversations import PROMPT_COLUMNS, is_transcript
+from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
+from rlaif.files.readers.conversations import PROMPT_COLUMNS, is_transcript
 from rlaif.records import Message, Pair
 
 
@@ -249,8 +249,8 @@ def test_the_config_and_the_command_line_name_columns(tmp_path: Path) -> None:
 
     from rlaif.cli.app import app
     from rlaif.config import load_config
-    from rlaif.readers import named
-    from rlaif.readers.formats import FORMATS
+    from rlaif.files.readers import named
+    from rlaif.files.readers.formats import FORMATS
     from rlaif.store import RunStore
 
     path = write(tmp_path / "rows.jsonl", {"ask": "What is a lock pick?", "good": "A tool.",

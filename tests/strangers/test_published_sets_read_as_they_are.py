@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlaif.errors import DataError
-from rlaif.readers import BadRow, read_demonstrations, read_pairs, read_prompts
+from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
 from rlaif.records import Message, Pair
 
 FILES = Path(__file__).parent / "datasets"

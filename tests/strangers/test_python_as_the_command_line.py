@@ -19,11 +19,11 @@ from rlaif.config import (
 )
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import ScriptedEngine
-from rlaif.executors import Memory, label_pairs, run_judge
 from rlaif.judges.methods import METHODS, judge_class
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.preferences import aggregate
+from rlaif.judges.preferences import aggregate
 from rlaif.records import Pair, Prompt
+from rlaif.steps.executors import Memory, label_pairs, run_judge
 
 PAIR = Pair(Prompt.user("Hi?"), "Yes.", "No.")
 ASKED = [Principle(id="kind", compare="Which is kinder?")]

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from rlaif.constitution import Principle
 from rlaif.engines.base import Scores, ScriptedEngine, checked
 from rlaif.errors import EngineError
-from rlaif.executors import Memory, run_judge
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import expand
 from rlaif.judges.cot import CotJudge
@@ -23,6 +22,7 @@ from rlaif.judges.listwise import ListwiseJudge
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
 from rlaif.records import Pair, Prompt
+from rlaif.steps.executors import Memory, run_judge
 
 PAIR = Pair(Prompt.user("Hello?"), "Hi, how are you?", "What?")
 KIND = Principle(id="kind", compare="Which is kinder?")

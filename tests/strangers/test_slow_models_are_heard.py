@@ -15,22 +15,22 @@ from typing import Any
 
 import pytest
 
-from rlaif import pace as pacing
 from rlaif.constitution import Principle
 from rlaif.engines.base import Sampling as Settings
 from rlaif.engines.base import ScriptedEngine, hear
 from rlaif.engines.hf import HFEngine
 from rlaif.errors import EngineError
-from rlaif.executors import Memory, run_judge, run_sampling
+from rlaif.files.templates import Rendered
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.scores import PointwiseJudge
-from rlaif.pace import Pace, paced
 from rlaif.records import Completion, Pair, Prompt, Revision, Verdict
-from rlaif.revising import Chain, Reviser, contrast_stream, revise_stream
+from rlaif.steps import pace as pacing
+from rlaif.steps.executors import Memory, run_judge, run_sampling
+from rlaif.steps.pace import Pace, paced
+from rlaif.steps.revising import Chain, Reviser, contrast_stream, revise_stream
 from rlaif.store import RunStore
-from rlaif.templates import Rendered
 
 PRINCIPLES = (
     Principle(

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from rlaif.config import load_config
 from rlaif.errors import DataError
-from rlaif.places import Named, keep, missing
-from rlaif.readers import BadRow, read_pairs, read_prompts
+from rlaif.files.readers import BadRow, read_pairs, read_prompts
+from rlaif.store.places import Named, keep, missing
 
 ROWS = [
     {"prompt": f"q{i}, «x»\nor", "chosen": f'"a" {i}', "rejected": f"b\r\n{i}", "score_chosen": i,
@@ -114,7 +114,7 @@ def test_a_json_array_is_read_piece_by_piece_as_a_whole(
     """However the pieces fall: inside a number, an escape, between two rows."""
     import io
 
-    from rlaif.readers import sources
+    from rlaif.files.readers import sources
 
     text = json.dumps(rows, indent=indent, separators=separators)
     before, sources._PIECE = sources._PIECE, piece

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlaif import lineage
 from rlaif.cli.app import app
 from rlaif.records import Pair, Prompt
-from rlaif.store import RunStore
+from rlaif.store import RunStore, lineage
 
 PROMPTS = [
     "How do I bake bread?", "Is my plan good?", "Tell me about cats.", "How do I lie to a friend?",

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError, DataError, RlaifError
-from rlaif.files import misfit, read_bytes, read_json, refused_by_disk, write_text
+from rlaif.files.small import misfit, read_bytes, read_json, refused_by_disk, write_text
 from rlaif.store import RunStore
 
 CONFIG = """
@@ -47,8 +47,8 @@ SERVER = """
 import json, os, resource, sys
 import torch, transformers, pyarrow.parquet, datasets, trl
 torch.set_num_threads(1)
-import rlaif.stages, rlaif.report.build, rlaif.training.loop, rlaif.training.ppo_run
-import rlaif.training.online_dpo, rlaif.training.sft, rlaif.judges.pairwise
+import rlaif.stages, rlaif.report.build, rlaif.training.loop, rlaif.training.rl.ppo_run
+import rlaif.training.rl.online_dpo, rlaif.training.sft, rlaif.judges.pairwise
 from rlaif.cli import main
 print("ready", flush=True)
 for line in sys.stdin:

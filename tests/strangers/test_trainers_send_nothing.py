@@ -43,13 +43,13 @@ from small_models import make_preferences, make_tokenizer, save_causal
 
 from rlaif.records import Demonstration, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.group import GroupSettings, train_group
+from rlaif.training.rl.group import GroupSettings, train_group
 from rlaif.training.models import LoraSettings
-from rlaif.training.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.ppo import PPOSettings
-from rlaif.training.ppo_run import train_ppo
+from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
+from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.scorers import FunctionScorer
 from rlaif.training.sft import train_sft
 
 out = Path(sys.argv[1])

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.errors import RlaifError
-from rlaif.resources import TINY_WEIGHTS
+from rlaif.files.resources import TINY_WEIGHTS
 from rlaif.store import RunStore
 
 RULES = "name: mine\nprinciples:\n  - {id: calm, compare: 'Which response is calmer?'}\n"

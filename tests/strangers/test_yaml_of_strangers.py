@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from rlaif.config import load_config
 from rlaif.constitution import Constitution, check
 from rlaif.errors import ConfigError
-from rlaif.templates import load_template
-from rlaif.yamlfile import parse_yaml
+from rlaif.files.templates import load_template
+from rlaif.files.yamlfile import parse_yaml
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [*{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}, *{old}]\n"

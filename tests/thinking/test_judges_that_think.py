@@ -21,14 +21,14 @@ from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Generation, Sampling, ScriptedEngine
 from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, EngineError
+from rlaif.files.templates import Rendered
 from rlaif.judges.base import expand
 from rlaif.judges.methods import METHODS, judge_class
 from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Prompt, Verdict
-from rlaif.running import make_judge
+from rlaif.stages.running import make_judge
 from rlaif.store import RunStore
-from rlaif.templates import Rendered
 
 KIND = (Principle(id="kind", compare="Which response is kinder?"),)
 PAIRS = [

@@ -18,17 +18,17 @@ from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Sampling, ScriptedEngine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.evaluation.policy import kl_to_base
+from rlaif.files.templates import Rendered
 from rlaif.judges.base import expand
 from rlaif.records import Completion, Demonstration, Pair, Preference, Prompt
-from rlaif.running import make_judge
-from rlaif.sampling import completion_keys, make_pairs, sample_prompts
 from rlaif.stages.inputs import sampling_of
 from rlaif.stages.learning import cut_completions, sampled_tokens
+from rlaif.stages.running import make_judge
+from rlaif.steps.sampling import completion_keys, make_pairs, sample_prompts
 from rlaif.store import RunStore
-from rlaif.templates import Rendered
 from rlaif.training.data import encode_rows
 from rlaif.training.models import load_policy
-from rlaif.training.rollout import Sampler
+from rlaif.training.rl.rollout import Sampler
 from rlaif.training.sft import encode
 
 PROMPTS = [Prompt.user(f"Tell me about the {x}.") for x in ("cake", "river", "garden", "book")]

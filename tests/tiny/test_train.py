@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlaif.templates import load_template
+from rlaif.files.templates import load_template
 from tiny_world.corpus import Mix, draw_step
 from tiny_world.encoding import END, Encoder, render_asking, train_tokenizer
 from tiny_world.formats import FormatMix, draw_formats

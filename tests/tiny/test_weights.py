@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlaif.engines.tokens import Encoder as EngineEncoder
-from rlaif.templates import load_template
+from rlaif.files.templates import load_template
 from rlaif.tiny import PRINCIPLES, WEIGHTS
 from tiny_world.corpus import Mix, Question, draw_step
 from tiny_world.encoding import Encoder, render_asking, render_pair

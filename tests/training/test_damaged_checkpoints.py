@@ -21,15 +21,15 @@ from rlaif.stages.run import is_finished
 from rlaif.training.aside import bring_back, set_aside
 from rlaif.training.checkpoints import SEAL
 from rlaif.training.dpo import train_dpo
-from rlaif.training.group import GroupSettings, train_group
 from rlaif.training.judge import Question, train_judge
 from rlaif.training.loop import Journal
 from rlaif.training.models import load_policy, save_model
-from rlaif.training.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.ppo import AlarmLimits, PPOSettings
-from rlaif.training.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.group import GroupSettings, train_group
+from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
+from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.scorers import FunctionScorer
 from rlaif.training.sft import train_sft
 
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in ("cat", "dog", "red") for b in ("ran", "sat")]

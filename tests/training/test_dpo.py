@@ -18,8 +18,8 @@ from small_models import make_preferences, make_tokenizer, save_causal
 from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
 from rlaif.errors import EngineError, TrainingError
+from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
-from rlaif.templates import Rendered
 from rlaif.training.data import Plan, encode_rows
 from rlaif.training.dpo import collator, pair_loss, reference_logprobs, train_dpo
 from rlaif.training.forward import sequence_logprobs

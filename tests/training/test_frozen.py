@@ -158,7 +158,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits(causal, tmp_path):
     assert len(steps) > 3
 
     def stop(*_: int) -> None:
-        from rlaif import stopping
+        from rlaif.training import stopping
 
         stopping.ask()
 
@@ -277,7 +277,7 @@ def test_rewards_on_the_training_completions_have_mean_0_and_std_1(trained):
 
 
 def test_a_scorer_tells_how_sure_it_is_in_one_pass(trained):
-    from rlaif.training.scorers import ModelScorer
+    from rlaif.training.rl.scorers import ModelScorer
 
     scorer = ModelScorer(str(trained.path), device="cpu")
     prompts = [p.pair.prompt for p in make_preferences(3)]

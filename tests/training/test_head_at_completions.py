@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from rlaif.engines.faster.last_layer import logits_at
 from rlaif.errors import TrainingError
 from rlaif.training import forward
 from rlaif.training.forward import completion_batch, completion_logprobs, sequence_logprobs
-from rlaif.training.last_layer import logits_at
 from rlaif.training.shared import branch_logprobs, shared_batch
 
 SIZES = {

@@ -21,11 +21,11 @@ from rlaif.constitution import Principle
 from rlaif.engines.checkpoint import own_templates
 from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, TrainingError
+from rlaif.files.templates import load_template
 from rlaif.judges.base import expand
 from rlaif.judges.examples import is_base
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.records import Pair, Prompt
-from rlaif.templates import load_template
 from rlaif.tiny.grammar import draw_plan, realise, scenes_by_kind
 from rlaif.training import judge_batches
 from rlaif.training.data import split_by_prompt

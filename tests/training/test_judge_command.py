@@ -12,16 +12,15 @@ import pytest
 from small_models import people
 from typer.testing import CliRunner
 
-from rlaif import lineage
 from rlaif.cli.app import app
 from rlaif.config import load_config
 from rlaif.errors import ConfigError, DataError
+from rlaif.files.resources import TINY_WEIGHTS
 from rlaif.records import Pair, Preference, Prompt
-from rlaif.resources import TINY_WEIGHTS
 from rlaif.stages import Run, train_judge
 from rlaif.stages.judge import _questions, _start
 from rlaif.stages.trained_on import prompts_of
-from rlaif.store import RunStore
+from rlaif.store import RunStore, lineage
 
 CONSTITUTION = """
 name: two

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from rlaif.training.last_layer import _parts, last_layer_at
+from rlaif.engines.faster.last_layer import _parts, last_layer_at
 
 SIZES = {
     "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,

@@ -13,13 +13,13 @@ from test_ppo import make_ppo
 from rlaif.config import GRPOConfig, PPOConfig, RLOOConfig
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.data import encode_rows
-from rlaif.training.group import GroupSettings, Reward, train_group
 from rlaif.training.models import load_policy
-from rlaif.training.online_dpo import OnlineDPO, OnlineDPOSettings
-from rlaif.training.ppo import Meter, PPOSettings
-from rlaif.training.ppo_run import prompts_of_step
-from rlaif.training.rollout import Episode, Sampler, occurrences
-from rlaif.training.scorers import FunctionScorer, GroupScorer, without_reward
+from rlaif.training.rl.group import GroupSettings, Reward, train_group
+from rlaif.training.rl.online_dpo import OnlineDPO, OnlineDPOSettings
+from rlaif.training.rl.ppo import Meter, PPOSettings
+from rlaif.training.rl.ppo_run import prompts_of_step
+from rlaif.training.rl.rollout import Episode, Sampler, occurrences
+from rlaif.training.rl.scorers import FunctionScorer, GroupScorer, without_reward
 
 PROMPTS = [Prompt.user(text) for text in ("the cat", "a big dog", "red mat", "sat on", "tree")]
 finite = st.floats(-1e6, 1e6)

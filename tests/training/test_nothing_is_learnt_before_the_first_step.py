@@ -19,12 +19,12 @@ from small_models import WORDS, make_tokenizer, save_causal
 
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.group import GroupSettings, train_group
 from rlaif.training.models import LoraSettings
-from rlaif.training.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.ppo import PPOSettings
-from rlaif.training.ppo_run import train_ppo
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.group import GroupSettings, train_group
+from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
+from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.scorers import FunctionScorer
 
 ADAPTERS = LoraSettings(rank=2, dropout=0.1)
 ways = pytest.mark.parametrize(

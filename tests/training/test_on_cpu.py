@@ -12,7 +12,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from rlaif.training.on_cpu import _RMSNorm, _Rotation, train_faster
+from rlaif.engines.faster.on_cpu import _RMSNorm, _Rotation, train_faster
 
 
 def norms(kind=LlamaRMSNorm):

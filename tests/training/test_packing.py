@@ -12,9 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from rlaif.training import packing
 from rlaif.training.models import disable_dropout
-from rlaif.training.packing import learn_packing, packed
+from rlaif.training.rl import packing
+from rlaif.training.rl.packing import learn_packing, packed
 
 SIZES = {
     "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,

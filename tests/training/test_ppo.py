@@ -18,11 +18,11 @@ from small_models import WORDS, make_preferences
 
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Pair, Preference, Prompt
-from rlaif.training.actor_critic import ActorCritic
 from rlaif.training.models import LoraSettings, load_policy
-from rlaif.training.ppo import PPO, AlarmLimits, PPOSettings
-from rlaif.training.ppo_run import find_alarms, prompts_of_step, train_ppo
-from rlaif.training.rollout import (
+from rlaif.training.rl.actor_critic import ActorCritic
+from rlaif.training.rl.ppo import PPO, AlarmLimits, PPOSettings
+from rlaif.training.rl.ppo_run import find_alarms, prompts_of_step, train_ppo
+from rlaif.training.rl.rollout import (
     Minibatch,
     Sampler,
     make_minibatch,
@@ -30,7 +30,7 @@ from rlaif.training.rollout import (
     plan_update,
     split_by_length,
 )
-from rlaif.training.scorers import FunctionScorer, JudgeScorer, load_function
+from rlaif.training.rl.scorers import FunctionScorer, JudgeScorer, load_function
 
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in WORDS[:5] for b in WORDS[5:9]]
 QUIET = AlarmLimits(None, None, None, None)
@@ -170,7 +170,7 @@ def test_parts_do_not_change_the_gradient(causal):
         minibatch = Minibatch(parts, acts, states)
         old = ppo.experience(episodes, [minibatch])
         advantages = torch.linspace(-1, 1, old.acts.numel()).view_as(old.acts) * old.acts
-        from rlaif.training.ppo import Meter
+        from rlaif.training.rl.ppo import Meter
 
         for part in parts:
             ppo.backward(part, minibatch, old, advantages, advantages * 2, Meter())
@@ -338,9 +338,9 @@ import torch
 torch.set_num_threads(1)
 from rlaif.records import Prompt
 from rlaif.training.models import LoraSettings
-from rlaif.training.ppo import PPOSettings
-from rlaif.training.ppo_run import train_ppo
-from rlaif.training.scorers import load_function
+from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.scorers import load_function
 
 def train(model, out, lora, kill):
     prompts = [Prompt.user(f"the {x} cat {i}") for i, x in enumerate(["big", "red", "blue"] * 4)]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.training.ppo_losses import (
+from rlaif.training.rl.ppo_losses import (
     KLController,
     approx_kl,
     categorical_entropy,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from small_models import make_preferences
 
 from rlaif.errors import ConfigError
-from rlaif.resources import folder
+from rlaif.files.resources import folder
 from rlaif.store import RunStore
 from rlaif.training.dpo import train_dpo
 from rlaif.training.models import LoraSettings, load_policy
@@ -36,11 +36,11 @@ from rlaif.constitution import Principle
 from rlaif.records import Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.judge import Question, train_judge
-from rlaif.training.held_out import HeldOut
-from rlaif.training.ppo import PPOSettings
-from rlaif.training.ppo_run import train_ppo
+from rlaif.training.rl.held_out import HeldOut
+from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.scorers import FunctionScorer
 
 model, out, processes = {model!r}, {out!r}, {processes}
 quick = dict(learning_rate=3e-3, batch_size=8 // processes, device="cpu")
@@ -181,9 +181,9 @@ sys.path.insert(0, {here!r})
 from small_models import make_preferences
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.group import GroupSettings, train_group
-from rlaif.training.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.group import GroupSettings, train_group
+from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
+from rlaif.training.rl.scorers import FunctionScorer
 from rlaif.training.sft import train_sft
 
 model, out, processes = {model!r}, {out!r}, {processes}

@@ -10,12 +10,12 @@ import numpy as np
 
 from rlaif import tiny
 from rlaif.config import load_config
+from rlaif.files.templates import Rendered
 from rlaif.records import Completion, Pair, Preference, Prompt
 from rlaif.stages import Run, train_dpo
 from rlaif.stages.record import Rejected
 from rlaif.stages.sft import _answers
 from rlaif.store import RunStore
-from rlaif.templates import Rendered
 from rlaif.training.data import Row, row_key
 from rlaif.training.models import load_policy
 

@@ -10,7 +10,7 @@ import torch
 
 from rlaif import tiny
 from rlaif.errors import DataError, TrainingError
-from rlaif.readers import read_demonstrations
+from rlaif.files.readers import read_demonstrations
 from rlaif.records import Demonstration, Message, Pair, Preference, Prompt
 from rlaif.training.models import load_policy
 from rlaif.training.sft import best_answers, encode, train_sft

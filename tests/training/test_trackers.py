@@ -10,9 +10,9 @@ from rlaif.errors import ConfigError
 from rlaif.records import Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.models import LoraSettings, load_policy
-from rlaif.training.ppo import PPOSettings
-from rlaif.training.ppo_run import train_ppo
-from rlaif.training.scorers import FunctionScorer
+from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.scorers import FunctionScorer
 from rlaif.training.settings import TRACKERS
 
 ABSENT = [name for name in TRACKERS if find_spec(name) is None]

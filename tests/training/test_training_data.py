@@ -8,8 +8,8 @@ from small_models import make_preferences, make_tokenizer
 
 from rlaif.engines.tokens import Encoder
 from rlaif.errors import TrainingError
+from rlaif.files.templates import Rendered
 from rlaif.records import Message, Pair, Preference, Prompt
-from rlaif.templates import Rendered
 from rlaif.training.data import (
     Plan,
     RowEncoder,

@@ -13,8 +13,8 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Final
 
+from rlaif.files.templates import Rendered, Segment, load_template
 from rlaif.records import Message
-from rlaif.templates import Rendered, Segment, load_template
 from rlaif.tiny.principles import PHRASINGS
 from tiny_world.corpus import Mix, PairRow, Question, RevisionRow, TextRow, draw_step
 from tiny_world.formats import Asking, FormatRow

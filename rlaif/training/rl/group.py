@@ -1,0 +1,426 @@
+"""GRPO (Shao et al. 2024) and RLOO (Ahmadian et al. 2024) by TRL's trainers, with our rewards.
+
+TRL brings advantages, clipping, the penalty on the KL, optimiser and checkpoints. Ours are the
+rewards (any `Scorer`), and the completions: sampled by the engine's own decoder from prompts that
+are encoded as everywhere else, so that nothing in a prompt's text becomes a control token, and a
+completion depends on prompt, step and seed only. A killed run goes on from its last checkpoint and,
+on the CPU, ends with the same weights bit for bit.
+
+A completion without a score is None to TRL, which leaves it out of its group's baseline and gives
+it no advantage; under GRPO the penalty on the KL still acts on it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from accelerate import PartialState
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from rlaif.engines.faster.on_cpu import train_faster
+from rlaif.errors import ConfigError, TrainingError, require_finite_fields
+from rlaif.records import Message, Prompt, content_id, messages_to_json
+from rlaif.training.before import keeps_the_model
+from rlaif.training.by_trl import sends_nothing
+from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
+from rlaif.training.data import thinking_key
+from rlaif.training.loop import Journal, OnLog, argument_values, finish, one_gpu, prepare
+from rlaif.training.models import (
+    Loaded,
+    LoraSettings,
+    fingerprint_of,
+    load_policy,
+    own_ends,
+    quiet,
+    save_model,
+)
+from rlaif.training.processes import join, refuse_spread
+from rlaif.training.rl.ppo import score_all
+from rlaif.training.rl.ppo_run import prompts_of_step
+from rlaif.training.rl.rollout import Episode, Sampler, occurrences
+from rlaif.training.rl.scorers import Scorer, check_scorer, without_reward
+from rlaif.training.settings import LoopSettings, Tracker
+
+Algorithm = Literal["grpo", "rloo"]
+Loss = Literal["dapo", "grpo", "bnpo", "dr_grpo"]
+Scale = Literal["group", "batch", "none"]
+Spent = Callable[[], float]  # tokens that the judge has been given so far
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSettings:
+    """All that decides what is learnt, beside model, prompts and scorer."""
+
+    algorithm: Algorithm = "grpo"
+    steps: int = 500  # batches of completions
+    batch_size: int = 64  # completions a step, of all processes
+    group: int = 8  # of them with the same prompt
+    iterations: int = 1  # optimiser steps on a batch of completions
+    gradient_accumulation: int = 1  # forward passes an optimiser step
+    learning_rate: float = 1e-6  # at its highest; it falls linearly to 0
+    warmup: float = 0.0  # share of all steps
+    beta: float = 0.05  # penalty on the KL to the policy before training
+    clip: float = 0.2
+    scale: Scale = "group"  # what divides GRPO's advantages: a standard deviation, or nothing
+    loss: Loss = "dapo"  # over what GRPO takes the mean of its tokens
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    no_end_score: float | None = -1.0  # the most that what never ended may score; None: any
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
+    lora: LoraSettings | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_finite_fields(self)
+        counts = (self.steps, self.batch_size, self.iterations, self.gradient_accumulation)
+        if min(counts) < 1:
+            raise ConfigError("steps, batch_size, iterations, gradient_accumulation are at least 1")
+        if self.group < 2 or self.batch_size % self.group:
+            raise ConfigError(
+                f"batch_size {self.batch_size} must be a multiple of group {self.group}, which is "
+                "at least 2: a completion is compared with others of its prompt"
+            )
+        if self.beta <= 0:
+            raise ConfigError(f"beta must be above 0, got {self.beta}: the KL is measured with it")
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """Where the policy lies, and how training went. `metrics` is what metrics.json holds."""
+
+    path: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, Any]
+
+
+@keeps_the_model
+def train_group(
+    prompts: Sequence[Prompt],
+    model: str,
+    out: str | Path,
+    scorer: Scorer,
+    settings: GroupSettings | None = None,
+    *,
+    adapter: str | None = None,
+    thinking: int | None = None,
+    spent: Spent | None = None,
+    device: str = "auto",
+    checkpoint_every: int = 20,
+    log_to: Sequence[Tracker] = (),
+    resume: bool = True,
+    on_log: OnLog | None = None,
+) -> GroupResult:
+    """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
+
+    Every pass over the prompts is in an order of its own. The scorer gets whole groups of `group`
+    completions of a prompt, side by side. `adapter` is a LoRA folder to add into the model first,
+    and so into the reference. `thinking` (tokens, 0 for none) has the policy think before it
+    answers; the scorer is given the answer alone. `spent` tells the judge's tokens so far, for the
+    journal. `log_to` names trackers beside it. `checkpoint_every` batches of completions are what a
+    kill can cost at most; with `resume` a finished run returns at once.
+    """
+    check_scorer(scorer)
+    s, folder = settings or GroupSettings(), Path(out)
+    refuse_spread()
+    join(device)
+    loop = _loop_settings(s, device, checkpoint_every, log_to)
+    arguments = one_gpu(_arguments(s, argument_values(loop, folder)))
+    fingerprint = fingerprint_of(model, adapter)
+    key = content_id(
+        s.algorithm, fingerprint, [p.id for p in prompts], scorer.key, asdict(s),
+        *thinking_key(thinking),
+    )  # fmt: skip
+    done = prepare(folder, key, resume, (model, adapter))
+    if done is not None:
+        return GroupResult(folder, done["steps"], done["seconds"], done)
+
+    loaded = load_policy(model, adapter=adapter, thinking=thinking, **loop.precision)
+    sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+    kept = [prompt for prompt in prompts if sampler.fits(prompt)]
+    if len(kept) < s.batch_size // s.group:
+        raise TrainingError(
+            f"{len(kept)} of {len(prompts)} prompts fit the context with {s.max_new_tokens} tokens "
+            f"of completion; a step takes {s.batch_size // s.group}"
+        )
+    checkpoint = last_checkpoint(folder)
+    journal = Journal(folder / JOURNAL, checkpoint, s.steps * s.iterations, 1, on_log, log_to)
+    reward = Reward(scorer, s.no_end_score, spent)
+    with closing(journal), quiet(), _still(), sends_nothing(), own_ends(loaded):
+        trainer = _trainer(loaded, sampler, reward, s, arguments, kept)
+        trainer.add_callback(Writer(journal))
+        trainer.add_callback(Sealing(folder / JOURNAL, s.iterations))
+        with steps_from(checkpoint):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        loaded.model = trainer.accelerator.unwrap_model(trainer.model)
+    made = None
+    if PartialState().is_main_process:
+        save_model(loaded, folder, lora=s.lora is not None, merge=True)
+        made = {
+            **summary(journal.lines),
+            "prompts": len(kept),
+            "refused": {"too_long": len(prompts) - len(kept)},
+            "notes": loaded.notes,
+            "settings": asdict(s),
+        }
+    metrics = finish(folder, made)
+    return GroupResult(folder, metrics["steps"], metrics["seconds"], metrics)
+
+
+def _loop_settings(
+    s: GroupSettings, device: str, checkpoint_every: int, log_to: Sequence[Tracker]
+) -> LoopSettings:
+    parts = s.gradient_accumulation * PartialState().num_processes
+    if s.batch_size % (parts * s.group):
+        raise ConfigError(
+            f"batch_size {s.batch_size} cannot be shared among {PartialState().num_processes} "
+            f"processes x {s.gradient_accumulation} forward passes in whole groups of {s.group}: "
+            f"take a multiple of {parts * s.group}"
+        )
+    return LoopSettings(
+        epochs=1,
+        learning_rate=s.learning_rate,
+        batch_size=s.batch_size // parts,
+        gradient_accumulation=s.gradient_accumulation,
+        warmup=s.warmup,
+        weight_decay=s.weight_decay,
+        max_grad_norm=s.max_grad_norm,
+        seed=s.seed,
+        lora=s.lora,
+        bf16=s.bf16,
+        gradient_checkpointing=s.gradient_checkpointing,
+        device=device,
+        # a checkpoint lies where completions are sampled anew: TRL does not keep them
+        checkpoint_every=checkpoint_every * s.iterations,
+        log_to=tuple(log_to),
+    )
+
+
+def _arguments(s: GroupSettings, values: dict[str, Any]) -> Any:
+    """TRL's config. All steps are one epoch of a data set that holds them in order."""
+    common = {
+        **values,
+        "max_steps": s.steps * s.iterations,
+        "num_generations": s.group,
+        "num_iterations": s.iterations,
+        "max_completion_length": s.max_new_tokens,
+        "temperature": s.temperature,
+        "beta": s.beta,
+        "epsilon": s.clip,
+        "shuffle_dataset": False,
+        "disable_dropout": True,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if s.algorithm == "rloo":
+            return RLOOConfig(**common)
+        return GRPOConfig(**common, scale_rewards=s.scale, loss_type=s.loss)
+
+
+def _trainer(
+    loaded: Loaded,
+    sampler: Sampler,
+    reward: Reward,
+    s: GroupSettings,
+    arguments: Any,
+    prompts: Sequence[Prompt],
+) -> Any:
+    count = s.batch_size // s.group
+    of_steps = (prompts_of_step(prompts, step, count, s.seed) for step in range(s.steps))
+    rows = [
+        {"prompt": messages_to_json(prompt.messages), "draw": draw}
+        for step in of_steps
+        for prompt, draw in zip(step, occurrences(step), strict=True)
+    ]
+    adapters: Any = None
+    if s.lora is not None:
+        from peft import LoraConfig
+
+        targets = s.lora.targets
+        adapters = LoraConfig(
+            r=s.lora.rank,
+            lora_alpha=s.lora.alpha,
+            lora_dropout=s.lora.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
+        )
+    kind = RLOO if s.algorithm == "rloo" else GRPO
+    with quiet(), _still(), sends_nothing():
+        trainer = kind(
+            model=loaded.model,
+            reward_funcs=reward,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=copy.deepcopy(loaded.tokenizer),  # TRL changes its padding
+            peft_config=adapters,
+        )
+    if trainer.ref_model is not None:  # TRL loads it anew: it must be the policy, and compute as it
+        reference = trainer.accelerator.unwrap_model(trainer.ref_model)
+        reference.load_state_dict(loaded.model.state_dict())
+        train_faster(reference)
+    trainer.remove_callback(PrinterCallback)
+    trainer.sampler, trainer.reward, trainer.draw = sampler, reward, s.seed
+    return trainer
+
+
+class Reward:
+    """What TRL asks for the rewards of the completions that were sampled last."""
+
+    __name__ = "score"
+
+    def __init__(self, scorer: Scorer, no_end_score: float | None, spent: Spent | None) -> None:
+        self._scorer, self._no_end, self._spent = scorer, no_end_score, spent
+        self.episodes: list[Episode] = []
+
+    def __call__(self, *, log_metric: Callable[[str, float], None], **_: Any) -> list[float | None]:
+        before = self._spent() if self._spent is not None else 0.0
+        # Whole groups are scored, those that never ended among them: their rivals need them.
+        found = score_all(self._scorer, self.episodes)
+        rewards = without_reward(found, [e.ended for e in self.episodes], self._no_end)
+        self._check(rewards)
+        log_metric("abstained", sum(x is None for x in rewards) / len(rewards))
+        log_metric("ended", sum(e.ended for e in self.episodes) / len(rewards))
+        if self._spent is not None:
+            log_metric("judge_tokens", (self._spent() - before) * PartialState().num_processes)
+        return rewards
+
+    @staticmethod
+    def _check(rewards: Sequence[float | None]) -> None:
+        if all(x is None for x in rewards):
+            raise TrainingError(
+                f"none of {len(rewards)} completions has a score: the scorer abstained on all of "
+                "them. Look at what it is asked"
+            )
+        strange = [x for x in rewards if x is not None and not math.isfinite(x)]
+        if strange:
+            raise TrainingError(f"a score is not finite: {strange[0]}")
+
+
+class _Sampled:
+    """The part of TRL's trainers that makes completions, done by our sampler."""
+
+    sampler: Sampler
+    reward: Reward
+    draw: int  # the seed of completions
+    _prompts: list[Prompt]
+    _draws: list[int]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
+        self._draws = [row["draw"] for row in inputs]
+        trainer: Any = super()
+        return trainer._generate_and_score_completions(inputs)
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        self._prompts = [
+            Prompt(tuple(Message(m["role"], m["content"]) for m in messages))
+            for messages in prompts
+        ]
+        return [self.sampler.encode(prompt).tolist() for prompt in self._prompts], None, {}
+
+    def sample(self) -> list[list[int]]:
+        """The ids of the completions of the prompts, each of which stands there `group` times."""
+        trainer: Any = self
+        n = trainer.num_generations
+        seed = int(content_id("rollout", self.draw, trainer.state.global_step)[:15], 16)
+        live = trainer.accelerator.unwrap_model(trainer.model)
+        self.reward.episodes = self.sampler.sample(
+            live, self._prompts[::n], seed, n, draws=self._draws[::n]
+        )
+        return [episode.ids.tolist() for episode in self.reward.episodes]
+
+
+class GRPO(_Sampled, GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPO on our completions."""
+
+    def _generate_single_turn(self, *_: Any, **__: Any) -> tuple[list[list[int]], None]:
+        return self.sample(), None
+
+
+class RLOO(_Sampled, RLOOTrainer):  # type: ignore[misc]
+    """TRL's RLOO on our completions."""
+
+    def _generate_single_turn(self, *_: Any, **__: Any) -> list[list[int]]:
+        return self.sample()
+
+
+# What TRL calls what the journal holds.
+NAMES = {
+    "loss": "loss",
+    "reward": "score",
+    "reward_std": "score_std",
+    "frac_reward_zero_std": "equal_groups",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clip_fraction",
+    "completions/mean_length": "length",
+    "abstained": "abstained",
+    "ended": "ended",
+    "judge_tokens": "judge_tokens",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+}
+
+
+class Writer(TrainerCallback):  # type: ignore[misc]
+    """Writes the journal, in the words of PPO's."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._kept: dict[str, float] = {}  # of the completions of earlier iterations' batch
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        del args, control
+        if not logs or "loss" not in logs:  # Trainer's closing summary
+            return
+        found = {ours: logs[theirs] for theirs, ours in NAMES.items() if theirs in logs}
+        self._kept |= found
+        if "kl" in logs:  # TRL's is a mean over tokens
+            self._kept["kl"] = logs["kl"] * self._kept["length"]
+        self._journal.write(state.global_step, self._kept)
+        if "judge_tokens" in self._kept:  # spent once a batch of completions
+            self._kept["judge_tokens"] = 0.0
+
+
+def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Steps, seconds, the judge's tokens and abstentions, and the means over the last tenth."""
+    last = lines[-max(1, len(lines) // 10) :]
+    skip = {"step", "total_steps", "epoch", "seconds", "learning_rate", "abstained", "judge_tokens"}
+    means = {k: math.fsum(x[k] for x in last) / len(last) for k in last[0] if k not in skip}
+    made = {
+        "steps": lines[-1]["step"],
+        "seconds": lines[-1]["seconds"],
+        "abstained": math.fsum(x["abstained"] for x in lines) / len(lines),
+    }
+    if "judge_tokens" in lines[-1]:
+        made["judge_tokens"] = round(math.fsum(x["judge_tokens"] for x in lines))
+    return {**made, **means}
+
+
+@contextmanager
+def _still() -> Iterator[None]:
+    """Silences TRL, which would print every completion that has no score; they are counted."""
+    found = [logging.getLogger(f"trl.trainer.{name}_trainer") for name in ("grpo", "rloo")]
+    levels = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(found, levels, strict=True):
+            logger.setLevel(level)

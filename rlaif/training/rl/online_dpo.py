@@ -1,0 +1,419 @@
+"""Online DPO (Guo et al. 2024): pairs of the live policy, labelled by a judge as it learns.
+
+`OnlineDPO.step` is the algorithm. TRL's trainer (trl.experimental.online_dpo) is not used: it takes
+one number a completion and the sign of their difference, so a label is hard, a tie makes the first
+completion the chosen one, and a completion that nobody could score counts as 0 and is trained on.
+Here the label is the judge's probability, and pairs that are ties, cut off, identical or abstained
+on teach nothing and are counted, as in `train dpo`.
+
+Everything random is drawn from (seed, step), so that resuming needs no more than weights, optimiser
+and the number of steps done.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlaif.errors import ConfigError, TrainingError, require_finite_fields
+from rlaif.records import Pair, Prompt, content_id
+from rlaif.training.before import keeps_the_model
+from rlaif.training.checkpoints import (
+    JOURNAL,
+    Due,
+    last_checkpoint,
+    read_checkpoint,
+    steps_from,
+    write_checkpoint,
+)
+from rlaif.training.data import Row, thinking_key, token_batches
+from rlaif.training.dpo import collator, pair_logprobs, pair_loss
+from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
+from rlaif.training.loop import Journal, OnLog, finish, prepare
+from rlaif.training.losses import DPOLoss, check_dpo_loss
+from rlaif.training.models import (
+    Loaded,
+    LoraSettings,
+    add_lora,
+    fingerprint_of,
+    load_policy,
+    save_model,
+)
+from rlaif.training.processes import (
+    gathered,
+    join,
+    rank,
+    refuse_spread,
+    same_parameters,
+    share,
+    sum_gradients,
+    summed,
+)
+from rlaif.training.rl.ppo_run import prompts_of_step
+from rlaif.training.rl.rollout import Episode, Sampler, occurrences
+from rlaif.training.rl.scorers import Label, checked_labels
+from rlaif.training.settings import Tracker
+from rlaif.training.trackers import check_trackers
+
+Spent = Callable[[], float]  # tokens that the judge has been given so far
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineDPOSettings:
+    """All that decides what is learnt, beside model, prompts and judge."""
+
+    steps: int = 500
+    batch_size: int = 32  # prompts a step, of all processes; each gives one pair
+    minibatches: int = 1  # optimiser steps on a batch of pairs
+    learning_rate: float = 1e-6  # at first; it falls linearly to 0
+    loss: DPOLoss = "sigmoid"
+    beta: float = 0.1
+    label_noise: float = 0.0
+    nll: float = 0.0
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    keep_cut: bool = False  # learn from completions that a limit cut off, too, but not their lead
+    max_grad_norm: float = 1.0
+    lora: LoraSettings | None = None
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_finite_fields(self)
+        check_dpo_loss(self.loss, self.beta, self.label_noise)
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
+        if min(self.steps, self.batch_size, self.minibatches) < 1:
+            raise ConfigError("steps, batch_size and minibatches are at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineDPOResult:
+    """Where the policy lies, and how training went. `metrics` is what metrics.json holds."""
+
+    path: Path
+    steps: int
+    seconds: float
+    metrics: dict[str, Any]
+
+
+@keeps_the_model
+def train_online_dpo(
+    prompts: Sequence[Prompt],
+    model: str,
+    out: str | Path,
+    label: Label,
+    key: str,
+    settings: OnlineDPOSettings | None = None,
+    *,
+    adapter: str | None = None,
+    thinking: int | None = None,
+    spent: Spent | None = None,
+    device: str = "auto",
+    checkpoint_every: int = 20,
+    log_to: Sequence[Tracker] = (),
+    resume: bool = True,
+    on_log: OnLog | None = None,
+) -> OnlineDPOResult:
+    """Trains a policy on pairs that `label` gives preferences, and writes it to `out`.
+
+    `key` hashes all that decides the labels; `adapter` is a LoRA folder to add into the model, and
+    so into the reference, first; `thinking` (tokens, 0 for none) has the policy think before it
+    answers, of which the answer alone is judged; `spent` tells the judge's tokens so far, for the
+    journal, and `log_to` names trackers beside it. Every pass over the prompts is in an order of
+    its own. `checkpoint_every` steps are what a kill can cost at most; with `resume` a finished run
+    returns at once.
+    """
+    s, folder = settings or OnlineDPOSettings(), Path(out)
+    check_trackers(log_to)
+    refuse_spread()
+    place = join(device)
+    fingerprint = fingerprint_of(model, adapter)
+    whole = content_id(
+        "online-dpo", fingerprint, [p.id for p in prompts], key, asdict(s), *thinking_key(thinking)
+    )
+    done = prepare(folder, whole, resume, (model, adapter))
+    if done is not None:
+        return OnlineDPOResult(folder, done["steps"], done["seconds"], done)
+
+    loaded = load_policy(
+        model,
+        adapter=adapter,
+        thinking=thinking,
+        half=s.bf16 and s.lora is not None,
+        four_bit=s.lora is not None and s.lora.four_bit,
+    )
+    loaded.model.to(place)
+    sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+    kept = [prompt for prompt in prompts if sampler.fits(prompt)]
+    if len(kept) < s.batch_size:
+        raise TrainingError(
+            f"{len(kept)} of {len(prompts)} prompts fit the context with {s.max_new_tokens} tokens "
+            f"of completion; a step takes {s.batch_size}"
+        )
+    trainer = OnlineDPO(loaded, sampler, label, s, spent)
+    same_parameters(trainer.parameters.values())
+    lines = _run(trainer, kept, folder, checkpoint_every, on_log, log_to)
+    made = None
+    if rank() == 0:
+        save_model(loaded, folder, lora=s.lora is not None, merge=True)
+        made = {
+            **summary(lines),
+            "prompts": len(kept),
+            "refused": {"too_long": len(prompts) - len(kept)},
+            "notes": loaded.notes,
+            "settings": asdict(s),
+        }
+    metrics = finish(folder, made)
+    return OnlineDPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
+
+
+def _run(
+    trainer: OnlineDPO,
+    prompts: Sequence[Prompt],
+    out: Path,
+    checkpoint_every: int,
+    on_log: OnLog | None,
+    log_to: Sequence[Tracker],
+) -> list[dict[str, Any]]:
+    """All steps that are not yet done; returns the journal's lines."""
+    s, checkpoint = trainer.settings, last_checkpoint(out)
+    done = 0 if checkpoint is None else trainer.restore(checkpoint)
+    journal = Journal(out / JOURNAL, checkpoint, s.steps, 1, on_log, log_to)
+    due = Due(checkpoint_every)
+    with steps_from(checkpoint):
+        for index in range(done, s.steps):
+            facts = trainer.step(index, prompts_of_step(prompts, index, s.batch_size, s.seed))
+            if rank():
+                continue  # the main process writes
+            journal.write(index + 1, facts)
+            due.after(index + 1, s.steps, lambda n: write_checkpoint(out, n, trainer.state()))
+    journal.close()
+    return journal.lines
+
+
+class OnlineDPO:
+    """The algorithm over a policy, a sampler and a judge."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        sampler: Sampler,
+        label: Label,
+        settings: OnlineDPOSettings,
+        spent: Spent | None = None,
+    ) -> None:
+        self.loaded, self.sampler, self.label = loaded, sampler, label
+        self.settings, self._spent = settings, spent
+        lora = settings.lora
+        self._frozen = None if lora else copy.deepcopy(loaded.model).requires_grad_(False).eval()
+        if lora is not None:
+            add_lora(loaded, lora, "policy", settings.seed)
+        self.policy = loaded.model
+        self.policy.train()  # dropout is off
+        named = self.policy.named_parameters()
+        self.parameters = {name: p for name, p in named if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=settings.learning_rate, weight_decay=0.0
+        )
+        self._loss = pair_loss(settings.loss, settings.beta, settings.label_noise, settings.nll)
+
+    def step(self, index: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Samples two completions of each prompt, has them judged, and learns from the labels."""
+        rows, facts = self.gather(index, prompts)
+        order = np.random.default_rng([self.settings.seed, index]).permutation(len(rows))
+        parts = np.array_split(order, min(self.settings.minibatches, len(rows))) if rows else []
+        learnt = [self.learn(index, [rows[i] for i in part]) for part in parts]
+        means = {k: sum(x[k] for x in learnt) / len(learnt) for k in learnt[0]} if learnt else {}
+        rate = self.optimizer.param_groups[0]["lr"]
+        return facts | means | {"learning_rate": rate}
+
+    # ---- gather
+
+    def gather(self, index: int, prompts: Sequence[Prompt]) -> tuple[list[Row], dict[str, Any]]:
+        """The pairs to learn from, and the facts of the batch.
+
+        Each process samples and labels its share of the prompts.
+        """
+        s = self.settings
+        seed = int(content_id("rollout", s.seed, index)[:15], 16)
+        before = self._spent() if self._spent is not None else 0.0
+        with self._autocast():
+            mine = self.sampler.sample(
+                self.policy, share(prompts), seed, 2, draws=share(occurrences(prompts))
+            )
+        now, then = self._logprobs(mine)
+        pairs = list(zip(mine[::2], mine[1::2], strict=True))
+        rows, left_out = self._label(pairs)
+        tokens = self._spent() - before if self._spent is not None else 0.0
+        share_of = [
+            (rows, left_out, tokens, float((now - then).sum()), sum(e.ended for e in mine),
+             sum(len(e.ids) for e in mine))
+        ]  # fmt: skip
+        every = gathered(share_of)
+        found = [row for part in every for row in part[0]]
+        why: Counter[str] = sum((part[1] for part in every), Counter())
+        n = len(prompts)
+        if why["abstained"] and not found and not why["tie"]:
+            raise TrainingError(
+                f"the judge abstained on all {why['abstained']} pairs of step {index + 1}: look at "
+                "what it is asked"
+            )
+        facts = {
+            "pairs": len(found),
+            **{name: why[name] / n for name in ("abstained", "tie", "identical", "cut")},
+            "p_chosen": math.fsum(row.p for row in found) / len(found) if found else 0.5,
+            "kl": math.fsum(part[3] for part in every) / (2 * n),
+            "ended": sum(part[4] for part in every) / (2 * n),
+            "length": sum(part[5] for part in every) / (2 * n),
+        }
+        if self._spent is not None:
+            facts["judge_tokens"] = math.fsum(part[2] for part in every)
+        return found, facts
+
+    def _label(self, pairs: Sequence[tuple[Episode, Episode]]) -> tuple[list[Row], Counter[str]]:
+        """The preferred pairs as rows, and why the others are none.
+
+        What never ended is not preferred to what did: that would pay for going on to the limit.
+        """
+        left_out: Counter[str] = Counter()
+        asked = []
+        for first, second in pairs:
+            if first.text == second.text:
+                left_out["identical"] += 1
+            elif not (self.settings.keep_cut or (first.ended and second.ended)):
+                left_out["cut"] += 1
+            else:
+                asked.append((first, second))
+        judged = [Pair(a.prompt, a.text, b.text) for a, b in asked]
+        labels = checked_labels(self.label, judged)
+        rows = []
+        for (first, second), label in zip(asked, labels, strict=True):
+            if label.status != "preferred":
+                left_out[label.status] += 1
+                continue
+            good, bad = (first, second) if label.first_is_chosen else (second, first)
+            if bad.ended and not good.ended:
+                left_out["cut"] += 1
+                continue
+            rows.append(
+                Row(
+                    label.pair.id, first.prompt.id, first.prompt_ids, good.ids, bad.ids,
+                    label.p_chosen,
+                )
+            )  # fmt: skip
+        return rows, left_out
+
+    def _logprobs(self, episodes: Sequence[Episode]) -> tuple[Any, Any]:
+        """log π and log π_ref of each completion, (N,) each."""
+        sums = []
+        prompts, completions = [e.prompt_ids for e in episodes], [e.ids for e in episodes]
+        for reference in (False, True):
+            with self._model(reference) as model, self._autocast():
+                found = sequence_logprobs(model, prompts, completions, self.loaded.filler)
+            sums.append(np.array([x.sum() for x in found]))
+        return sums[0], sums[1]
+
+    @contextmanager
+    def _model(self, reference: bool) -> Iterator[Any]:
+        """The live policy, or the model as it was before training."""
+        if reference and self._frozen is not None:
+            yield self._frozen
+        else:
+            with self.policy.disable_adapter() if reference else nullcontext():
+                yield self.policy
+
+    def _autocast(self) -> Any:
+        if not self.settings.bf16:
+            return nullcontext()
+        return torch.autocast(self.policy.device.type, torch.bfloat16)
+
+    # ---- learn
+
+    def learn(self, index: int, rows: Sequence[Row]) -> dict[str, float]:
+        """An optimiser step on some pairs; each process computes its share of them.
+
+        The reference reads the very batch that the policy does, so that rewards begin at exactly 0.
+        """
+        s, device = self.settings, self.policy.device
+        mine, total = share(rows), float(len(rows))
+        collate = collator(self.loaded.filler, None)
+        sums: dict[str, Any] = {}
+        for part in token_batches([2 * row.length for row in mine], BATCH_TOKENS) if mine else []:
+            batch = to_device(collate([mine[i] for i in part], total), device)
+            with torch.no_grad(), self._model(reference=True) as model, self._autocast():
+                batch["reference"] = pair_logprobs(model, batch)[0]
+            with self._autocast():
+                losses, statistics = self._loss(self.policy, batch)
+            loss = losses.sum() / total
+            loss.backward()  # type: ignore[no-untyped-call]
+            for name, value in {"loss": losses, **statistics}.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().double().sum() / total
+        sum_gradients(self.parameters.values())
+        left = 1 - index / s.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.learning_rate * left
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), s.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise TrainingError(
+                f"the gradient is not finite at step {index + 1} of {s.steps}: lower the learning "
+                "rate, or train in float32"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {**_means(sums, device), "grad_norm": norm.item()}
+
+    # ---- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, checkpoint: Path) -> int:
+        """Puts a checkpoint's state in place; returns the steps done."""
+        step, state = read_checkpoint(checkpoint, self.policy.device)
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return step
+
+
+# what `learn` tells of the pairs, whether or not this process had any
+STATISTICS = (
+    "loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "logp_chosen",
+    "logp_rejected",
+)  # fmt: skip
+
+
+def _means(sums: dict[str, Any], device: Any) -> dict[str, float]:
+    """The sums of all processes."""
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    table = summed(torch.stack([sums.get(name, zero) for name in STATISTICS]))
+    return dict(zip(STATISTICS, table.tolist(), strict=True))
+
+
+def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Steps, seconds, the judge's tokens and abstentions, and the means over the last tenth."""
+    last = lines[-max(1, len(lines) // 10) :]
+    skip = {"step", "total_steps", "epoch", "seconds", "learning_rate", "abstained", "judge_tokens"}
+    names = dict.fromkeys(k for line in last for k in line if k not in skip)
+    columns = {k: [line[k] for line in last if k in line] for k in names}
+    made = {
+        "steps": lines[-1]["step"],
+        "seconds": lines[-1]["seconds"],
+        "abstained": math.fsum(line["abstained"] for line in lines) / len(lines),
+    }
+    if "judge_tokens" in lines[-1]:
+        made["judge_tokens"] = round(math.fsum(line["judge_tokens"] for line in lines))
+    return {**made, **{k: math.fsum(v) / len(v) for k, v in columns.items()}}

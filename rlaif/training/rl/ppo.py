@@ -1,0 +1,481 @@
+"""PPO on language models (Ziegler et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022).
+
+`PPO.step` is the algorithm; `ppo_run` is the run around it. REINFORCE with a learned
+baseline and A2C are settings of the same loop: one update a batch, and the score function's
+gradient in place of the clipped ratio.
+
+Log-probabilities of a rollout are computed anew by the training's own forward pass, in the very
+parts of the first epoch, so that its first ratio is exactly 1: a decoder with a cache rounds
+otherwise, and the values need that pass anyway. How far the two are apart is in the journal.
+
+NLPO (Ramamurthy et al. 2022) is a setting too, `mask_top_p`: see `rlaif.training.rl.nlpo`.
+
+Everything random is drawn from (seed, step, …), never from a state, so that resuming needs no more
+than weights, optimiser, β and the number of steps done.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlaif.engines.tokens import Ids
+from rlaif.errors import ConfigError, TrainingError, nearest, require_finite_fields
+from rlaif.records import Prompt, content_id
+from rlaif.training.data import pad
+from rlaif.training.forward import logprobs_where
+from rlaif.training.models import LoraSettings
+from rlaif.training.processes import gathered, rank, share, sum_gradients, summed, world
+from rlaif.training.rl.actor_critic import ActorCritic, Value
+from rlaif.training.rl.nlpo import Masker, table_of
+from rlaif.training.rl.ppo_losses import (
+    Estimator,
+    KLController,
+    approx_kl,
+    clipped_policy_loss,
+    clipped_value_loss,
+    gae,
+    k3,
+    score_function_loss,
+    token_rewards,
+    whiten,
+)
+from rlaif.training.rl.rollout import (
+    Episode,
+    Minibatch,
+    Part,
+    Sampler,
+    make_minibatch,
+    occurrences,
+    plan_update,
+)
+from rlaif.training.rl.scorers import Scorer, checked_scores, without_reward
+
+Algorithm = Literal["ppo", "a2c", "reinforce"]
+ALGORITHMS: tuple[Algorithm, ...] = ("ppo", "a2c", "reinforce")
+Rollouts = Literal["hf", "vllm"]
+ROLLOUTS: tuple[Rollouts, ...] = ("hf", "vllm")
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmLimits:
+    """Limits whose crossing is told; None turns an alarm off."""
+
+    kl: float | None = 20.0  # most nats an episode, to the reference
+    entropy: float | None = 0.2  # least share of the first step's entropy a token
+    length: float | None = 2.0  # most times longer or shorter than in the first step
+    ended: float | None = 0.5  # least share of completions that end by themselves
+    held_out: float | None = 0.05  # most a looking-on judge's score may fall as the reward rises
+
+    def __post_init__(self) -> None:
+        require_finite_fields(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PPOSettings:
+    """All that decides what is learnt, beside model, prompts and scorer."""
+
+    steps: int = 1_000
+    batch_size: int = 64  # episodes a step
+    samples: int = 1  # of them with the same prompt
+    epochs: int = 4  # over the episodes of a step; 1 for a2c and reinforce
+    minibatches: int = 4  # optimiser steps an epoch; 1 for a2c and reinforce
+    algorithm: Algorithm = "ppo"
+    learning_rate: float = 3e-6  # at first; it falls linearly to 0
+    value_learning_rate: float | None = None  # of what only values use; None: the same
+    beta: float = 0.05
+    target_kl: float | None = None  # nats an episode; None keeps β fixed
+    horizon: int = 10_000  # episodes
+    kl_estimator: Estimator = "k1"
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1
+    entropy_weight: float = 0.0
+    ptx_weight: float = 0.0
+    whiten_rewards: bool = False
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    mask_top_p: float | None = None  # NLPO: choose among this nucleus of a masking policy
+    mask_every: int = 20  # steps between renewals of the masking policy
+    rollouts: Rollouts = "hf"  # who samples: Transformers, or vLLM with the policy's weights
+    no_end_score: float | None = -1.0  # the most that what never ended may score; None: any
+    max_grad_norm: float = 1.0
+    value: Value = "shared"
+    value_model: str | None = None
+    lora: LoraSettings | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    alarms: AlarmLimits = field(default_factory=AlarmLimits)
+
+    def __post_init__(self) -> None:
+        require_finite_fields(self)
+        if self.algorithm not in ALGORITHMS:
+            near = nearest(self.algorithm, ALGORITHMS)
+            raise ConfigError(f"unknown algorithm '{self.algorithm}'.{near}")
+        if self.algorithm != "ppo" and (self.epochs, self.minibatches) != (1, 1):
+            raise ConfigError(
+                f"{self.algorithm} learns once from a batch, as it has no ratio to correct for "
+                f"a policy that has moved: set epochs and minibatches to 1, not {self.epochs} and "
+                f"{self.minibatches}"
+            )
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
+        if min(self.steps, self.batch_size, self.samples, self.epochs, self.minibatches) < 1:
+            raise ConfigError("steps, batch_size, samples, epochs and minibatches are at least 1")
+        if self.mask_top_p is not None and not 0 < self.mask_top_p < 1:
+            raise ConfigError(f"mask_top_p must lie between 0 and 1, got {self.mask_top_p}")
+        if self.mask_every < 1:
+            raise ConfigError(f"mask_every must be at least 1, got {self.mask_every}")
+        self._check_rollouts()
+        for name in ("samples", "minibatches"):
+            n = getattr(self, name)
+            if self.batch_size % n:
+                raise ConfigError(f"batch_size {self.batch_size} is not a multiple of {name} {n}")
+
+    def _check_rollouts(self) -> None:
+        """ConfigError if vLLM is to sample what it cannot."""
+        if self.rollouts not in ROLLOUTS:
+            raise ConfigError(
+                f"unknown rollouts '{self.rollouts}'.{nearest(self.rollouts, ROLLOUTS)}"
+            )
+        if self.rollouts == "hf":
+            return
+        if self.mask_top_p is not None:
+            raise ConfigError(
+                "rollouts: vllm cannot sample from a masking policy's nucleus (NLPO): take "
+                "rollouts: hf, or mask_top_p: null"
+            )
+        if self.lora is not None and self.lora.four_bit:
+            raise ConfigError(
+                "rollouts: vllm needs weights that an adapter can be added to, and four_bit has "
+                "none: take rollouts: hf, or lora.four_bit: false"
+            )
+        if not 0.01 <= self.temperature <= 2:
+            raise ConfigError(
+                f"rollouts: vllm samples at temperatures from 0.01 to 2, got {self.temperature}"
+            )
+
+    @property
+    def score_weight(self) -> float:
+        """RLAIF's REINFORCE weighs the score 1 − β (Lee et al. 2023)."""
+        return 1 - self.beta if self.algorithm == "reinforce" else 1.0
+
+    @property
+    def trace(self) -> float:
+        """λ; REINFORCE's advantage is the whole return less the baseline, which is λ = 1."""
+        return 1.0 if self.algorithm == "reinforce" else self.lam
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """What policy, reference and values said when the episodes were sampled, (B, T) each."""
+
+    logp: Tensor
+    free: Tensor  # log π without the mask of masked sampling; else as `logp`
+    reference: Tensor
+    values: Tensor
+    entropy: Tensor
+    acts: Tensor  # 1 where a token was chosen
+    states: Tensor  # 1 where there is a value: one further than `acts` after an end token
+    bits: Tensor | None = None  # (B·T, V/8): the tokens allowed, with masked sampling
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """log π − log π_ref; 0 where no token was chosen."""
+        return self.free - self.reference
+
+    def allowed(self, part: Part) -> Tensor | None:
+        """The tokens allowed in a part's states, (N, V/8)."""
+        return None if self.bits is None else self.bits[part.index]
+
+
+class PPO:
+    """The algorithm over networks, a sampler and a scorer.
+
+    `ptx` are token sequences whose likelihood is held up beside the reward (PPO-ptx, Ouyang et al.
+    2022, eq. 2), with `ptx_weight`.
+    """
+
+    def __init__(
+        self,
+        nets: ActorCritic,
+        sampler: Sampler,
+        scorer: Scorer,
+        settings: PPOSettings,
+        ptx: Sequence[Ids] = (),
+    ) -> None:
+        self.nets, self.sampler, self.scorer = nets, sampler, scorer
+        self.settings, self.ptx = settings, ptx
+        self.kl = KLController(settings.beta, settings.target_kl, settings.horizon)
+        self.parameters = nets.trainable()
+        rate, own = settings.learning_rate, settings.value_learning_rate
+        self._rates = (rate, rate if own is None else own)
+        groups = [
+            {"params": [p for name, p in self.parameters.items() if name.startswith(part)]}
+            for part in ("policy.", "critic.")
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr=rate, eps=1e-5, fused=True)
+        self.masker = None
+        if settings.mask_top_p is not None:
+            self.masker = Masker(nets.policy, settings.mask_top_p, settings.temperature)
+        if settings.ptx_weight and not ptx:
+            raise ConfigError("ptx_weight is above 0, but there are no ptx sequences")
+
+    def step(self, index: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Samples completions of the prompts, and learns from what they score."""
+        s, meter = self.settings, Meter()
+        if self.masker is not None and index and index % s.mask_every == 0:
+            self.masker.renew(self.nets.policy)
+        episodes, scores = self.rollout(index, prompts, meter)
+        plan = self.plan(index, episodes)
+        old = self.experience(episodes, plan[0])
+        rewards = token_rewards(
+            scores, old.log_ratio, old.states, self.kl.beta,
+            estimator=s.kl_estimator, score_weight=s.score_weight,
+        )  # fmt: skip
+        if s.whiten_rewards:
+            rewards = whiten(rewards, old.states, shift_mean=False)
+        advantages, returns = gae(rewards, old.values, s.gamma, s.trace)
+        meter.batch(episodes, scores, old, returns, self.kl.beta)
+        advantages = whiten(advantages, old.acts)
+        for epoch in plan:
+            for minibatch in epoch:
+                for part in minibatch.parts:
+                    self.backward(part, minibatch, old, advantages, returns, meter)
+                self.update(index, meter)
+        self.kl.update(meter.facts["kl"], len(episodes))
+        return meter.result()
+
+    # ---- gather
+
+    def rollout(
+        self, index: int, prompts: Sequence[Prompt], meter: Meter
+    ) -> tuple[list[Episode], Tensor]:
+        """Completions and their scores (B,). Those on which the scorer abstains are left out.
+
+        A completion that never ended scores `no_end_score` at most (after the EOS trick, which
+        gives that unasked, and so pays where scores go below it). Each process samples and scores
+        its share of the prompts, and gets to know what the others have.
+        """
+        s = self.settings
+        seed = int(content_id("rollout", s.seed, index)[:15], 16)
+        with self.nets.autocast():
+            mine = self.sampler.sample(
+                self.nets.policy, share(prompts), seed, s.samples, self.masker,
+                draws=share(occurrences(prompts)),
+            )  # fmt: skip
+        found = score_all(self.scorer, mine)
+        scores = without_reward(found, [e.ended for e in mine], s.no_end_score)
+        sampled = gathered(list(zip(mine, scores, strict=True)))
+        kept = [(e, x) for e, x in sampled if x is not None]
+        meter.facts["ended"] = sum(e.ended for e, _ in sampled) / len(sampled)
+        meter.facts["abstained"] = len(sampled) - len(kept)
+        if not kept:
+            raise TrainingError(
+                f"none of the {len(sampled)} completions of step {index + 1} has a score: the "
+                "scorer abstained on all of them. Look at what it is asked"
+            )
+        values = torch.tensor([x for _, x in kept], device=self.nets.device)
+        if not torch.isfinite(values).all():
+            raise TrainingError(f"a score of step {index + 1} is not finite: {values.tolist()}")
+        return [e for e, _ in kept], values
+
+    def plan(self, index: int, episodes: Sequence[Episode]) -> list[list[Minibatch]]:
+        """The minibatches of every epoch, of which this process computes some parts."""
+        s = self.settings
+        rows = plan_update(
+            len(episodes),
+            epochs=s.epochs,
+            minibatches=s.minibatches,
+            seed=(s.seed, index),
+        )
+        nets, who = self.nets, (rank(), world())
+
+        def make(m: Sequence[int]) -> Minibatch:
+            fill, longest = nets.loaded.filler, nets.longest_packed
+            return make_minibatch(episodes, m, fill, nets.device, *who, longest_packed=longest)
+
+        return [[make(m) for m in epoch] for epoch in rows]
+
+    @torch.no_grad()
+    def experience(self, episodes: Sequence[Episode], epoch: Sequence[Minibatch]) -> Experience:
+        """log π, log π_ref and V of every state, computed in the parts of the first epoch."""
+        B, T = len(episodes), max(e.states for e in episodes)
+        table = torch.zeros(7, B * T, device=self.nets.device)
+        masks = [e.masks for e in episodes if e.masks is not None]
+        bits = table_of(masks, T, self.nets.device) if masks else None
+        for part in (part for minibatch in epoch for part in minibatch.parts):
+            allowed = None if bits is None else bits[part.index]
+            now = self.nets.outcome(part, entropy=True, bits=allowed)
+            reference = self.nets.reference_logp(part)
+            ones = torch.ones_like(now.values)
+            rows = (now.logp, now.free, reference, now.values, now.entropy, part.acts, ones)
+            table[:, part.index] = torch.stack([row.float() for row in rows])
+        logp, free, *others = summed(table).view(7, B, T)
+        reference, values, uncertain, acts, states = others
+        return Experience(logp, free, reference, values, uncertain, acts, states, bits)
+
+    # ---- learn
+
+    def backward(
+        self,
+        part: Part,
+        minibatch: Minibatch,
+        old: Experience,
+        advantages: Tensor,
+        returns: Tensor,
+        meter: Meter,
+    ) -> None:
+        """Adds the gradient of a part's share in its minibatch's mean loss.
+
+        Policy losses are means over tokens, value losses over states, of the whole minibatch.
+        """
+        s = self.settings
+        acts, states = minibatch.acts, minibatch.states
+        new = self.nets.outcome(part, entropy=s.entropy_weight > 0, bits=old.allowed(part))
+        then, V, A, R = (
+            x.reshape(-1)[part.index] for x in (old.logp, old.values, advantages, returns)
+        )
+        if s.algorithm == "ppo":
+            policy, clipped = clipped_policy_loss(new.logp, then, A, s.clip)
+        else:
+            policy, clipped = score_function_loss(new.logp, A), torch.zeros_like(A)
+        policy_loss = (policy * part.acts).sum() / acts
+        value_loss = clipped_value_loss(new.values, V, R, s.value_clip).sum() / states
+        loss = policy_loss + s.value_weight * value_loss
+        if s.entropy_weight:
+            loss = loss - s.entropy_weight * new.entropy.sum() / acts
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            meter.add("policy_loss", policy_loss)
+            meter.add("value_loss", value_loss)
+            meter.add("approx_kl", (approx_kl(new.logp, then) * part.acts).sum() / acts)
+            meter.add("clip_fraction", (clipped * part.acts).sum() / acts)
+            meter.ratio((new.logp - then).exp())
+
+    def update(self, index: int, meter: Meter) -> None:
+        """An Adam step at a learning rate that falls linearly to 0 over the run."""
+        s = self.settings
+        if s.ptx_weight:
+            self.hold(index, meter)
+        sum_gradients(self.parameters.values())
+        left = 1 - index / s.steps
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * left
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), s.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise TrainingError(
+                f"the gradient is not finite at step {index + 1} of {s.steps}: lower the learning "
+                "rate, or train in float32"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        meter.add("grad_norm", norm / world())  # of the whole gradient, which all of them know
+        meter.facts["learning_rate"] = s.learning_rate * left
+        meter.next_minibatch()
+
+    def hold(self, index: int, meter: Meter) -> None:
+        """PPO-ptx: adds the gradient of −ptx_weight·log π a token of some ptx sequences.
+
+        As many as a minibatch has episodes.
+        """
+        s = self.settings
+        draw = np.random.default_rng([s.seed, index, meter.minibatches])
+        rows = draw.integers(len(self.ptx), size=s.batch_size // s.minibatches).tolist()
+        tokens = sum(len(self.ptx[i]) - 1 for i in rows)
+        mine = [self.ptx[i] for i in share(rows)]
+        if not mine:
+            return
+        ids, mask = (x.to(self.nets.device) for x in pad(mine, 0))
+        loss = -logprobs_where(self.nets.policy, ids, mask[:, 1:].bool()).sum() / tokens
+        (s.ptx_weight * loss).backward()  # type: ignore[no-untyped-call]
+        meter.add("ptx_loss", loss.detach())
+
+
+def score_all(scorer: Scorer, episodes: Sequence[Episode]) -> list[float | None]:
+    """One score an episode, in order."""
+    if not episodes:
+        return []
+    prompts, texts = [e.prompt for e in episodes], [e.text for e in episodes]
+    found = scorer.score(prompts, texts, [e.ended for e in episodes])
+    return checked_scores(scorer, found, len(episodes))
+
+
+class Meter:
+    """What a step has to tell: facts of its batch, and means over its minibatches.
+
+    `first_ratio_gap` is the largest |ρ − 1| of the first minibatch, which is 0 if rollout and
+    training agree on every log-probability to the last bit.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = {}
+        self.minibatches = 0
+        self._sums: dict[str, list[Tensor]] = defaultdict(list)
+        self._gaps: list[Tensor] = []
+
+    def batch(
+        self,
+        episodes: Sequence[Episode],
+        scores: Tensor,
+        old: Experience,
+        returns: Tensor,
+        beta: float,
+    ) -> None:
+        """Facts of the episodes before learning. KL is in nats an episode, entropy in a token."""
+        n, seen = len(episodes), old.states.bool()
+        kl = old.log_ratio.sum(1)
+        sampled = [torch.from_numpy(e.logprobs) for e in episodes]
+        error = returns[seen] - old.values[seen]
+        pairs = zip(old.logp.cpu().double(), sampled, strict=True)
+        gaps = torch.cat([(row[: len(x)] - x).abs() for row, x in pairs])
+        self.facts |= {
+            "kl": kl.mean().item(),
+            "kl_k3": (k3(old.log_ratio).sum() / n).item(),
+            "score": scores.mean().item(),
+            "score_std": scores.std(correction=0).item(),
+            "reward": (scores - beta * kl).mean().item(),
+            "beta": beta,
+            "entropy": (old.entropy.sum() / old.acts.sum()).item(),
+            "length": old.acts.sum().item() / n,
+            "value": old.values[seen].mean().item(),
+            "explained_variance": 1 - (error.var() / returns[seen].var().clamp_min(1e-8)).item(),
+            "rollout_gap": gaps.max().item(),
+            "rollout_gap_mean": gaps.mean().item(),
+        }
+
+    def add(self, name: str, value: Tensor) -> None:
+        """A minibatch's mean, or a part's share of it."""
+        self._sums[name].append(value)
+
+    def ratio(self, ratio: Tensor) -> None:
+        if self.minibatches == 0:
+            self._gaps.append((ratio - 1).abs().max())
+
+    def next_minibatch(self) -> None:
+        if self.minibatches == 0:
+            self._sums["first_approx_kl"] = list(self._sums["approx_kl"])
+        self.minibatches += 1
+
+    def result(self) -> dict[str, Any]:
+        """Facts and means as numbers, over the shares of all processes."""
+        means: dict[str, float] = defaultdict(float)
+        gaps = []
+        sums = {name: torch.stack(x).sum().item() for name, x in self._sums.items() if x}
+        for shares, gap in gathered([(sums, [x.item() for x in self._gaps])]):
+            gaps += gap
+            for name, value in shares.items():
+                means[name] += value / (1 if name == "first_approx_kl" else self.minibatches)
+        return self.facts | means | {"first_ratio_gap": max(gaps)}
