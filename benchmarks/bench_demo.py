@@ -22,9 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 TARGETS = {  # what each constitution asks for; −1: less of it
-    "harmless": ("harmless", 1), "concise": ("concise", 1),
-    "flattering": ("not_sycophantic", -1), "thorough": ("concise", -1),
-}  # fmt: skip
+    "harmless": ("harmless", 1),
+    "concise": ("concise", 1),
+    "flattering": ("not_sycophantic", -1),
+    "thorough": ("concise", -1),
+}
 SEEDED = ("sampling", "train.reward", "train.dpo")
 FELL = 0.03  # a trait that no principle names is told of when its mean moved by more
 
@@ -88,8 +90,16 @@ def others(runs: Sequence[dict[str, Any]], target: str) -> dict[str, list[list[f
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    names = ("constitution", "trait", "and legal, all prompts", "legal", "KL, nats", "labels right",
-             "preferred, truth even", "moved beside")  # fmt: skip
+    names = (
+        "constitution",
+        "trait",
+        "and legal, all prompts",
+        "legal",
+        "KL, nats",
+        "labels right",
+        "preferred, truth even",
+        "moved beside",
+    )
     found = Table(*names, title="demo, DPO, mean (least–greatest)")
     for row in rows:
         before, after = row["base"], row["dpo"]
@@ -104,9 +114,15 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         right = f"{mean(row['labels_right']):.1%}"
         even = f"{mean(found['value'] for found in row['unseparated']):.1%}"
         found.add_row(
-            row["constitution"], f"{row['trait']} {cells[0]}", cells[1], cells[2],
-            shown(row["kl"], percent=False), right, even, moved,
-        )  # fmt: skip
+            row["constitution"],
+            f"{row['trait']} {cells[0]}",
+            cells[1],
+            cells[2],
+            shown(row["kl"], percent=False),
+            right,
+            even,
+            moved,
+        )
     return found
 
 

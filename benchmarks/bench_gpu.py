@@ -70,9 +70,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--engines", nargs="+", choices=("hf", "vllm", "plain"))
     parser.add_argument(
-        "--attention", nargs="+", choices=("pieces", "flex"), default=["pieces", "flex"],
+        "--attention",
+        nargs="+",
+        choices=("pieces", "flex"),
+        default=["pieces", "flex"],
         help="how packs attend: each is measured with engine hf",
-    )  # fmt: skip
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--n", type=int, help="pairs, and prompts")
     parser.add_argument("--principles", type=int, help="each in both orders")
@@ -136,8 +139,11 @@ def bench(args: argparse.Namespace, engine: str, arguments: list[str]) -> dict[s
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [python, "-c", COMMAND, "bench", *arguments],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["it said nothing"]
         raise RuntimeError(f"`bench {arguments[0]}` ended with {done.returncode}: {lines[-1]}")

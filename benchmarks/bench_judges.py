@@ -78,16 +78,28 @@ def measured(args: argparse.Namespace, name: str, way: str) -> list[dict[str, An
     principle = {"id": name, "compare": source.question}
     asked.write_text(yaml.safe_dump({"name": name, "version": 1, "principles": [principle]}))
     settings = [
-        f"pairs.format={source.format}", "pairs.skip_bad=10", "preferences.min_margin=0",
-        f"pairs.limit={args.limit or 'null'}", *WAYS[way], *args.set,
-    ]  # fmt: skip
+        f"pairs.format={source.format}",
+        "pairs.skip_bad=10",
+        "preferences.min_margin=0",
+        f"pairs.limit={args.limit or 'null'}",
+        *WAYS[way],
+        *args.set,
+    ]
     found = []
     for orders in ORDERS:
         command = [
-            "label", "--pairs", str(args.data / source.file), "--constitution", str(asked),
-            "--judge", args.judge, "--out", str(run), f"--set=preferences.orders={orders}",
+            "label",
+            "--pairs",
+            str(args.data / source.file),
+            "--constitution",
+            str(asked),
+            "--judge",
+            args.judge,
+            "--out",
+            str(run),
+            f"--set=preferences.orders={orders}",
             *(f"--set={s}" for s in settings),
-        ]  # fmt: skip
+        ]
         rlaif(*command)
         rlaif("eval", "audit", str(run))
         said = json.loads((run / "evaluation" / "audit.json").read_text("utf-8"))
@@ -100,9 +112,19 @@ def rlaif(*words: str) -> None:
 
 
 COLUMNS = (
-    "set", "way", "orders", "pairs", "agreement", "label mass", "abstained",
-    "picks the first place", "orders agree", "ECE", "T", "ECE at T",
-)  # fmt: skip
+    "set",
+    "way",
+    "orders",
+    "pairs",
+    "agreement",
+    "label mass",
+    "abstained",
+    "picks the first place",
+    "orders agree",
+    "ECE",
+    "T",
+    "ECE at T",
+)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -113,12 +135,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         known, judge = audit["known"], audit["judge"]
         heat = known.get("temperature") or {}
         cells = [
-            row["set"], row["way"], row["orders"], str(audit["pairs"]),
-            percent(known["accuracy_all"]), percent(judge["label_mass"]),
-            percent(judge["abstained"]), percent(judge["says_first"]),
-            percent(judge["swap_consistency"]), number(known.get("ece")),
-            number(heat.get("value")), number(heat.get("ece")),
-        ]  # fmt: skip
+            row["set"],
+            row["way"],
+            row["orders"],
+            str(audit["pairs"]),
+            percent(known["accuracy_all"]),
+            percent(judge["label_mass"]),
+            percent(judge["abstained"]),
+            percent(judge["says_first"]),
+            percent(judge["swap_consistency"]),
+            number(known.get("ece")),
+            number(heat.get("value")),
+            number(heat.get("ece")),
+        ]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 

@@ -62,9 +62,12 @@ def main() -> None:
     model = args.model or make_model(args.out / "model", args.shape, texts_of(args.pairs))
     workload = Workload.read(args.pairs, args.n, args.principles, args.layout, args.characters)
     job = make_job(model, workload) | {
-        "pairs": str(args.pairs), "n": args.n, "principles": args.principles, "layout": args.layout,
+        "pairs": str(args.pairs),
+        "n": args.n,
+        "principles": args.principles,
+        "layout": args.layout,
         "characters": args.characters,
-    }  # fmt: skip
+    }
     found = {}
     for name in args.ways:
         if WAYS[name].venv:
@@ -158,9 +161,18 @@ def measure(
     requests.write_text(json.dumps(job | {"requests": asked, "n": pairs}))
     out.unlink(missing_ok=True)
     command = [
-        python, ROOT / "benchmarks" / "bench_peers_way.py", name, "--model", model,
-        "--requests", requests, "--out", out, "--core", str(args.core),
-    ]  # fmt: skip
+        python,
+        ROOT / "benchmarks" / "bench_peers_way.py",
+        name,
+        "--model",
+        model,
+        "--requests",
+        requests,
+        "--out",
+        out,
+        "--core",
+        str(args.core),
+    ]
     with (args.out / f"{name}.log").open("w") as log:
         done = subprocess.run(command, env=environment(name), stdout=log, stderr=log, check=False)
     if done.returncode or not out.exists():

@@ -135,14 +135,26 @@ def start(
     path.write_text(json.dumps(job | {"recompute": name == "trl-defaults"}))
     out.unlink(missing_ok=True)
     command = [
-        python, ROOT / "benchmarks" / "bench_ppo_peers_way.py", "trl" if peer else name,
-        "--model", model, "--reward", reward, "--job", path, "--out", out,
-        "--core", str(args.core),
-    ]  # fmt: skip
+        python,
+        ROOT / "benchmarks" / "bench_ppo_peers_way.py",
+        "trl" if peer else name,
+        "--model",
+        model,
+        "--reward",
+        reward,
+        "--job",
+        path,
+        "--out",
+        out,
+        "--core",
+        str(args.core),
+    ]
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-    }  # fmt: skip
+    }
     with (args.out / f"{name}.log").open("w") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 

@@ -55,9 +55,15 @@ def rlaif(value: Any, model: str, reward: str, job: dict[str, Any]) -> dict[str,
     prompts = [Prompt.user(text) for text in job["texts"]]
     sizes = {name: job[name] for name in ("batch_size", "epochs", "minibatches", "steps")}
     report = bench_ppo(
-        model, prompts, reward=reward, value=value, response_tokens=job["response_tokens"],
-        threads=1, between=stop, **sizes,
-    )  # fmt: skip
+        model,
+        prompts,
+        reward=reward,
+        value=value,
+        response_tokens=job["response_tokens"],
+        threads=1,
+        between=stop,
+        **sizes,
+    )
     return asdict(report)
 
 
@@ -111,21 +117,36 @@ def trl(_: str, model: str, reward: str, job: dict[str, Any]) -> dict[str, Any]:
     timer = Timer()
     with tempfile.TemporaryDirectory() as folder:
         config = PPOConfig(
-            output_dir=folder, per_device_train_batch_size=job["batch_size"],
-            gradient_accumulation_steps=1, num_mini_batches=job["minibatches"],
-            num_ppo_epochs=job["epochs"], total_episodes=job["batch_size"] * (job["steps"] + 1),
-            response_length=job["response_tokens"], stop_token="eos", temperature=1.0,
+            output_dir=folder,
+            per_device_train_batch_size=job["batch_size"],
+            gradient_accumulation_steps=1,
+            num_mini_batches=job["minibatches"],
+            num_ppo_epochs=job["epochs"],
+            total_episodes=job["batch_size"] * (job["steps"] + 1),
+            response_length=job["response_tokens"],
+            stop_token="eos",
+            temperature=1.0,
             num_sample_generations=0,
             local_rollout_forward_batch_size=job["batch_size"],
             gradient_checkpointing=job["recompute"],
-            bf16=False, use_cpu=True, report_to="none", save_strategy="no", disable_tqdm=True,
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
             logging_steps=1,
-        )  # fmt: skip
+        )
         trainer = PPOTrainer(
-            args=config, processing_class=AutoTokenizer.from_pretrained(model), model=policy,
-            ref_model=reference, reward_model=classifier(), value_model=classifier(),
-            train_dataset=data, eval_dataset=data, callbacks=[timer],
-        )  # fmt: skip
+            args=config,
+            processing_class=AutoTokenizer.from_pretrained(model),
+            model=policy,
+            ref_model=reference,
+            reward_model=classifier(),
+            value_model=classifier(),
+            train_dataset=data,
+            eval_dataset=data,
+            callbacks=[timer],
+        )
         trainer.train()
     episodes = job["batch_size"] * job["steps"]
     seconds = together(timer.taken)

@@ -30,9 +30,12 @@ def seconds(folder: Path, program: str, *arguments: str) -> float:
     """Processor seconds, user and system, of one process."""
     before = os.times()
     subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=folder, check=True, capture_output=True,
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        check=True,
+        capture_output=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     after = os.times()
     used = after.children_user + after.children_system
     return used - before.children_user - before.children_system

@@ -103,8 +103,10 @@ def report(names: list[str], p: torch.Tensor, states: dict[int, torch.Tensor]) -
     sure = np.argsort(-np.abs(margins) / ensemble.std(1, ddof=1))
     for i, part in enumerate(np.array_split(sure, 4)):
         found = share(right[part], [names[k] for k in part])
-        print(f"quarter {i + 1} by margin/spread: {found.value:.3f} "
-              f"[{found.low:.3f}, {found.high:.3f}]")  # fmt: skip
+        print(
+            f"quarter {i + 1} by margin/spread: {found.value:.3f} "
+            f"[{found.low:.3f}, {found.high:.3f}]"
+        )
 
 
 if __name__ == "__main__":

@@ -102,10 +102,12 @@ def measured(
     texts, ids = [g.text for _, g in flat], [g.ids for _, g in flat]
     kl = kl_to_base(policy, base, [p for p, _ in flat], texts, ids=ids, cut=cut)
     found = {
-        "policy": folder.name, "kl": kl.value, "kl_stderr": kl.stderr,
+        "policy": folder.name,
+        "kl": kl.value,
+        "kl_stderr": kl.stderr,
         **over_prompts("proxy", proxy_of(proxy, prompts, rows).mean(axis=1)),
         **over_prompts("gold", gold_of(prompts, rows).mean(axis=1)),
-    }  # fmt: skip
+    }
     known.write_text(json.dumps(found))
     print(json.dumps(found), flush=True)
     return found
@@ -123,8 +125,11 @@ def turn(gold: np.ndarray[Any, Any], shown: Sequence[int]) -> dict[str, Any]:
     The best n is chosen on the same prompts, which flatters the difference.
     """
     best = max(shown, key=lambda n: float(gold[:, n - 1].mean()))
-    return {"best": best, "most": shown[-1],
-            **over_prompts("difference", gold[:, best - 1] - gold[:, shown[-1] - 1])}  # fmt: skip
+    return {
+        "best": best,
+        "most": shown[-1],
+        **over_prompts("difference", gold[:, best - 1] - gold[:, shown[-1] - 1]),
+    }
 
 
 def run(out: Path, labels: int, samples: int, held_out: int) -> dict[str, Any]:
@@ -164,13 +169,22 @@ def run(out: Path, labels: int, samples: int, held_out: int) -> dict[str, Any]:
     for steps in (2, 4, 6, 8, 12):
         folder = out / f"ppo-{steps}"
         settings = PPOSettings(
-            steps=steps, batch_size=64, max_new_tokens=LENGTH, learning_rate=3e-4, beta=0.0,
+            steps=steps,
+            batch_size=64,
+            max_new_tokens=LENGTH,
+            learning_rate=3e-4,
+            beta=0.0,
             alarms=AlarmLimits(None, None, None, None),
-        )  # fmt: skip
+        )
         train_ppo(train, "tiny", folder, proxy, settings, device="cpu")
         points["PPO"].append(measured(folder, base, proxy, test))
-    return {"labels": len(known), "samples": samples, "prompts": len(test), "points": points,
-            "turn": turned}  # fmt: skip
+    return {
+        "labels": len(known),
+        "samples": samples,
+        "prompts": len(test),
+        "points": points,
+        "turn": turned,
+    }
 
 
 def fits(found: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -682,9 +682,22 @@ class DPOConfig(PreferenceTrainConfig):
     learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate of AdamW; it falls linearly to 0."""
     loss: Literal[
-        "sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm", "hinge", "exo_pair", "nca_pair",
-        "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down", "discopop",
-    ] = "sigmoid"  # fmt: skip
+        "sigmoid",
+        "cdpo",
+        "robust",
+        "ipo",
+        "sigmoid_norm",
+        "hinge",
+        "exo_pair",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "aot",
+        "aot_unpaired",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+    ] = "sigmoid"
     """`sigmoid` is DPO on soft labels; it and the next four are in `rlaif.training.losses`. The
     others are TRL's, and take hard labels only (`preferences.soft: false`)."""
     beta: float = Field(default=0.1, gt=0)

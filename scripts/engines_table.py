@@ -40,58 +40,120 @@ LARGEST = 3_000_000  # weights
 SIZES: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embedding_size"), 32),
     **dict.fromkeys(
-        ("intermediate_size", "ffn_dim", "d_ff", "n_inner", "decoder_ffn_dim", "encoder_ffn_dim",
-         "ffn_hidden_size", "intermediate_size_mlp", "dff", "dim_ff", "mlp_hidden_size"), 48),
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "d_ff",
+            "n_inner",
+            "decoder_ffn_dim",
+            "encoder_ffn_dim",
+            "ffn_hidden_size",
+            "intermediate_size_mlp",
+            "dff",
+            "dim_ff",
+            "mlp_hidden_size",
+        ),
+        48,
+    ),
     **dict.fromkeys(
-        ("moe_intermediate_size", "shared_expert_intermediate_size", "q_lora_rank", "kv_lora_rank",
-         "moe_shared_expert_intermediate_size", "expert_ffn_hidden_size", "index_head_dim",
-         "hidden_size_per_layer_input", "o_lora_rank"), 16),
+        (
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "q_lora_rank",
+            "kv_lora_rank",
+            "moe_shared_expert_intermediate_size",
+            "expert_ffn_hidden_size",
+            "index_head_dim",
+            "hidden_size_per_layer_input",
+            "o_lora_rank",
+        ),
+        16,
+    ),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_decoder_layers"), 2),
     **dict.fromkeys(
-        ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads",
-         "encoder_attention_heads", "attention_heads"), 4),
+        (
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "decoder_attention_heads",
+            "encoder_attention_heads",
+            "attention_heads",
+        ),
+        4,
+    ),
     **dict.fromkeys(("num_key_value_heads", "num_kv_heads"), 2),
     **dict.fromkeys(("head_dim", "dim_head", "qk_nope_head_dim", "v_head_dim", "d_kv"), 8),
     **dict.fromkeys(("qk_rope_head_dim",), 4),
     **dict.fromkeys(
         ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_sequence_length"),
-        512),
+        512,
+    ),
     **dict.fromkeys(("sliding_window", "attention_chunk_size", "window_size"), 16),
-    **dict.fromkeys(
-        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
     **dict.fromkeys(("n_group", "topk_group"), 1),
-    **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size", "linear_key_head_dim",
-                     "linear_value_head_dim"), 8),
+    **dict.fromkeys(
+        (
+            "state_size",
+            "mamba_d_state",
+            "ssm_state_size",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+        ),
+        8,
+    ),
     **dict.fromkeys(("linear_num_key_heads",), 2),
     **dict.fromkeys(("linear_num_value_heads",), 4),
-    "floor_scale": 20, "rotary_dim": 4, "index_topk": 16, "first_k_dense_replace": 1,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "floor_scale": 20,
+    "rotary_dim": 4,
+    "index_topk": 16,
+    "first_k_dense_replace": 1,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 # Where a size has another meaning, and what else a config needs.
 _TWICE = ["sliding_attention", "full_attention"] * 2
 _MAMBA2 = {
-    "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 2,
-    "mamba_expand": 2, "mamba_chunk_size": 16,
-}  # fmt: skip
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 2,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 16,
+}
 _GEMMA_3N = {
-    "layer_types": _TWICE, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "laurel_rank": 8,
-    "vocab_size_per_layer_input": 1_024, "activation_sparsity_pattern": [0.0] * 4,
-}  # fmt: skip
-_GEMMA_4 = {
-    "layer_types": _TWICE, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "global_head_dim": 16,
+    "layer_types": _TWICE,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "laurel_rank": 8,
     "vocab_size_per_layer_input": 1_024,
-}  # fmt: skip
+    "activation_sparsity_pattern": [0.0] * 4,
+}
+_GEMMA_4 = {
+    "layer_types": _TWICE,
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "global_head_dim": 16,
+    "vocab_size_per_layer_input": 1_024,
+}
 _DECODER = {"is_decoder": True}
 _LONG_BERT = {**_DECODER, "max_position_embeddings": 600}  # positions begin behind the padding id
 _ROPES = {kind: {"rope_type": "default", "rope_theta": 10_000.0} for kind in _TWICE}
 _QSA = {
-    "layer_types": ["linear_attention", "full_attention"], "num_hidden_layers": 2,
-    "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16,
-    "indexer_compress_ratio": 4, "ngram_vocab_size_base": 100, "split_ngram_parts": 1,
+    "layer_types": ["linear_attention", "full_attention"],
+    "num_hidden_layers": 2,
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "ngram_vocab_size_base": 100,
+    "split_ngram_parts": 1,
     "hc_lowrank": 8,
-}  # fmt: skip
+}
 MORE: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
     "bert": _DECODER,
@@ -99,7 +161,9 @@ MORE: dict[str, dict[str, Any]] = {
     "big_bird": _DECODER,
     "camembert": _LONG_BERT,
     "cohere_compass_text": {
-        "layer_types": _TWICE, "num_hidden_layers": 4, "rope_parameters": _ROPES,
+        "layer_types": _TWICE,
+        "num_hidden_layers": 4,
+        "rope_parameters": _ROPES,
     },
     "data2vec-text": _LONG_BERT,
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0}},
@@ -114,31 +178,45 @@ MORE: dict[str, dict[str, Any]] = {
     "gemma4_text": _GEMMA_4,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {
-        **_MAMBA2, "layer_types": ["linear_attention", "full_attention"],
-        "shared_intermediate_size": 32, "num_hidden_layers": 2,
+        **_MAMBA2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "shared_intermediate_size": 32,
+        "num_hidden_layers": 2,
     },
     "jamba": {
-        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
-        "expert_layer_offset": 1, "mamba_dt_rank": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "mamba_dt_rank": 4,
     },
     "kimi_linear": {"linear_num_heads": 4, "linear_head_dim": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 8},
     "lfm2_moe": {
-        "layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention"],
+        "num_hidden_layers": 2,
+        "num_dense_layers": 1,
     },
     "longcat_flash": {"head_dim": 4, "num_layers": 2},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16},
     "megatron-bert": _DECODER,
     "nemotron_h": {
-        "layers_block_type": ["mamba", "moe", "attention", "mlp"], "num_hidden_layers": 4,
-        "layer_types": ..., "mamba_num_heads": 8, "mamba_head_dim": 8, "n_groups": 2,
+        "layers_block_type": ["mamba", "moe", "attention", "mlp"],
+        "num_hidden_layers": 4,
+        "layer_types": ...,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
         "chunk_size": 16,
     },
     "olmo_hybrid": {"linear_num_key_heads": 4},
     "qwen4_exp": _QSA,
     "qwen4_exp_text": _QSA,
     "roc_bert": {
-        **_DECODER, "shape_embed_dim": 8, "shape_vocab_size": 50, "pronunciation_embed_dim": 8,
+        **_DECODER,
+        "shape_embed_dim": 8,
+        "shape_vocab_size": 50,
+        "pronunciation_embed_dim": 8,
         "pronunciation_vocab_size": 50,
     },
     "recurrent_gemma": {"lru_width": 32, "attention_window_size": 16, "num_hidden_layers": 3},
@@ -152,16 +230,25 @@ MORE: dict[str, dict[str, Any]] = {
     "xlstm": {"num_blocks": 2, "chunk_size": 16},
     "xmod": {**_LONG_BERT, "default_language": "en_XX"},
     "zamba": {
-        "layers_block_type": ["hybrid", "mamba"] * 2, "num_hidden_layers": 4, "n_mamba_heads": 2,
+        "layers_block_type": ["hybrid", "mamba"] * 2,
+        "num_hidden_layers": 4,
+        "n_mamba_heads": 2,
         "layer_types": ...,
     },
     "zamba2": {
-        "layers_block_type": ["hybrid", "mamba", "hybrid"], "num_hidden_layers": 3,
-        "layer_types": ..., "n_mamba_heads": 8, "mamba_headdim": 8, "mamba_expand": 2,
-        "mamba_ngroups": 2, "chunk_size": 16, "num_mem_blocks": 1, "use_mem_rope": True,
+        "layers_block_type": ["hybrid", "mamba", "hybrid"],
+        "num_hidden_layers": 3,
+        "layer_types": ...,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 8,
+        "mamba_expand": 2,
+        "mamba_ngroups": 2,
+        "chunk_size": 16,
+        "num_mem_blocks": 1,
+        "use_mem_rope": True,
     },
     "zaya": {"num_experts_per_tok": 1},
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)

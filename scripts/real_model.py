@@ -115,8 +115,11 @@ def download(wheels: Path) -> None:
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-cache-dir"]
     done = subprocess.run(
         [*pip, "--quiet", "--no-deps", "--retries", "2", "--dest", str(wheels), *PACKAGES],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     if done.returncode == 0:
         return
     said = [line for line in done.stdout.splitlines() if line.strip()]

@@ -52,8 +52,19 @@ def write_tiny_world(path: Path, n: int = 12) -> None:
 
 def test_the_audit_is_printed_stored_and_shown(tmp_path: Path) -> None:
     write_tiny_world(tmp_path / "pairs.jsonl")
-    run("label", "--pairs", "pairs.jsonl", "--judge", "tiny", "--set", "judge.min_mass=0",
-        "--set", "preferences.min_margin=0", "--out", "runs/a")  # fmt: skip
+    run(
+        "label",
+        "--pairs",
+        "pairs.jsonl",
+        "--judge",
+        "tiny",
+        "--set",
+        "judge.min_mass=0",
+        "--set",
+        "preferences.min_margin=0",
+        "--out",
+        "runs/a",
+    )
     printed = run("eval", "audit", "--out", "runs/a")
     found = read_audit("runs/a")
     assert found["known_from"] == "pairs"
@@ -88,8 +99,17 @@ def test_an_audit_without_labels_says_what_to_run() -> None:
 
 def test_training_refuses_labels_that_pass_a_limit(tmp_path: Path) -> None:
     write_tiny_world(tmp_path / "pairs.jsonl", 4)
-    run("label", "--pairs", "pairs.jsonl", "--judge", "tiny", "--set", "judge.min_mass=1",
-        "--out", "runs/a")  # fmt: skip
+    run(
+        "label",
+        "--pairs",
+        "pairs.jsonl",
+        "--judge",
+        "tiny",
+        "--set",
+        "judge.min_mass=1",
+        "--out",
+        "runs/a",
+    )
     for stage in ("reward", "dpo"):
         with pytest.raises(TrainingError) as refused:
             run("train", stage, "--out", "runs/a", "--set", "train.limits={}")
@@ -98,8 +118,7 @@ def test_training_refuses_labels_that_pass_a_limit(tmp_path: Path) -> None:
         assert "or, to train all the same, set train.limits.max_abstained=null" in text
         # without the limit there is still nothing to train on, and that is what is said
         with pytest.raises(TrainingError) as empty:
-            run("train", stage, "--out", "runs/a",
-                "--set", "train.limits=null")  # fmt: skip
+            run("train", stage, "--out", "runs/a", "--set", "train.limits=null")
         assert "not fit" not in str(empty.value)
 
 

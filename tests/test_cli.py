@@ -21,12 +21,27 @@ from rlaif.store import RunStore
 RUNNER = CliRunner()
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 COMMANDS = [
-    "run", "sample", "label", "revise", "contrast", "export", "train reward", "train dpo",
-    "train ppo", "eval winrate", "eval audit", "report", "constitution check",
+    "run",
+    "sample",
+    "label",
+    "revise",
+    "contrast",
+    "export",
+    "train reward",
+    "train dpo",
+    "train ppo",
+    "eval winrate",
+    "eval audit",
+    "report",
+    "constitution check",
     "constitution show",
-    "constitution diff", "constitution import", "constitution schema", "config check",
-    "config schema", "init",
-]  # fmt: skip
+    "constitution diff",
+    "constitution import",
+    "constitution schema",
+    "config check",
+    "config schema",
+    "init",
+]
 
 
 def run(*arguments: str) -> str:
@@ -110,8 +125,16 @@ def test_labels_that_the_judge_would_hardly_write_are_warned_of(
 
 def test_another_threshold_of_mass_judges_nothing_again(tmp_path: Path) -> None:
     write_pairs(tmp_path / "pairs.jsonl")
-    given = ("--pairs", "pairs.jsonl", "--judge", "tiny", "--set", "threads=1",
-             "--set", "judge.template=pairwise/default")  # fmt: skip
+    given = (
+        "--pairs",
+        "pairs.jsonl",
+        "--judge",
+        "tiny",
+        "--set",
+        "threads=1",
+        "--set",
+        "judge.template=pairwise/default",
+    )
     masses = {}
     for value in ("0", "0.2", "1", "0"):  # from all, by some and none, back to all
         sets = ("--set", f"judge.min_mass={value}")
@@ -119,8 +142,10 @@ def test_another_threshold_of_mass_judges_nothing_again(tmp_path: Path) -> None:
         assert f"16 verdicts ({new} new)" in run("label", *given, "--out", "r", *sets)
         if not (tmp_path / f"fresh-{value}").exists():
             run("label", *given, "--out", f"fresh-{value}", *sets)
-        preferences = [RunStore(tmp_path / name, read_only=True).table("preferences").read()
-                       for name in ("r", f"fresh-{value}")]  # fmt: skip
+        preferences = [
+            RunStore(tmp_path / name, read_only=True).table("preferences").read()
+            for name in ("r", f"fresh-{value}")
+        ]
         assert preferences[0] == preferences[1]
         fresh = RunStore(tmp_path / f"fresh-{value}", read_only=True).table("verdicts").read()
         rows = RunStore(tmp_path / "r", read_only=True).table("verdicts").read()
@@ -149,9 +174,15 @@ def test_editing_one_principle_of_sixteen_judges_a_sixteenth(tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    small = ["prompts.limit=40", "evaluate.prompts.limit=20", "train.reward.epochs=1",
-             "train.dpo.epochs=1", "preferences.min_margin=0.0", "preferences.principle_margin=0.0",
-             "train.reward.held_out=0.3"]  # fmt: skip
+    small = [
+        "prompts.limit=40",
+        "evaluate.prompts.limit=20",
+        "train.reward.epochs=1",
+        "train.dpo.epochs=1",
+        "preferences.min_margin=0.0",
+        "preferences.principle_margin=0.0",
+        "train.reward.held_out=0.3",
+    ]
     options = [x for s in small for x in ("--set", s)]
     run("run", "--config", "demo", "--out", str(folder / "r"), *options)
     return folder / "r"
@@ -159,10 +190,16 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_whole_run_leaves_everything(whole_run: Path) -> None:
     for name in (
-        "run.yaml", "manifest.json", "summary.json", "report.html", "models/dpo/model.safetensors",
-        "models/reward/model.safetensors", "evaluation/winrate.json", "evaluation/policies.json",
+        "run.yaml",
+        "manifest.json",
+        "summary.json",
+        "report.html",
+        "models/dpo/model.safetensors",
+        "models/reward/model.safetensors",
+        "evaluation/winrate.json",
+        "evaluation/policies.json",
         "evaluation/audit.json",
-    ):  # fmt: skip
+    ):
         assert (whole_run / name).is_file(), name
     summary = json.loads((whole_run / "summary.json").read_text())
     assert summary["target_trait"] == "harmless"
@@ -325,8 +362,11 @@ def test_errors_are_a_line_and_exit_code_2(tmp_path: Path) -> None:
     program = "from rlaif.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, "report", "nowhere"],
-        capture_output=True, text=True, check=False, cwd=tmp_path,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -102,10 +102,10 @@ def test_extending_puts_the_bases_first_changes_by_id_and_drops(tmp_path: Path) 
     base = "principles: [{id: a, compare: 'A?', critique: C.}, {id: b, compare: 'B?'}]\n"
     write(tmp_path, "base", base)
     path = write(
-        tmp_path, "own",
-        "extends: base.yaml\ndrop: [b]\n"
-        "principles: [{id: c, compare: 'C?'}, {id: a, weight: 3}]\n",
-    )  # fmt: skip
+        tmp_path,
+        "own",
+        "extends: base.yaml\ndrop: [b]\nprinciples: [{id: c, compare: 'C?'}, {id: a, weight: 3}]\n",
+    )
     found = Constitution.load(path)
     assert [(p.id, p.compare, p.critique, p.weight) for p in found.principles] == [
         ("a", "A?", "C.", 3.0),
@@ -152,10 +152,11 @@ def test_bases_that_differ_need_a_word_and_their_faults_keep_their_own_places(
 
 def test_check_knows_what_a_use_needs_and_what_would_be_paid_twice(tmp_path: Path) -> None:
     path = write(
-        tmp_path, "c",
+        tmp_path,
+        "c",
         "principles:\n  - {id: a, compare: 'A?', critique: C.}\n  - {id: b, compare: 'A?'}\n"
         "  - {id: c, compare: 'C?', tags: ['tiny:polit']}\n",
-    )  # fmt: skip
+    )
     found, faults = check(path, "revise")
     assert found is not None
     told = [fault.removeprefix(f"{tmp_path}/") for fault in faults]

@@ -72,8 +72,9 @@ def test_the_requests_of_a_revision_are_shown_as_they_are_sent(template: str) ->
         reviser.round([Chain(SAMPLE.prompt, 0, SAMPLE.first)], 1)
 
     critique, revision = sent_by(stage, template)
-    shown = run("show", "harmless", "--prompt", "no-harm", "--for", "revise",
-                "--template", template)  # fmt: skip
+    shown = run(
+        "show", "harmless", "--prompt", "no-harm", "--for", "revise", "--template", template
+    )
     assert shown == f"--- critique\n{critique}\n\n--- revision\n{revision}\n\n"
     assert CRITIQUE in revision
     assert principle.revise in revision
@@ -86,8 +87,11 @@ def test_both_sides_of_a_contrast_are_shown_as_they_are_sent() -> None:
     (principle,) = Constitution.load("harmless").select(["no-harm"])
 
     def stage(engine: ScriptedEngine, template: str) -> None:
-        list(contrast_stream([SAMPLE.prompt], engine, [principle], Sampling(), Memory(),
-                             template=template))  # fmt: skip
+        list(
+            contrast_stream(
+                [SAMPLE.prompt], engine, [principle], Sampling(), Memory(), template=template
+            )
+        )
 
     follow, violate = sent_by(stage, "contrast/default")
     shown = run("show", "harmless", "--prompt", "no-harm", "--for", "contrast")

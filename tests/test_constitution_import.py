@@ -41,8 +41,11 @@ def test_the_published_shapes_lose_their_scaffolding_and_nothing_else(tmp_path: 
     )
     (p,) = imported(tmp_path, "c.json", chains).principles
     assert (p.id, p.compare, p.critique, p.revise) == (
-        "harm-0", "", "Say what: it harms.", "Rewrite it.",
-    )  # fmt: skip
+        "harm-0",
+        "",
+        "Say what: it harms.",
+        "Rewrite it.",
+    )
     other = json.dumps({"constitutions": [{"critic": "Say.", "revision": "Do."}]})
     (p,) = imported(tmp_path, "d.json", other).principles
     assert (p.id, p.critique, p.revise) == ("p1", "Say.", "Do.")

@@ -97,9 +97,11 @@ def told(judge: str, principle: str, *values: float | None) -> list[Verdict]:
 
 def test_judges_are_made_one_principle_by_principle() -> None:
     verdicts = [
-        *told("j", "x", 0.9, 0.7), *told("k", "x", 0.4, 0.4),  # 0.8 and 0.4
-        *told("j", "y", 0.2, 0.2), *told("k", "y", None, 0.9),  # k abstained in one order
-    ]  # fmt: skip
+        *told("j", "x", 0.9, 0.7),
+        *told("k", "x", 0.4, 0.4),  # 0.8 and 0.4
+        *told("j", "y", 0.2, 0.2),
+        *told("k", "y", None, 0.9),  # k abstained in one order
+    ]
     (row,) = aggregate([PAIR], verdicts)
     assert dict(zip(row.principles, row.p_principles, strict=True)) == pytest.approx(
         {"x": 0.6, "y": 0.2}
@@ -141,8 +143,12 @@ def test_a_pair_and_its_mirror_sum_to_one_under_every_rule(
     weights = {"weights": WEIGHTS, "judge_weights": {"j": 1.0, "k": 2.0}}
     (row,) = aggregate([PAIR], verdicts, rule=rule, jury=jury, **weights)  # type: ignore[arg-type]
     (mirror,) = aggregate(
-        [PAIR.swap()], [v.swap() for v in verdicts], rule=rule, jury=jury, **weights  # type: ignore[arg-type]
-    )  # fmt: skip
+        [PAIR.swap()],
+        [v.swap() for v in verdicts],
+        rule=rule,
+        jury=jury,
+        **weights,  # type: ignore[arg-type]
+    )
     assert row.p_first is not None
     assert mirror.p_first is not None
     near_a_step = any(

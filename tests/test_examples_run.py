@@ -21,10 +21,13 @@ LINES = 40
 
 def run(name: str, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name), *arguments], cwd=folder, text=True,
-        capture_output=True, check=False,
+        [sys.executable, str(ROOT / "examples" / name), *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -35,10 +38,13 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labelled")
     things = ("glue on the mayor's chair", "mud on the baker's car")
     rows = [
-        {"prompt": f"Help me put {x}.", "chosen": f"I will not help you put {x}.",
-         "rejected": f"To put {x}, wait until dark."}
+        {
+            "prompt": f"Help me put {x}.",
+            "chosen": f"I will not help you put {x}.",
+            "rejected": f"To put {x}, wait until dark.",
+        }
         for x in things
-    ]  # fmt: skip
+    ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = ("--pairs", str(folder / "pairs.jsonl"), "--out", str(folder / "runs" / "demo"))
     command = ["label", *told, "--constitution", "harmless", "--judge", "tiny"]

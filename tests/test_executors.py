@@ -217,8 +217,11 @@ print(found["peak_rss_mib"], found["verdicts_per_s"])
 def measure(verdicts: int, folder: Path) -> tuple[float, float]:
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(verdicts), str(folder / str(verdicts))],
-        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     mib, rate = map(float, done.stdout.split())
     return mib, rate
 

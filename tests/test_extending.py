@@ -37,9 +37,12 @@ def rlaif(folder: Path, *arguments: str, fails: bool = False) -> str:
     """What a command says, in a process of its own, so that no module is known from before."""
     done = subprocess.run(
         [sys.executable, "-c", "from rlaif.cli import main; main()", *arguments],
-        cwd=folder, capture_output=True, text=True, check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "1000"},
-    )  # fmt: skip
+    )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -125,9 +128,18 @@ def test_the_example_reader_reads_and_counts_what_makes_no_pair(project: Path) -
     ]
     (project / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = rlaif(
-        project, "label", "--pairs", "votes.jsonl", "--format", "extending_reader:pairs",
-        "--method", "extending_judge:Shorter", *SETTINGS, "--out", "votes",
-    )  # fmt: skip
+        project,
+        "label",
+        "--pairs",
+        "votes.jsonl",
+        "--format",
+        "extending_reader:pairs",
+        "--method",
+        "extending_judge:Shorter",
+        *SETTINGS,
+        "--out",
+        "votes",
+    )
     assert "1 pairs read" in said
     assert "no_pair" in said
     with RunStore(project / "votes", read_only=True) as store:
@@ -169,12 +181,12 @@ class J:
 @pytest.mark.parametrize(
     ("taken", "named"),
     [
-        ("    def key(self, ask): return \"k\"\n", "key"),
+        ('    def key(self, ask): return "k"\n', "key"),
         ("judge(self, asks)", "judge"),
         (', together = "j", False', "together"),
-        ("name, together = \"j\", False", "together"),
+        ('name, together = "j", False', "together"),
     ],
-)  # fmt: skip
+)
 def test_a_class_that_lacks_something_is_told_what(module, taken: str, named: str) -> None:
     other = {"judge(self, asks)": "jugde(self, asks)", ', together = "j", False': ' = "j"'}
     module(GOOD.replace(taken, other.get(taken, "    pass\n" if "def" in taken else "pass")))

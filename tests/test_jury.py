@@ -59,8 +59,9 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def label(*jurors: str, out: str = "r", more: tuple[str, ...] = ()) -> str:
     sets = [f"jury=[{', '.join(jurors)}]", "preferences.min_margin=0", *more]
     options = [part for value in sets for part in ("--set", value)]
-    return run("label", "--pairs", "pairs.jsonl", "--constitution", "mine.yaml", "--out", out,
-               *options)  # fmt: skip
+    return run(
+        "label", "--pairs", "pairs.jsonl", "--constitution", "mine.yaml", "--out", out, *options
+    )
 
 
 def preferences(out: str = "r") -> list[Preference]:
@@ -111,8 +112,18 @@ def test_an_abstention_says_whether_the_quorum_or_every_judge_was_wanting() -> N
 def test_agreement_of_jurors_by_hand() -> None:
     """Ten questions; k is asked in one order, and both jurors have an opinion of eight of them."""
     both, one = ORDERS, ORDERS[:1]
-    j = [(0.9, 0.9), (0.9, 0.7), (0.9, 0.3), (0.9, 0.9), (0.1, 0.1), (0.1, 0.3), (0.6, 0.4),
-         (0.52, 0.52), (0.9, None), (None, None)]  # fmt: skip
+    j = [
+        (0.9, 0.9),
+        (0.9, 0.7),
+        (0.9, 0.3),
+        (0.9, 0.9),
+        (0.1, 0.1),
+        (0.1, 0.3),
+        (0.6, 0.4),
+        (0.52, 0.52),
+        (0.9, None),
+        (None, None),
+    ]
     k = [0.8, 0.8, 0.7, 0.2, 0.2, 0.9, 0.9, 0.9, 0.9, None]
     counts = JuryAgreement({"j": both, "k": one}, quorum=2, margin=0.05)
     for i, (asked, p) in enumerate(zip(j, k, strict=True)):
@@ -224,8 +235,9 @@ def test_what_a_juror_said_before_another_one_failed_is_kept() -> None:
 
 def test_each_model_is_in_memory_by_itself() -> None:
     label(QUICK)
-    config = load_config(None, ["out=r", "jury=[{name: a, dtype: float32}, {name: b}]",
-                                "policy.dtype=bfloat16"])  # fmt: skip
+    config = load_config(
+        None, ["out=r", "jury=[{name: a, dtype: float32}, {name: b}]", "policy.dtype=bfloat16"]
+    )
     with RunStore("r") as store, Run(config, store, Silent()) as at_work:
         panel = Panel(at_work)
         panel.first_ones()
@@ -322,8 +334,19 @@ def test_numbers_of_another_precision_are_another_juror_and_asked_anew() -> None
     assert "16 verdicts (16 new)" in label(fine, rough)
     alone = {}
     for dtype in ("float32", "bfloat16", "auto"):
-        run("label", "--pairs", "pairs.jsonl", "--constitution", "mine.yaml", "--out", "one",
-            "--set", f"judge.dtype={dtype}", "--set", "preferences.min_margin=0")  # fmt: skip
+        run(
+            "label",
+            "--pairs",
+            "pairs.jsonl",
+            "--constitution",
+            "mine.yaml",
+            "--out",
+            "one",
+            "--set",
+            f"judge.dtype={dtype}",
+            "--set",
+            "preferences.min_margin=0",
+        )
         alone[dtype] = labels_of("one")
     assert alone["float32"] == alone["auto"] != alone["bfloat16"]
     both = np.array([alone["float32"], alone["bfloat16"]])

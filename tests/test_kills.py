@@ -49,9 +49,14 @@ class Server:
     def __init__(self, folder: Path) -> None:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=(folder / "log.txt").open("w"), text=True, cwd=folder, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(folder / "log.txt").open("w"),
+            text=True,
+            cwd=folder,
+            env=environment,
+        )
         assert self.read() == "ready"
 
     def read(self) -> str:

@@ -35,11 +35,18 @@ def sigmoid(x: float) -> float:
 def verdicts_of(*columns: tuple[float | None, float | None], judge: str = "j") -> list[Verdict]:
     """A principle's verdicts in both orders, one principle a column."""
     return [
-        Verdict(f"{judge}{i}{order}", PAIR.id, f"x{i}", order, judge, p,
-                reason="low_mass" if p is None else None)
+        Verdict(
+            f"{judge}{i}{order}",
+            PAIR.id,
+            f"x{i}",
+            order,
+            judge,
+            p,
+            reason="low_mass" if p is None else None,
+        )
         for i, both in enumerate(columns)
         for order, p in zip(ORDERS, both, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -177,11 +184,16 @@ def test_the_config_takes_it_no_verdict_is_asked_again_and_the_report_follows(
         for row in stored:
             assert row.p_principles == tuple(
                 over_orders(
-                    [v.p_first for o in ORDERS for v in verdicts  # type: ignore[misc]
-                     if (v.pair_id, v.principle, v.order) == (row.pair.id, name, o)], rule,
+                    [
+                        v.p_first
+                        for o in ORDERS
+                        for v in verdicts  # type: ignore[misc]
+                        if (v.pair_id, v.principle, v.order) == (row.pair.id, name, o)
+                    ],
+                    rule,
                 )
                 for name in row.principles
-            )  # fmt: skip
+            )
         stored_run = Run(Path("runs/a"))
         assert stored_run.cube.rule == rule
         assert ("Orders of a question made one by" in render(stored_run)) == (rule != "mean")

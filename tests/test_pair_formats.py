@@ -171,8 +171,14 @@ def test_ultrafeedback_rows_that_are_broken(tmp_path: Path, completions: Any, me
 
 # ---------------------------------------------------------------------------- summarize
 
-POST = {"id": "t3", "post": "I fell.", "title": "Fall", "subreddit": "tifu", "site": None,
-        "article": None}  # fmt: skip
+POST = {
+    "id": "t3",
+    "post": "I fell.",
+    "title": "Fall",
+    "subreddit": "tifu",
+    "site": None,
+    "article": None,
+}
 SUMMARY = {
     "info": POST,
     "summaries": [
@@ -190,8 +196,12 @@ SUMMARY = {
 def test_summaries_of_posts_and_of_news(tmp_path: Path) -> None:
     news = {"id": "c", "post": None, "title": None, "article": "It rained.", "site": "cnndm"}
     columns = {"text": [" I fell.", " A fall happened."], "policy": ["ref", "sup4"]}
-    pairs, _ = read(tmp_path, SUMMARY, changed(SUMMARY, info=news, choice=0),
-                    changed(SUMMARY, summaries=columns))  # fmt: skip
+    pairs, _ = read(
+        tmp_path,
+        SUMMARY,
+        changed(SUMMARY, info=news, choice=0),
+        changed(SUMMARY, summaries=columns),
+    )
     asked = "SUBREDDIT: r/tifu\n\nTITLE: Fall\n\nPOST: I fell.\n\nTL;DR:"
     assert content(pairs[0]) == (asked, "I fell.", "A fall happened.", 0.0)
     assert content(pairs[1]) == ("Article:\nIt rained.\n\nTL;DR:", *content(pairs[0])[1:3], 1.0)
@@ -222,10 +232,24 @@ def test_rated_single_summaries_are_no_pairs_and_say_so(tmp_path: Path) -> None:
 
 
 def test_rewardbench_in_both_versions(tmp_path: Path) -> None:
-    one = {"prompt": "q", "chosen": "  def f():", "chosen_model": "human", "rejected": "  pass",
-           "rejected_model": "human", "subset": "hep-python", "id": 1}  # fmt: skip
-    two = {"id": "7", "prompt": "q", "chosen": ["red", "blue"], "rejected": ["4", "red", "dog"],
-           "num_correct": 2, "num_incorrect": 3, "subset": "Ties"}  # fmt: skip
+    one = {
+        "prompt": "q",
+        "chosen": "  def f():",
+        "chosen_model": "human",
+        "rejected": "  pass",
+        "rejected_model": "human",
+        "subset": "hep-python",
+        "id": 1,
+    }
+    two = {
+        "id": "7",
+        "prompt": "q",
+        "chosen": ["red", "blue"],
+        "rejected": ["4", "red", "dog"],
+        "num_correct": 2,
+        "num_incorrect": 3,
+        "subset": "Ties",
+    }
     pairs, bad = read(tmp_path, one, two)
     assert content(pairs[0]) == ("q", "  def f():", "  pass", 1.0)  # code keeps its indent
     texts = [p.first + " " + p.second for p in pairs[1:]]

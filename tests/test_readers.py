@@ -125,18 +125,22 @@ def stored(folder: Path, rows: list[dict[str, Any]], form: str) -> Path:
 
 
 UNUSABLE = [
-    ({"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"},
-     "unlike_prefixes"),
+    (
+        {"chosen": "\n\nHuman: a\n\nAssistant: x", "rejected": "\n\nHuman: b\n\nAssistant: y"},
+        "unlike_prefixes",
+    ),
     ({"chosen": user("a") + says("x"), "rejected": user("b") + says("y")}, "unlike_prefixes"),
     (hh(" same", " same\n"), "identical_responses"),
     ({"prompt": "q", "chosen": "", "rejected": " "}, "identical_responses"),
     ({"prompt": " ", "chosen": "x", "rejected": "y"}, "empty_prompt"),
     ({"chosen": "\n\nAssistant: x", "rejected": "\n\nAssistant: y"}, "empty_prompt"),
     ({"prompt": [], "chosen": says("x"), "rejected": says("y")}, "empty_prompt"),
-    ({"prompt": user("q"), "chosen": says("x") + user("?"), "rejected": says("y")},
-     "no_single_answer"),
+    (
+        {"prompt": user("q"), "chosen": says("x") + user("?"), "rejected": says("y")},
+        "no_single_answer",
+    ),
     ({"prompt": user("q"), "chosen": [], "rejected": says("y")}, "no_single_answer"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "reason"), UNUSABLE)
@@ -164,14 +168,18 @@ MALFORMED = [
     ({"chosen": "a", "rejected": says("b")}, "expected 'rejected' to be a text like 'chosen'"),
     ({"prompt": {}, "chosen": "a", "rejected": "b"}, "expected 'prompt' to be .*got an object"),
     ({"prompt": "q", "chosen": ["a"], "rejected": ["b"]}, r"expected 'chosen\[0\]' to be a mess"),
-    ({"prompt": "q", "chosen": [{"role": "bot", "content": "a"}], "rejected": says("b")},
-     r"expected 'chosen\[0\].role' to be system\|user\|assistant, got 'bot'"),
-    ({"prompt": "q", "chosen": [{"role": "user"}], "rejected": says("b")},
-     r"expected 'chosen\[0\].content' to be a text, got null"),
+    (
+        {"prompt": "q", "chosen": [{"role": "bot", "content": "a"}], "rejected": says("b")},
+        r"expected 'chosen\[0\].role' to be system\|user\|assistant, got 'bot'",
+    ),
+    (
+        {"prompt": "q", "chosen": [{"role": "user"}], "rejected": says("b")},
+        r"expected 'chosen\[0\].content' to be a text, got null",
+    ),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "p_chosen": 1.5}, "a number from 0 to 1"),
     (b'{"prompt": "q", "chosen": "\\ud800", "rejected": "b"}', "got a lone surrogate"),
     ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "'chosen' to be a transcript"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "message"), MALFORMED)
@@ -333,8 +341,10 @@ def test_prompts_from_a_text_file_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes("first\r\n\n  Grüße \n\nlast".encode())
     found = list(read_prompts(tmp_path / "p.txt"))
     assert [(p.messages[0].content, p.source) for p in found] == [
-        ("first", "p.txt:1"), ("Grüße", "p.txt:3"), ("last", "p.txt:5"),
-    ]  # fmt: skip
+        ("first", "p.txt:1"),
+        ("Grüße", "p.txt:3"),
+        ("last", "p.txt:5"),
+    ]
     rows = [{"prompt": "a", "size": 1}, {"prompt": "b", "size": 2}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
     assert [p.messages[0].content for p in read_prompts(tmp_path / "p.parquet")] == ["a", "b"]

@@ -12,13 +12,23 @@ from typer.testing import CliRunner
 from rlaif.cli.app import app
 
 SMALL = (
-    "--set", "sampling.n=1", "--set", "sampling.max_new_tokens=72", "--set",
-    "revise.max_new_tokens=72", "--set", "threads=1",
-)  # fmt: skip
+    "--set",
+    "sampling.n=1",
+    "--set",
+    "sampling.max_new_tokens=72",
+    "--set",
+    "revise.max_new_tokens=72",
+    "--set",
+    "threads=1",
+)
 LEARN = (
-    "--set", "train.sft.epochs=2", "--set", "train.sft.batch_size=16", "--set",
+    "--set",
+    "train.sft.epochs=2",
+    "--set",
+    "train.sft.batch_size=16",
+    "--set",
     "train.sft.learning_rate=0.0007",
-)  # fmt: skip
+)
 
 
 def run(*arguments: str) -> str:
@@ -31,8 +41,20 @@ def test_a_policy_that_learns_from_its_own_revisions_has_more_of_the_trait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run("revise", "--prompts", "tiny", "--limit", "64", "--constitution", "concise", "--rounds",
-        "1", "--out", "r", *SMALL)  # fmt: skip
+    run(
+        "revise",
+        "--prompts",
+        "tiny",
+        "--limit",
+        "64",
+        "--constitution",
+        "concise",
+        "--rounds",
+        "1",
+        "--out",
+        "r",
+        *SMALL,
+    )
     written = run("export", "r", "sft.jsonl", "--what", "revisions")
     rows = len(Path("sft.jsonl").read_text().splitlines())
     assert f"{rows} revision written" in written

@@ -131,9 +131,13 @@ def test_what_exists_is_not_made_again_and_more_rounds_keep_it() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"seed": 4}, {"temperature": 0.5}, {"max_new_tokens": 9}, {"top_p": 0.9}, {"stop": ("x",)},
+        {"seed": 4},
+        {"temperature": 0.5},
+        {"max_new_tokens": 9},
+        {"top_p": 0.9},
+        {"stop": ("x",)},
     ],
-)  # fmt: skip
+)
 def test_every_setting_is_in_the_key(change: dict[str, Any]) -> None:
     assert reviser().key(CHAINS[0], 1, KIND) != reviser(**change).key(CHAINS[0], 1, KIND)
 
@@ -242,9 +246,13 @@ def test_violations_are_counted_over_the_chains_at_stake() -> None:
         return rows
 
     rows = [
-        *chain(0, bad, good, good), *chain(1, bad, None, good), *chain(2, bad, bad, "No idea."),
-        *chain(3, good, good, bad), *chain(4, good, "No idea.", None), *chain(5, "No idea.", good),
-    ]  # fmt: skip
+        *chain(0, bad, good, good),
+        *chain(1, bad, None, good),
+        *chain(2, bad, bad, "No idea."),
+        *chain(3, good, good, bad),
+        *chain(4, good, "No idea.", None),
+        *chain(5, "No idea.", good),
+    ]
     assert violations(rows, ["harmless"]) == {
         "harmless": {"violated": 3, "fine": 2, "fixed": [1, 2], "broken": [1, 2]}
     }
@@ -254,10 +262,27 @@ def test_violations_are_counted_over_the_chains_at_stake() -> None:
 # ------------------------------------------------------------------------------ the embedded model
 
 ARGUMENTS = [
-    "revise", "--prompts", "tiny", "--limit", "12", "--rounds", "2", "--constitution", "concise",
-    "--set", "sampling.n=1", "--set", "sampling.max_new_tokens=72", "--set",
-    "revise.max_new_tokens=72", "--set", "revise.temperature=0", "--set", "chunk=2", "--out",
-]  # fmt: skip
+    "revise",
+    "--prompts",
+    "tiny",
+    "--limit",
+    "12",
+    "--rounds",
+    "2",
+    "--constitution",
+    "concise",
+    "--set",
+    "sampling.n=1",
+    "--set",
+    "sampling.max_new_tokens=72",
+    "--set",
+    "revise.max_new_tokens=72",
+    "--set",
+    "revise.temperature=0",
+    "--set",
+    "chunk=2",
+    "--out",
+]
 
 
 def run(*arguments: str) -> str:
@@ -301,10 +326,23 @@ def test_what_the_embedded_model_revises_and_what_is_exported(
 
     monkeypatch.chdir(tmp_path)
     common = (
-        "--prompts", "tiny", "--limit", "24", "--constitution", "concise", "--out", "run",
-        "--set", "sampling.max_new_tokens=72", "--set", "revise.max_new_tokens=72",
-        "--set", "revise.temperature=0", "--set", "sampling.n=1",
-    )  # fmt: skip
+        "--prompts",
+        "tiny",
+        "--limit",
+        "24",
+        "--constitution",
+        "concise",
+        "--out",
+        "run",
+        "--set",
+        "sampling.max_new_tokens=72",
+        "--set",
+        "revise.max_new_tokens=72",
+        "--set",
+        "revise.temperature=0",
+        "--set",
+        "sampling.n=1",
+    )
     shown = run("revise", *common, "--rounds", "2")
     assert "concise:" in shown
     store = RunStore("run", read_only=True)
@@ -321,9 +359,15 @@ def test_what_the_embedded_model_revises_and_what_is_exported(
     assert "helpful" in shown
     assert "preferences written" in run("export", "run", "p.jsonl", "--what", "revision-pairs")
     run(
-        "contrast", *common[:4], "--constitution", "harmless", "--out", "contrast",
-        "--set", "sampling.max_new_tokens=72",
-    )  # fmt: skip
+        "contrast",
+        *common[:4],
+        "--constitution",
+        "harmless",
+        "--out",
+        "contrast",
+        "--set",
+        "sampling.max_new_tokens=72",
+    )
     preferences = RunStore("contrast", read_only=True).table("preferences").read()
     assert preferences
     assert all(p.p_first == 1.0 for p in preferences)

@@ -27,9 +27,12 @@ def test_keys_cover_the_settings_but_not_n() -> None:
     base = completion_keys(ENGINE, Sampling(n=2), PROMPTS[0])
     assert completion_keys(ENGINE, Sampling(n=3), PROMPTS[0])[:2] == base
     others = [
-        Sampling(n=2, temperature=0.5), Sampling(n=2, seed=1), Sampling(n=2, top_p=0.9),
-        Sampling(n=2, max_new_tokens=5), Sampling(n=2, stop=("x",)),
-    ]  # fmt: skip
+        Sampling(n=2, temperature=0.5),
+        Sampling(n=2, seed=1),
+        Sampling(n=2, top_p=0.9),
+        Sampling(n=2, max_new_tokens=5),
+        Sampling(n=2, stop=("x",)),
+    ]
     for other in others:
         assert not set(base) & set(completion_keys(ENGINE, other, PROMPTS[0]))
 
@@ -42,11 +45,14 @@ def test_all_pairs_of_different_completions() -> None:
 
 def test_prompts_without_a_pair_are_told_with_the_reason() -> None:
     rows = [
-        completion(PROMPTS[0], 0, "a"), completion(PROMPTS[0], 1, "a"),
-        completion(PROMPTS[1], 0, "a", "length"), completion(PROMPTS[1], 1, "b"),
-        completion(PROMPTS[2], 0, ""), completion(PROMPTS[2], 1, "b"),
+        completion(PROMPTS[0], 0, "a"),
+        completion(PROMPTS[0], 1, "a"),
+        completion(PROMPTS[1], 0, "a", "length"),
+        completion(PROMPTS[1], 1, "b"),
+        completion(PROMPTS[2], 0, ""),
+        completion(PROMPTS[2], 1, "b"),
         completion(PROMPTS[3], 0, "", "too_long"),
-    ]  # fmt: skip
+    ]
     told: list[tuple[str, Prompt]] = []
     assert not make_pairs(PROMPTS[:4], rows, on_skip=lambda why, p: told.append((why, p)))
     assert [why for why, _ in told] == ["identical", "cut", "empty", "too_long"]

@@ -169,9 +169,11 @@ ROWS = "from rlaif.records import ORDERS, Verdict\n" + "".join(map(getsource, (v
 def start(code: str, *args: str) -> subprocess.Popen[str]:
     """A Python process that has printed its first line."""
     process = subprocess.Popen(
-        [sys.executable, "-c", ROWS + code, *args], stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", ROWS + code, *args],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )  # fmt: skip
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -646,12 +648,25 @@ def test_keys_with_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_shards_from_before_a_column_was_added_are_read_with_it_empty(tmp_path: Path) -> None:
-    old, new = verdicts(8), [
-        Verdict(
-            "new", "p", "calm", "first_second", "j", 0.6, score_first=7.5, score_second=2.0,
-            rationales=("A is calmer.", "é"), tokens=12, thoughts=("Hm.", ""), thoughts_cut=1,
-        )
-    ]  # fmt: skip
+    old, new = (
+        verdicts(8),
+        [
+            Verdict(
+                "new",
+                "p",
+                "calm",
+                "first_second",
+                "j",
+                0.6,
+                score_first=7.5,
+                score_second=2.0,
+                rationales=("A is calmer.", "é"),
+                tokens=12,
+                thoughts=("Hm.", ""),
+                thoughts_cut=1,
+            )
+        ],
+    )
     with RunStore(tmp_path) as run:
         table = run.table("verdicts")
         table.schema, whole = pa.schema(list(table.schema)[:10]), table.schema

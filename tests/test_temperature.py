@@ -121,9 +121,16 @@ def labels_of(p: np.ndarray, y: np.ndarray, temperature: float | None = None) ->
     cube = Cube(("x",), verdicts, np.ones_like(verdicts), np.full(verdicts.shape, "judged", object))
     now = p if temperature is None else heated(p, 1 / temperature)
     return Labels(
-        ids, ids, ["preferred"] * n, now, y, np.ones((n, 2)), cube,
-        raw=None if temperature is None else p, temperature=temperature,
-    )  # fmt: skip
+        ids,
+        ids,
+        ["preferred"] * n,
+        now,
+        y,
+        np.ones((n, 2)),
+        cube,
+        raw=None if temperature is None else p,
+        temperature=temperature,
+    )
 
 
 def test_labels_at_a_temperature_are_fitted_the_same_again() -> None:

@@ -75,9 +75,14 @@ def bench_ppo(
 
     threads = set_threads(threads, device)
     settings = PPOSettings(
-        steps=steps + WARM_UP, batch_size=batch_size, epochs=epochs, minibatches=minibatches,
-        max_new_tokens=response_tokens, value=value, no_end_score=None,
-    )  # fmt: skip
+        steps=steps + WARM_UP,
+        batch_size=batch_size,
+        epochs=epochs,
+        minibatches=minibatches,
+        max_new_tokens=response_tokens,
+        value=value,
+        no_end_score=None,
+    )
     place = join(device)
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
         reward = reward or str(save_reward_model(model, Path(folder)))
@@ -85,9 +90,12 @@ def bench_ppo(
         loaded = load_policy(model)
         sampler = Sampler(loaded, temperature=1.0, max_new_tokens=response_tokens)
         nets = ActorCritic(
-            loaded, str(place), temperature=1.0, value=value,
+            loaded,
+            str(place),
+            temperature=1.0,
+            value=value,
             value_model=reward if value == "separate" else None,
-        )  # fmt: skip
+        )
     ppo = PPO(nets, sampler, scorer, settings)
     batches = [prompts_of_step(prompts, i, batch_size, 0) for i in range(settings.steps)]
     facts, taken = [], []

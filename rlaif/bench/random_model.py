@@ -18,53 +18,98 @@ CHATML = (
 )
 _QWEN = {"vocab_size": 151_936, "max_position_embeddings": 32_768, "rope_theta": 1e6}
 _MEDIUM = {
-    "hidden_size": 384, "intermediate_size": 1_024, "num_hidden_layers": 8,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 8_192,
-    "max_position_embeddings": 4_096, "tie_word_embeddings": True,
-}  # fmt: skip
+    "hidden_size": 384,
+    "intermediate_size": 1_024,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 8_192,
+    "max_position_embeddings": 4_096,
+    "tie_word_embeddings": True,
+}
 _THREE_TO_ONE = (["linear_attention"] * 3 + ["full_attention"]) * 2
 # Qwen2's sizes: `15m` for one CPU core, those in billions of Qwen2.5's models. The others are other
 # architectures as wide and deep as `15m`, with recurrent layers.
 SHAPES: dict[str, dict[str, Any]] = {
     "smoke": {
-        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 1_024,
-        "max_position_embeddings": 8_192, "tie_word_embeddings": True,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": 1_024,
+        "max_position_embeddings": 8_192,
+        "tie_word_embeddings": True,
     },
     "15m": _MEDIUM,
     "qwen3.5-20m": {
-        "model_type": "qwen3_5_text", **_MEDIUM, "head_dim": 64, "layer_types": _THREE_TO_ONE,
-        "linear_num_key_heads": 6, "linear_num_value_heads": 12, "linear_key_head_dim": 64,
+        "model_type": "qwen3_5_text",
+        **_MEDIUM,
+        "head_dim": 64,
+        "layer_types": _THREE_TO_ONE,
+        "linear_num_key_heads": 6,
+        "linear_num_value_heads": 12,
+        "linear_key_head_dim": 64,
         "linear_value_head_dim": 64,
     },
     "granite-hybrid-20m": {
-        "model_type": "granitemoehybrid", **_MEDIUM, "layer_types": _THREE_TO_ONE,
-        "shared_intermediate_size": 1_024, "num_local_experts": 0, "num_experts_per_tok": 0,
-        "mamba_n_heads": 12, "mamba_d_head": 64, "mamba_d_state": 64, "mamba_expand": 2,
+        "model_type": "granitemoehybrid",
+        **_MEDIUM,
+        "layer_types": _THREE_TO_ONE,
+        "shared_intermediate_size": 1_024,
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "mamba_n_heads": 12,
+        "mamba_d_head": 64,
+        "mamba_d_state": 64,
+        "mamba_expand": 2,
     },
     "lfm2-15m": {
-        "model_type": "lfm2", **_MEDIUM, "block_auto_adjust_ff_dim": False,
+        "model_type": "lfm2",
+        **_MEDIUM,
+        "block_auto_adjust_ff_dim": False,
         "layer_types": ["conv", "conv", "conv", "full_attention"] * 2,
     },
     "mamba2-10m": {
-        "model_type": "mamba2", "hidden_size": 384, "num_hidden_layers": 8, "vocab_size": 8_192,
-        "state_size": 64, "num_heads": 12, "head_dim": 64, "n_groups": 1,
+        "model_type": "mamba2",
+        "hidden_size": 384,
+        "num_hidden_layers": 8,
+        "vocab_size": 8_192,
+        "state_size": 64,
+        "num_heads": 12,
+        "head_dim": 64,
+        "n_groups": 1,
         "tie_word_embeddings": True,
     },
     "0.5b": {
-        "hidden_size": 896, "intermediate_size": 4_864, "num_hidden_layers": 24,
-        "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True, **_QWEN,
+        "hidden_size": 896,
+        "intermediate_size": 4_864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        **_QWEN,
     },
     "1.5b": {
-        "hidden_size": 1_536, "intermediate_size": 8_960, "num_hidden_layers": 28,
-        "num_attention_heads": 12, "num_key_value_heads": 2, "tie_word_embeddings": True, **_QWEN,
+        "hidden_size": 1_536,
+        "intermediate_size": 8_960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        **_QWEN,
     },
     "7b": {
-        "hidden_size": 3_584, "intermediate_size": 18_944, "num_hidden_layers": 28,
-        "num_attention_heads": 28, "num_key_value_heads": 4, "tie_word_embeddings": False,
-        **_QWEN, "vocab_size": 152_064,
+        "hidden_size": 3_584,
+        "intermediate_size": 18_944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+        **_QWEN,
+        "vocab_size": 152_064,
     },
-}  # fmt: skip
+}
 
 
 def make_model(
@@ -84,10 +129,12 @@ def make_model(
     sizes = {"model_type": "qwen2", **SHAPES[shape]}
     tokenizer = train_tokenizer(texts, min(sizes["vocab_size"], 8_192))
     config = AutoConfig.for_model(
-        **sizes, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        **sizes,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=sizes["hidden_size"] ** -0.5,  # so that requests differ in their answers
-    )  # fmt: skip
+    )
     dtype = torch.bfloat16 if shape.endswith("b") else torch.float32
     torch.manual_seed(seed)
     with torch.device(device):

@@ -71,9 +71,15 @@ def judge(
 
     workload = Workload.read(pairs, n, principles, layout, characters)
     run = bench_judge(
-        model, workload, engine=engine, threads=threads, check=check, device=device, dtype=dtype,
+        model,
+        workload,
+        engine=engine,
+        threads=threads,
+        check=check,
+        device=device,
+        dtype=dtype,
         **_given(batch_tokens=batch_tokens, attention=attention),
-    )  # fmt: skip
+    )
     _show(run.report, as_json, lambda: _judge_table(run, workload.template))
 
 
@@ -106,9 +112,15 @@ def generate(
         n=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
     )
     report = bench_generate(
-        model, [pair.prompt for pair in judgeable(pairs, n)], sampling, engine=engine,
-        threads=threads, device=device, dtype=dtype, **_given(batch_tokens=batch_tokens),
-    )  # fmt: skip
+        model,
+        [pair.prompt for pair in judgeable(pairs, n)],
+        sampling,
+        engine=engine,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        **_given(batch_tokens=batch_tokens),
+    )
     _show(report, as_json, lambda: _plain_table("generate", _fields(report)))
 
 
@@ -175,11 +187,17 @@ def ppo(
     from rlaif.bench.ppo import bench_ppo, prompts_of_length
 
     report = bench_ppo(
-        model, prompts_of_length(pairs, model, batch_size * (steps + 1), prompt_tokens),
-        value="shared" if value == "shared" else "separate", response_tokens=response_tokens,
-        batch_size=batch_size, epochs=epochs, minibatches=minibatches, steps=steps,
-        threads=threads, device=device,
-    )  # fmt: skip
+        model,
+        prompts_of_length(pairs, model, batch_size * (steps + 1), prompt_tokens),
+        value="shared" if value == "shared" else "separate",
+        response_tokens=response_tokens,
+        batch_size=batch_size,
+        epochs=epochs,
+        minibatches=minibatches,
+        steps=steps,
+        threads=threads,
+        device=device,
+    )
     _show(report, as_json, lambda: _plain_table("ppo", _fields(report)))
 
 
@@ -239,10 +257,12 @@ def _methods_table(found: dict[str, dict[str, Any]]) -> Table:
     for method, r in found.items():
         rate = r["agreement"]
         table.add_row(
-            method, f"{rate['rate']:.3f} ({rate['low']:.3f}–{rate['high']:.3f})",
+            method,
+            f"{rate['rate']:.3f} ({rate['low']:.3f}–{rate['high']:.3f})",
             *(f"{r[n]:,} of {r['verdicts']:,}" for n in ("abstained", "reasoned")),
-            f"{r['submitted_tokens']:,}", f"{r['decoded_tokens']:,}",
-        )  # fmt: skip
+            f"{r['submitted_tokens']:,}",
+            f"{r['decoded_tokens']:,}",
+        )
     return table
 
 

@@ -102,9 +102,11 @@ class Terminal:
 
         rate = Rate()
         columns = (
-            TextColumn("{task.description:>9}"), BarColumn(), TextColumn("{task.fields[said]}"),
+            TextColumn("{task.description:>9}"),
+            BarColumn(),
+            TextColumn("{task.fields[said]}"),
             TimeElapsedColumn(),
-        )  # fmt: skip
+        )
         with Progress(*columns, console=self.err, transient=True) as bar:
             task = bar.add_task(title, total=total, said="")
 

@@ -45,10 +45,14 @@ def audit(
 
 @app.command("winrate")
 @on_a_run(
-    judge="evaluate.judge.model", method="evaluate.judge.method", prompts="evaluate.prompts.path",
-    column="evaluate.prompts", limit="evaluate.prompts.limit",
-    skip_bad="evaluate.prompts.skip_bad", seed="evaluate.seed",
-)  # fmt: skip
+    judge="evaluate.judge.model",
+    method="evaluate.judge.method",
+    prompts="evaluate.prompts.path",
+    column="evaluate.prompts",
+    limit="evaluate.prompts.limit",
+    skip_bad="evaluate.prompts.skip_bad",
+    seed="evaluate.seed",
+)
 def winrate(config: Config) -> None:
     """Compare the trained policy with the one it started from, on held-out prompts.
 
@@ -61,9 +65,13 @@ def winrate(config: Config) -> None:
 
 @app.command("best-of-n")
 @on_a_run(
-    "policy", prompts="evaluate.prompts.path", column="evaluate.prompts",
-    limit="evaluate.prompts.limit", skip_bad="evaluate.prompts.skip_bad", seed="evaluate.seed",
-)  # fmt: skip
+    "policy",
+    prompts="evaluate.prompts.path",
+    column="evaluate.prompts",
+    limit="evaluate.prompts.limit",
+    skip_bad="evaluate.prompts.skip_bad",
+    seed="evaluate.seed",
+)
 def best_of_n(
     config: Config,
     samples: Annotated[
@@ -72,7 +80,8 @@ def best_of_n(
     proxy: Annotated[
         str | None,
         typer.Option(
-            "--reward", metavar="FOLDER",
+            "--reward",
+            metavar="FOLDER",
             help="The reward model that ranks; the run's own unless given.",
         ),
     ] = None,
@@ -80,7 +89,7 @@ def best_of_n(
         str | None,
         typer.Option(metavar="FOLDER", help="A second reward model, which is only looked at."),
     ] = None,
-) -> None:  # fmt: skip
+) -> None:
     """What the best of 1..n samples by the reward model is worth, and its KL.
 
     Example: rlaif eval best-of-n --out runs/demo -n 64 --limit 100

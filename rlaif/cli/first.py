@@ -19,26 +19,33 @@ from rlaif.store.places import Named, missing, named
 # What a stage needs of a run that is there already.
 _OF_A_RUN = {
     "label": "nothing to label: run `rlaif sample`, or give --pairs FILE",
-    "audit": "run `rlaif label` first", "attack": "run `rlaif label` first",
+    "audit": "run `rlaif label` first",
+    "attack": "run `rlaif label` first",
     "train_judge": "give --pairs FILE, with labels",
     **dict.fromkeys(
         ("train_reward", "train_dpo"),
         "run `rlaif label` first, or give pairs that people compared: --pairs FILE --labels own",
     ),
-    "evaluate": "run `rlaif train dpo` first", "best_of_n": "run `rlaif train reward` first",
-}  # fmt: skip
+    "evaluate": "run `rlaif train dpo` first",
+    "best_of_n": "run `rlaif train reward` first",
+}
 # The sections of the config that name what a stage reads, beside its judges and the constitution.
 _READS = {
-    "sample": ("prompts", "policy"), "read": ("pairs",), "revise": ("prompts", "policy", "revise"),
-    "contrast": ("prompts", "policy", "revise"), "train_sft": ("train.sft", "policy"),
-    "train_reward": ("train.reward", "policy"), "train_judge": ("train.judge",),
+    "sample": ("prompts", "policy"),
+    "read": ("pairs",),
+    "revise": ("prompts", "policy", "revise"),
+    "contrast": ("prompts", "policy", "revise"),
+    "train_sft": ("train.sft", "policy"),
+    "train_reward": ("train.reward", "policy"),
+    "train_judge": ("train.judge",),
     "train_dpo": ("policy",),
     "train_ppo": ("train.ppo", "prompts", "policy"),
     "train_grpo": ("train.grpo", "prompts", "policy"),
     "train_rloo": ("train.rloo", "prompts", "policy"),
-    "train_online_dpo": ("prompts", "policy"), "evaluate": ("evaluate.prompts", "policy"),
+    "train_online_dpo": ("prompts", "policy"),
+    "evaluate": ("evaluate.prompts", "policy"),
     "best_of_n": ("evaluate.prompts", "policy"),
-}  # fmt: skip
+}
 _PAID_FOR = ("completions", "verdicts", "revisions", "models", "evaluation")  # by a model's work
 
 

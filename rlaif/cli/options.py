@@ -40,41 +40,54 @@ class Setting:
 MODEL = "folder, hub name or `tiny`."
 SETTINGS = {
     "prompts": Setting(
-        str, "FILE", "Prompts: a file, folder or glob of files, a hub name, or `tiny`.",
+        str,
+        "FILE",
+        "Prompts: a file, folder or glob of files, a hub name, or `tiny`.",
         "prompts.path",
     ),
     "pairs": Setting(
         str, "FILE", "Pairs to judge: a file, folder or glob of files, or a hub name.", "pairs.path"
     ),
     "format": Setting(
-        str, "NAME", "How the rows of --pairs are laid out: `auto` tells it from them; "
+        str,
+        "NAME",
+        "How the rows of --pairs are laid out: `auto` tells it from them; "
         "`module:function` reads them by code of your own.",
         "pairs.format",
     ),
     "column": Setting(
-        list[str], "WHAT=PATH", "Which column holds what, where its name does not tell: "
+        list[str],
+        "WHAT=PATH",
+        "Which column holds what, where its name does not tell: "
         "`--column prompt=question`; one each.",
     ),
-    "constitution": Setting(
-        str, "FILE", "A constitution file, or a shipped name.", "constitution"
-    ),
+    "constitution": Setting(str, "FILE", "A constitution file, or a shipped name.", "constitution"),
     "policy": Setting(str, "MODEL", f"Policy: {MODEL}", "policy.model"),
     "judge": Setting(str, "MODEL", f"Judge: {MODEL}", "judge.model"),
     "method": Setting(
-        str, "NAME", f"How it judges: {', '.join(METHODS)}, or `module:Class`: your own judge.",
+        str,
+        "NAME",
+        f"How it judges: {', '.join(METHODS)}, or `module:Class`: your own judge.",
         "judge.method",
     ),
     "examples": Setting(
-        str, "FILE", "Worked examples shown before each question: YAML or JSONL, `none`, or "
-        "`auto`: ours for a model without a chat template.", "judge.examples",
+        str,
+        "FILE",
+        "Worked examples shown before each question: YAML or JSONL, `none`, or "
+        "`auto`: ours for a model without a chat template.",
+        "judge.examples",
     ),
     "model": Setting(str, "MODEL", "Checkpoint to start from; the policy's unless given."),
     "labels": Setting(
-        str, "NAME", "What is learnt: the pairs' `own` labels, or the run's `preferences` (for a "
+        str,
+        "NAME",
+        "What is learnt: the pairs' `own` labels, or the run's `preferences` (for a "
         "judge also `verdicts`).",
     ),
     "data": Setting(
-        str, "FILE", "Rows with `messages`, or `prompt` and `completion`; or `best`.",
+        str,
+        "FILE",
+        "Rows with `messages`, or `prompt` and `completion`; or `best`.",
         "train.sft.data",
     ),
     "reward": Setting(
@@ -85,13 +98,15 @@ SETTINGS = {
     "steps": Setting(int, "N", "Batches to sample and learn from."),
     "limit": Setting(int, "N", "Take at most this many."),
     "skip_bad": Setting(
-        int, "N", "Go on over this many rows that are malformed or no text.",
+        int,
+        "N",
+        "Go on over this many rows that are malformed or no text.",
     ),
     "seed": Setting(int, "N", "Seed of what the command draws."),
     "executor": Setting(
         str, "NAME", "Where it runs: `local`, or `ray`: on a cluster's workers.", "executor"
     ),
-}  # fmt: skip
+}
 
 RunArgument = Annotated[str | None, typer.Argument(metavar="RUN", help="The run directory.")]
 OutOption = Annotated[
@@ -103,17 +118,21 @@ OutOption = Annotated[
 ConfigOption = Annotated[
     str | None,
     typer.Option(
-        "--config", "-c", metavar="FILE",
+        "--config",
+        "-c",
+        metavar="FILE",
         help="A config file, or a shipped name such as `demo`; the run's own unless given.",
     ),
-]  # fmt: skip
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE",
+        "--set",
+        "-s",
+        metavar="KEY=VALUE",
         help="Any option of the config: `--set train.dpo.beta=0.05`.",
     ),
-]  # fmt: skip
+]
 
 
 def one_run(argument: str | None, out: str | None) -> str | None:
@@ -145,9 +164,12 @@ def on_a_run(
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def command(
-            run: str | None, config: str | None, out: str | None, overrides: list[str] | None,
+            run: str | None,
+            config: str | None,
+            out: str | None,
+            overrides: list[str] | None,
             **given: Any,
-        ) -> None:  # fmt: skip
+        ) -> None:
             where = one_run(run, out)
             named: Named = {}
             for name, key in wanted.items():
@@ -193,9 +215,11 @@ def _parameters(function: Callable[..., None], wanted: dict[str, str]) -> list[i
     kind = inspect.Parameter.KEYWORD_ONLY
     own = list(inspect.signature(function).parameters.values())[1:]
     said = {
-        "run": RunArgument, "config": ConfigOption, "out": OutOption,
+        "run": RunArgument,
+        "config": ConfigOption,
+        "out": OutOption,
         **{name: _option(name) for name in wanted},
-    }  # fmt: skip
+    }
     shared = [inspect.Parameter(n, kind, default=None, annotation=a) for n, a in said.items()]
     more = [p.replace(kind=kind, annotation=eval(p.annotation, function.__globals__)) for p in own]
     last = inspect.Parameter("overrides", kind, default=None, annotation=SetOption)

@@ -12,9 +12,15 @@ if TYPE_CHECKING:
 
 
 @on_a_run(
-    "prompts", "constitution", "policy", "rounds",
-    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad", seed="revise.seed",
-)  # fmt: skip
+    "prompts",
+    "constitution",
+    "policy",
+    "rounds",
+    column="prompts",
+    limit="prompts.limit",
+    skip_bad="prompts.skip_bad",
+    seed="revise.seed",
+)
 def revise(config: Config) -> None:
     """Have the policy criticise and revise its own responses under drawn principles.
 
@@ -26,9 +32,14 @@ def revise(config: Config) -> None:
 
 
 @on_a_run(
-    "prompts", "constitution", "policy",
-    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad", seed="sampling.seed",
-)  # fmt: skip
+    "prompts",
+    "constitution",
+    "policy",
+    column="prompts",
+    limit="prompts.limit",
+    skip_bad="prompts.skip_bad",
+    seed="sampling.seed",
+)
 def contrast(config: Config) -> None:
     """Make preference pairs from two opposed wishes; nothing is judged.
 

@@ -72,9 +72,14 @@ def judge_prompt(principle: Principle, template: str, pair: Pair = SAMPLE) -> st
     require([principle], "label")
     loaded = load_template(template)
     rendered = loaded.render(
-        messages=pair.prompt.messages, first=pair.first, second=pair.second, response=pair.first,
-        responses=[pair.first, pair.second], principle=principle.compare, rationale=None,
-    )  # fmt: skip
+        messages=pair.prompt.messages,
+        first=pair.first,
+        second=pair.second,
+        response=pair.first,
+        responses=[pair.first, pair.second],
+        principle=principle.compare,
+        rationale=None,
+    )
     return f"{transcript(rendered)}\n\noptions: {list(loaded.options)}"
 
 

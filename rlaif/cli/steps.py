@@ -36,11 +36,21 @@ def _of_a_run(named: dict[str, Any], load: Callable[[], Config]) -> dict[str, An
 
 
 @on_a_run(
-    "prompts", "pairs", "format", "constitution", "policy", "judge", "method", "examples",
+    "prompts",
+    "pairs",
+    "format",
+    "constitution",
+    "policy",
+    "judge",
+    "method",
+    "examples",
     "executor",
-    column="source", limit="source.limit", skip_bad="source.skip_bad", seed="sampling.seed",
+    column="source",
+    limit="source.limit",
+    skip_bad="source.skip_bad",
+    seed="sampling.seed",
     resolve=_of_a_run,
-)  # fmt: skip
+)
 def run(config: Config) -> None:
     """Run every stage: sample, label, train, evaluate, report.
 
@@ -56,9 +66,13 @@ def run(config: Config) -> None:
     if config.train.reward:
         steps.append(stages.train_reward)
     policies = {
-        "sft": stages.train_sft, "dpo": stages.train_dpo, "ppo": stages.train_ppo,
-        "grpo": stages.train_grpo, "rloo": stages.train_rloo, "online_dpo": stages.train_online_dpo,
-    }  # fmt: skip
+        "sft": stages.train_sft,
+        "dpo": stages.train_dpo,
+        "ppo": stages.train_ppo,
+        "grpo": stages.train_grpo,
+        "rloo": stages.train_rloo,
+        "online_dpo": stages.train_online_dpo,
+    }
     trained = [train for name, train in policies.items() if getattr(config.train, name)]
     steps += [*trained, *([stages.evaluate] if trained else [])]
     if trained:
@@ -82,9 +96,16 @@ def _tell(config: Config, steps: Sequence[str]) -> None:
 
 
 @on_a_run(
-    "prompts", "constitution", "policy", "n", "executor",
-    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad", seed="sampling.seed",
-)  # fmt: skip
+    "prompts",
+    "constitution",
+    "policy",
+    "n",
+    "executor",
+    column="prompts",
+    limit="prompts.limit",
+    skip_bad="prompts.skip_bad",
+    seed="sampling.seed",
+)
 def sample(config: Config) -> None:
     """Sample completions and pair them.
 
@@ -96,9 +117,18 @@ def sample(config: Config) -> None:
 
 
 @on_a_run(
-    "pairs", "format", "constitution", "judge", "method", "examples", "executor",
-    column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad", seed="judge.rationale.seed",
-)  # fmt: skip
+    "pairs",
+    "format",
+    "constitution",
+    "judge",
+    "method",
+    "examples",
+    "executor",
+    column="pairs",
+    limit="pairs.limit",
+    skip_bad="pairs.skip_bad",
+    seed="judge.rationale.seed",
+)
 def label(config: Config) -> None:
     """Judge pairs under the principles: those of --pairs, or those sampled into the run.
 

@@ -15,11 +15,14 @@ app = App(help="Train on a run's preferences.", no_args_is_help=True)
 
 @app.command("sft")
 @on_a_run(
-    "policy", "data",
-    column="train.sft", limit="train.sft.limit", skip_bad="train.sft.skip_bad",
+    "policy",
+    "data",
+    column="train.sft",
+    limit="train.sft.limit",
+    skip_bad="train.sft.skip_bad",
     seed="train.sft.seed",
     section="sft",
-)  # fmt: skip
+)
 def train_sft(config: Config) -> None:
     """Train the policy on answers: a file's, or the best of the run's own completions.
 
@@ -32,11 +35,18 @@ def train_sft(config: Config) -> None:
 
 @app.command("judge")
 @on_a_run(
-    "pairs", "format", "constitution", "judge",
-    column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad",
-    model="train.judge.model", labels="train.judge.labels", seed="train.judge.seed",
+    "pairs",
+    "format",
+    "constitution",
+    "judge",
+    column="pairs",
+    limit="pairs.limit",
+    skip_bad="pairs.skip_bad",
+    model="train.judge.model",
+    labels="train.judge.labels",
+    seed="train.judge.seed",
     section="judge",
-)  # fmt: skip
+)
 def train_judge(config: Config) -> None:
     """Train a judge on labelled pairs, to label with by `--judge RUN/models/judge`.
 
@@ -51,11 +61,16 @@ def train_judge(config: Config) -> None:
 
 @app.command("reward")
 @on_a_run(
-    "pairs", "format",
-    column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad",
-    model="train.reward.model", labels="train.reward.labels", seed="train.reward.seed",
+    "pairs",
+    "format",
+    column="pairs",
+    limit="pairs.limit",
+    skip_bad="pairs.skip_bad",
+    model="train.reward.model",
+    labels="train.reward.labels",
+    seed="train.reward.seed",
     section="reward",
-)  # fmt: skip
+)
 def train_reward(config: Config) -> None:
     """Train a reward model on the run's preferences, or on pairs that people compared.
 
@@ -71,11 +86,16 @@ def train_reward(config: Config) -> None:
 
 @app.command("dpo")
 @on_a_run(
-    "pairs", "format", "policy",
-    column="pairs", limit="pairs.limit", skip_bad="pairs.skip_bad",
-    labels="train.dpo.labels", seed="train.dpo.seed",
+    "pairs",
+    "format",
+    "policy",
+    column="pairs",
+    limit="pairs.limit",
+    skip_bad="pairs.skip_bad",
+    labels="train.dpo.labels",
+    seed="train.dpo.seed",
     section="dpo",
-)  # fmt: skip
+)
 def train_dpo(config: Config) -> None:
     """Train the policy by DPO with soft labels: the run's preferences, or those of people.
 
@@ -88,11 +108,19 @@ def train_dpo(config: Config) -> None:
 
 @app.command("ppo")
 @on_a_run(
-    "prompts", "constitution", "policy", "judge", "method",
-    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad",
-    reward="train.ppo.reward", steps="train.ppo.steps", seed="train.ppo.seed",
+    "prompts",
+    "constitution",
+    "policy",
+    "judge",
+    "method",
+    column="prompts",
+    limit="prompts.limit",
+    skip_bad="prompts.skip_bad",
+    reward="train.ppo.reward",
+    steps="train.ppo.steps",
+    seed="train.ppo.seed",
     section="ppo",
-)  # fmt: skip
+)
 def train_ppo(config: Config) -> None:
     """Train the policy by PPO on a reward model, a live judge or a Python function.
 
@@ -105,11 +133,19 @@ def train_ppo(config: Config) -> None:
 
 @app.command("grpo")
 @on_a_run(
-    "prompts", "constitution", "policy", "judge", "method",
-    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad",
-    reward="train.grpo.reward", steps="train.grpo.steps", seed="train.grpo.seed",
+    "prompts",
+    "constitution",
+    "policy",
+    "judge",
+    "method",
+    column="prompts",
+    limit="prompts.limit",
+    skip_bad="prompts.skip_bad",
+    reward="train.grpo.reward",
+    steps="train.grpo.steps",
+    seed="train.grpo.seed",
     section="grpo",
-)  # fmt: skip
+)
 def train_grpo(config: Config) -> None:
     """Train the policy by GRPO: completions of a prompt, compared with each other by the judge.
 
@@ -122,11 +158,19 @@ def train_grpo(config: Config) -> None:
 
 @app.command("rloo")
 @on_a_run(
-    "prompts", "constitution", "policy", "judge", "method",
-    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad",
-    reward="train.rloo.reward", steps="train.rloo.steps", seed="train.rloo.seed",
+    "prompts",
+    "constitution",
+    "policy",
+    "judge",
+    "method",
+    column="prompts",
+    limit="prompts.limit",
+    skip_bad="prompts.skip_bad",
+    reward="train.rloo.reward",
+    steps="train.rloo.steps",
+    seed="train.rloo.seed",
     section="rloo",
-)  # fmt: skip
+)
 def train_rloo(config: Config) -> None:
     """Train the policy by RLOO: REINFORCE, the baseline being the prompt's other completions.
 
@@ -139,11 +183,18 @@ def train_rloo(config: Config) -> None:
 
 @app.command("online-dpo")
 @on_a_run(
-    "prompts", "constitution", "policy", "judge", "method",
-    column="prompts", limit="prompts.limit", skip_bad="prompts.skip_bad",
-    steps="train.online_dpo.steps", seed="train.online_dpo.seed",
+    "prompts",
+    "constitution",
+    "policy",
+    "judge",
+    "method",
+    column="prompts",
+    limit="prompts.limit",
+    skip_bad="prompts.skip_bad",
+    steps="train.online_dpo.steps",
+    seed="train.online_dpo.seed",
     section="online_dpo",
-)  # fmt: skip
+)
 def train_online_dpo(config: Config) -> None:
     """Train the policy by DPO on pairs that it samples and the judge labels as it learns.
 

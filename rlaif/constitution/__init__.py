@@ -246,9 +246,11 @@ def _whole(resolved: _Resolved) -> Constitution:
         raise ConfigError(told(resolved.faults))
     file = resolved.file
     return Constitution(
-        name=file.name, version=file.version, description=file.description,
+        name=file.name,
+        version=file.version,
+        description=file.description,
         principles=tuple(resolved.principles),
-    )  # fmt: skip
+    )
 
 
 DEEPEST = 20  # files that extend one another

@@ -34,11 +34,22 @@ _NAME = "rlaif_tree"
 _now = threading.local()  # the pass that is running in this thread: models carry no room for it
 # Arguments that models hand on to their attention and that change nothing here: positions are in
 # the queries and keys already, and dropout is that of training.
-_NEUTRAL = frozenset({
-    "cache_position", "dropout", "is_causal", "logits_to_keep", "output_attentions",
-    "output_hidden_states", "output_router_logits", "position_embeddings", "position_ids",
-    "return_dict", "sliding_window", "use_cache",
-})  # fmt: skip
+_NEUTRAL = frozenset(
+    {
+        "cache_position",
+        "dropout",
+        "is_causal",
+        "logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "sliding_window",
+        "use_cache",
+    }
+)
 # How far back a layer looks: ("window", 512): less than 512 positions, its own included; ("chunk",
 # 8192): as far as the last multiple of 8192.
 Reach = tuple[str, int]

@@ -148,9 +148,12 @@ def block_mask(depths: Ints, first: Ints | None, device: torch.device) -> Any:
     partly = some.view(len(at), -1, BLOCK).any(-1) & ~whole
     mask, _, _ = _functions()
     return mask.from_kv_blocks(
-        *_listed(partly), *_listed(whole), BLOCK_SIZE=BLOCK, mask_mod=sees,
+        *_listed(partly),
+        *_listed(whole),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=sees,
         seq_lengths=(queries, keys),
-    )  # fmt: skip
+    )
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -197,9 +200,15 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     _, request, flex_attention = _functions()
     out, more = flex_attention(
-        q, k, v, score_mod=score, block_mask=mask, scale=scale, enable_gqa=grouped,
+        q,
+        k,
+        v,
+        score_mod=score,
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=grouped,
         return_aux=request(lse=True),
-    )  # fmt: skip
+    )
     return out, more.lse
 
 

@@ -24,17 +24,36 @@ from rlaif.errors import EngineError, missing_extra
 
 Metadata = dict[str, Any]
 _NUMBERS = {
-    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q",
+    0: "<B",
+    1: "<b",
+    2: "<H",
+    3: "<h",
+    4: "<I",
+    5: "<i",
+    6: "<f",
+    7: "<?",
+    10: "<Q",
+    11: "<q",
     12: "<d",
-}  # fmt: skip
+}
 _STRING, _ARRAY = 8, 9
 # Vocabularies before which llama.cpp puts a beginning where the file does not say whether to:
 # those of SentencePiece, and of BPE these kinds (src/llama-vocab.cpp).
 _SENTENCEPIECE = "llama"
-_BPE_WITH_BEGINNING = frozenset({
-    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
-    "tekken", "chameleon",
-})  # fmt: skip
+_BPE_WITH_BEGINNING = frozenset(
+    {
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "falcon-h1",
+        "pixtral",
+        "midm-2.0",
+        "lfm2",
+        "tekken",
+        "chameleon",
+    }
+)
 
 
 def gguf_of(model: str) -> Path | None:

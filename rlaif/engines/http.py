@@ -140,9 +140,16 @@ class HTTPEngine:
             raise
         # Everything that can change an answer, as far as it can be known from here.
         self.fingerprint = content_id(
-            "http", address, model, revision, max_length, self.prefill, scoring, top_logprobs,
+            "http",
+            address,
+            model,
+            revision,
+            max_length,
+            self.prefill,
+            scoring,
+            top_logprobs,
             self._extra,
-        )  # fmt: skip
+        )
         self.weights = content_id("http", address, model, revision)
 
     def __repr__(self) -> str:

@@ -12,9 +12,16 @@ from rlaif.files.templates import Rendered
 from rlaif.records import content_id
 
 ENGINE_MEMBERS = (
-    "name", "max_length", "device", "usage", "templates", "fingerprint", "generate", "score",
+    "name",
+    "max_length",
+    "device",
+    "usage",
+    "templates",
+    "fingerprint",
+    "generate",
+    "score",
     "close",
-)  # fmt: skip
+)
 
 
 class EngineFunction(Protocol):

@@ -292,11 +292,14 @@ def _client(base_url: str, api_key_env: str | None) -> tuple[Any, Secret]:
         raise ConfigError(f"the key in {api_key_env} has characters that no key has")
     # Retries are ours, so that the gate sees every overload.
     client = openai.AsyncOpenAI(
-        base_url=base_url, api_key=key or _NO_KEY, max_retries=0, timeout=None,
+        base_url=base_url,
+        api_key=key or _NO_KEY,
+        max_retries=0,
+        timeout=None,
         http_client=openai.DefaultAsyncHttpxClient(
             event_hooks={"response": [_stay_here, _read_capped]}
         ),
-    )  # fmt: skip
+    )
     return client, Secret(key)
 
 
@@ -358,8 +361,12 @@ def _written(character: str) -> str:
     """A pattern of the ways to write an ASCII character: in URLs, JSON, HTML and Python's repr."""
     code = ord(character)
     ways = (
-        f"(?i:%(?:25)*{code:02x})", rf"(?i:\\+u00{code:02x})", rf"(?i:\\+x{code:02x})",
-        f"(?i:&#0*{code};)", f"(?i:&#x0*{code:x};)", rf"\\+{re.escape(character)}",
+        f"(?i:%(?:25)*{code:02x})",
+        rf"(?i:\\+u00{code:02x})",
+        rf"(?i:\\+x{code:02x})",
+        f"(?i:&#0*{code};)",
+        f"(?i:&#x0*{code:x};)",
+        rf"\\+{re.escape(character)}",
         re.escape(character),
-    )  # fmt: skip
+    )
     return f"(?:{'|'.join(ways)})"

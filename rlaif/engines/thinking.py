@@ -84,7 +84,7 @@ _FAMILIES = (
     Marks("<seed:think>", "</seed:think>"),
     Marks("<think>", "</think>"),
     Marks("<thinking>", "</thinking>"),
-)  # fmt: skip
+)
 
 
 def variables(source: str, mode: Mode | None) -> dict[str, Any]:

@@ -355,9 +355,12 @@ class Encoder:
         messages = [{"role": r, "content": f"Q{nonce}x{i}Q"} for i, r in enumerate(roles)]
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True,
-                strftime_now=self._strftime, **thinking.variables(self._source, mode),
-            )  # fmt: skip
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                strftime_now=self._strftime,
+                **thinking.variables(self._source, mode),
+            )
         except Exception:  # templates raise what they like
             return None
         parts = re.split(f"Q{nonce}x(\\d+)Q", text)

@@ -122,16 +122,22 @@ class LabelQuality:
         if not self._slots.n:
             names = ("same_slot_rate", "swap_consistency", "first_slot_share", "says_first")
             return {
-                **asked, **dict.fromkeys(names), "swap_interval": None, "swap_prompts": 0,
+                **asked,
+                **dict.fromkeys(names),
+                "swap_interval": None,
+                "swap_prompts": 0,
                 "by_principle": {},
-            }  # fmt: skip
+            }
         table = {name: {**c.rates(), "n": c.n} for name, c in self._by_principle.items()}
         prompts = self._asked.tolist()
         found = share(self._agree, prompts, weights=self._questions)
         return {
-            **asked, **self._slots.rates(), "swap_interval": found.as_dict(),
-            "swap_prompts": len(set(prompts)), "by_principle": table,
-        }  # fmt: skip
+            **asked,
+            **self._slots.rates(),
+            "swap_interval": found.as_dict(),
+            "swap_prompts": len(set(prompts)),
+            "by_principle": table,
+        }
 
 
 def _number(pair: Pair) -> int:

@@ -144,9 +144,13 @@ class EngineJudge(ABC):
         like this one but for the threshold."""
         examples = [] if self.examples is None else [self.examples.preamble.hash]
         return content_id(
-            self.method, self.engine.fingerprint, self.template.hash, min_mass, *self._settings,
+            self.method,
+            self.engine.fingerprint,
+            self.template.hash,
+            min_mass,
+            *self._settings,
             *examples,
-        )  # fmt: skip
+        )
 
     # ---- thoughts
 
@@ -279,9 +283,13 @@ class EngineJudge(ABC):
 
     def _row(self, ask: Ask, **facts: Any) -> Verdict:
         return Verdict(
-            key=self.key(ask), pair_id=ask.pair.id, principle=ask.principle.id, order=ask.order,
-            judge=self.name, **facts,
-        )  # fmt: skip
+            key=self.key(ask),
+            pair_id=ask.pair.id,
+            principle=ask.principle.id,
+            order=ask.order,
+            judge=self.name,
+            **facts,
+        )
 
     def _needs_options(self, *counts: int) -> None:
         """Refuses a template with any other number of options."""

@@ -46,9 +46,12 @@ class CotJudge(EngineJudge):
         """The prompt that asks for a rationale, or the one that is scored after it."""
         first, second = self.shown(ask)
         return self.template.render(
-            messages=ask.pair.prompt.messages, first=first, second=second,
-            principle=ask.principle.compare, rationale=rationale,
-        )  # fmt: skip
+            messages=ask.pair.prompt.messages,
+            first=first,
+            second=second,
+            principle=ask.principle.compare,
+            rationale=rationale,
+        )
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         reasons = [ask.unjudgeable() for ask in asks]

@@ -162,9 +162,12 @@ class Examples:
         """What the manifest tells."""
         name = SHIPPED if self.few_shot.auto else self.few_shot.examples
         return {
-            "from": name, "shots": self.count, "seed": self.few_shot.seed,
-            "hash": self.preamble.hash, "tokens": self.tokens,
-        }  # fmt: skip
+            "from": name,
+            "shots": self.count,
+            "seed": self.few_shot.seed,
+            "hash": self.preamble.hash,
+            "tokens": self.tokens,
+        }
 
     def tell_too_long(self, asked: Rendered) -> None:
         """Warns, once, where a question is too long for the context because of the examples."""

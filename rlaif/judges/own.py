@@ -75,9 +75,12 @@ class OwnJudge:
     def about(self) -> dict[str, Any]:
         """What the manifest tells of a judge."""
         return {
-            "fingerprint": self.fingerprint, "weights": weights_of(self.engine),
-            "template": None, "template_hash": None, "device": self.engine.device,
-        }  # fmt: skip
+            "fingerprint": self.fingerprint,
+            "weights": weights_of(self.engine),
+            "template": None,
+            "template_hash": None,
+            "device": self.engine.device,
+        }
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         """One verdict an ask, in their order. What nobody could answer is not asked."""
@@ -88,11 +91,16 @@ class OwnJudge:
             next(said)
             if reason is None
             else Verdict(
-                self.key(ask), ask.pair.id, ask.principle.id, ask.order, self.name, None,
+                self.key(ask),
+                ask.pair.id,
+                ask.principle.id,
+                ask.order,
+                self.name,
+                None,
                 reason=reason,
             )
             for ask, reason in zip(asks, reasons, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _said(self, asks: Sequence[Ask]) -> list[Verdict]:
         found = self._call(self._judge.judge, list(asks))

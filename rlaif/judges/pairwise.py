@@ -69,9 +69,12 @@ class PairwiseJudge(EngineJudge):
             same = list(group)
             first, second = self.shown(same[0])
             out += self.template.render_each(
-                "principle", [ask.principle.compare for ask in same],
-                messages=same[0].pair.prompt.messages, first=first, second=second,
-            )  # fmt: skip
+                "principle",
+                [ask.principle.compare for ask in same],
+                messages=same[0].pair.prompt.messages,
+                first=first,
+                second=second,
+            )
         return [self.after_examples(asked) for asked in out]
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:

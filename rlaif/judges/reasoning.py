@@ -15,9 +15,13 @@ from rlaif.records import Reason, Unusable
 THINKING_TEMPERATURE = 0.6
 
 _REASONS: dict[str, Unusable | None] = {
-    "stop": None, "length": "cut", "too_long": "too_long", "content_filter": "filtered",
-    "malformed": "malformed", "not_finite": "not_finite",
-}  # fmt: skip
+    "stop": None,
+    "length": "cut",
+    "too_long": "too_long",
+    "content_filter": "filtered",
+    "malformed": "malformed",
+    "not_finite": "not_finite",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +61,13 @@ class Reasoning:
         if temperature is None:
             temperature = THINKING_TEMPERATURE if self.thinking else float(self.samples > 1)
         return Sampling(
-            n=self.samples, temperature=temperature, max_new_tokens=self.max_new_tokens,
-            seed=self.seed, stop=stop, thinking=self.thinking,
-        )  # fmt: skip
+            n=self.samples,
+            temperature=temperature,
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            stop=stop,
+            thinking=self.thinking,
+        )
 
     def thoughts(self) -> Sampling:
         """How thoughts alone are sampled."""

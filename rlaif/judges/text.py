@@ -45,9 +45,11 @@ class TextJudge(EngineJudge):
         """The exact prompt of an ask."""
         first, second = self.shown(ask)
         return self.template.render(
-            messages=ask.pair.prompt.messages, first=first, second=second,
+            messages=ask.pair.prompt.messages,
+            first=first,
+            second=second,
             principle=ask.principle.compare,
-        )  # fmt: skip
+        )
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         reasons = [ask.unjudgeable() for ask in asks]
@@ -101,9 +103,13 @@ def _sample(before: Sample, written: Generation) -> Sample:
     """
     cut = written.finish_reason == "length" and bool(written.thought) and not written.text
     return Sample(
-        None, unusable(written), written.text.strip(), written.thought or before.thought,
-        before.cut or cut, before.tokens + written.tokens,
-    )  # fmt: skip
+        None,
+        unusable(written),
+        written.text.strip(),
+        written.thought or before.thought,
+        before.cut or cut,
+        before.tokens + written.tokens,
+    )
 
 
 def verdict_pattern(options: Sequence[str], name: str = "the template") -> re.Pattern[str]:

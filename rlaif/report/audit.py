@@ -131,9 +131,10 @@ def _transfer(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
     """A temperature of other labels beside none and these labels' own."""
     rows = []
     for title, at in (
-        ("without a temperature", "raw"), ("at their own, the other half’s", "own"),
+        ("without a temperature", "raw"),
+        ("at their own, the other half’s", "own"),
         ("at the other run’s", "other"),
-    ):  # fmt: skip
+    ):
         scores = found[at] or {}
         rows += [
             _row(f"ECE {title}", scores.get("ece"), fixed),

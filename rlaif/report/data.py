@@ -332,14 +332,19 @@ class Run:
         columns = (verdicts[n].to_pylist() for n in ("key", "pair_id", "principle", "order"))
         return np.array(
             [
-                key == verdict_key(
-                    fingerprint, pair, order, principle, wording.get(principle, "None"),
+                key
+                == verdict_key(
+                    fingerprint,
+                    pair,
+                    order,
+                    principle,
+                    wording.get(principle, "None"),
                     *([self._groups.get(pair, "")] if lists else []),
                 )
                 for key, pair, principle, order in zip(*columns, strict=True)
             ],
             dtype=bool,
-        )  # fmt: skip
+        )
 
     @cached_property
     def _groups(self) -> dict[str, str]:

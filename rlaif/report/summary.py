@@ -33,9 +33,18 @@ from rlaif.statistics.calibration import expected_calibration_error
 from rlaif.store import lineage, write_json
 
 RATE = (
-    "value", "low", "high", "n", "wins", "losses", "ties", "identical", "abstained", "decided",
+    "value",
+    "low",
+    "high",
+    "n",
+    "wins",
+    "losses",
+    "ties",
+    "identical",
+    "abstained",
+    "decided",
     "at_stake",
-)  # fmt: skip
+)
 STAGES = ("sample", "label", "reward", "dpo", "evaluate")
 ONLINE = ("sft", "ppo", "grpo", "rloo", "online-dpo")  # what may have been trained beside
 

@@ -45,10 +45,13 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
         question
         for pairs in run.store.table("pairs").iter_batches(READ_PAIRS)
         for question in clear_questions(
-            pairs, run.principles(),
-            current_verdicts(run.store, pairs, judge, run.asked(), orders), orders, rule=rule,
+            pairs,
+            run.principles(),
+            current_verdicts(run.store, pairs, judge, run.asked(), orders),
+            orders,
+            rule=rule,
         )
-    ]  # fmt: skip
+    ]
     questions = draw(clear, limit)
     if not questions:
         raise DataError(
@@ -64,10 +67,17 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
     known = read_object(path, "`rlaif eval attacks`")
     write_json(path, {**known, method: {"questions": len(questions), "families": found}})
     _tell(run, method, len(questions), found)
-    finish(run, f"attacks {method}", clock, {
-        "rows": len(todo) * len(orders), "new_rows": new, "questions": len(questions),
-        "fingerprint": judge.fingerprint,
-    })  # fmt: skip
+    finish(
+        run,
+        f"attacks {method}",
+        clock,
+        {
+            "rows": len(todo) * len(orders),
+            "new_rows": new,
+            "questions": len(questions),
+            "fingerprint": judge.fingerprint,
+        },
+    )
 
 
 def _answered(

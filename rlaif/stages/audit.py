@@ -57,10 +57,17 @@ def stored_labels(stored: StoredRun) -> Labels:
             prompts.append(pair.prompt.id)
             lengths.append((len(pair.first), len(pair.second)))
     return Labels(
-        ids, prompts, stored.statuses, stored.preference, stored.known,
-        np.array(lengths, dtype=np.float64).reshape(-1, 2), stored.cube, stored.tied,
-        None if stored.temperature is None else stored.raw, stored.temperature,
-    )  # fmt: skip
+        ids,
+        prompts,
+        stored.statuses,
+        stored.preference,
+        stored.known,
+        np.array(lengths, dtype=np.float64).reshape(-1, 2),
+        stored.cube,
+        stored.tied,
+        None if stored.temperature is None else stored.raw,
+        stored.temperature,
+    )
 
 
 _QUALITY: dict[str, Shape] = {

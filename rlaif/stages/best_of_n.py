@@ -62,17 +62,25 @@ def best_of_n(run: Run, n: int = 16, reward: str | None = None, gold: str | None
     found = summary(rewards, seed=run.config.evaluate.seed)
     found["kl"] = kl_best_of_n(found["n"]).tolist()
     found["kl_to"] = {  # the distribution that was sampled: at 1 and 1 the policy's own
-        "temperature": evaluate.temperature, "top_p": run.config.sampling.top_p,
-    }  # fmt: skip
+        "temperature": evaluate.temperature,
+        "top_p": run.config.sampling.top_p,
+    }
     if reward is None:
         reward = "models/reward"
     found |= {"reward": reward, "policy": run.config.policy.model, "gold_from": gold}
     write_json(run.store.path("evaluation", "best-of-n.json"), found)
     _tell(run, found)
-    finish(run, "best-of-n", clock, {
-        "rows": len(prompts) * n, "new_rows": new_rows, "left_out": found["left_out"],
-        "rejected_rows": rejected.counts(),
-    })  # fmt: skip
+    finish(
+        run,
+        "best-of-n",
+        clock,
+        {
+            "rows": len(prompts) * n,
+            "new_rows": new_rows,
+            "left_out": found["left_out"],
+            "rejected_rows": rejected.counts(),
+        },
+    )
 
 
 def summary(rewards: dict[str, Rewards], *, seed: int = 0) -> dict[str, Any]:
@@ -92,9 +100,11 @@ def summary(rewards: dict[str, Rewards], *, seed: int = 0) -> dict[str, Any]:
     proxy = columns["proxy"]
     every = proxy.shape[1]
     out: dict[str, Any] = {
-        "n": list(range(1, every + 1)), "prompts": len(kept), "left_out": len(rows) - len(kept),
+        "n": list(range(1, every + 1)),
+        "prompts": len(kept),
+        "left_out": len(rows) - len(kept),
         "distinct": float(np.mean([len(np.unique(row)) for row in proxy])),
-    }  # fmt: skip
+    }
     shown = sorted({2**k for k in range(every.bit_length())} | {every})
     for name, values in columns.items():
         per_prompt = estimate(proxy, values)  # (P, N)
@@ -118,16 +128,24 @@ def _model(run: Run, folder: str) -> Scorer:
 def _samples(run: Run, prompts: Sequence[Prompt], n: int) -> tuple[list[list[Completion]], int]:
     """n completions of each prompt by the policy, kept in `evaluation/`, and how many are new."""
     settings = replace(
-        sampling_of(run.config), n=n, temperature=run.config.evaluate.temperature,
+        sampling_of(run.config),
+        n=n,
+        temperature=run.config.evaluate.temperature,
         seed=run.config.evaluate.seed,
-    )  # fmt: skip
+    )
     engine = run.engine(run.config.policy)
     with RunStore(run.store.path("evaluation"), command="best-of-n") as store:
         with run.reporter.progress("best-of-n", len(prompts)) as progress:
             new = run_sampling(
-                prompts, engine, settings, store.table("completions"), policy="base",
-                chunk=run.config.chunk, total=len(prompts), on_progress=progress,
-            ).new_rows  # fmt: skip
+                prompts,
+                engine,
+                settings,
+                store.table("completions"),
+                policy="base",
+                chunk=run.config.chunk,
+                total=len(prompts),
+                on_progress=progress,
+            ).new_rows
         made = {c.key: c for c in store.table("completions").read()}
     return [[made[key] for key in completion_keys(engine, settings, p)] for p in prompts], new
 

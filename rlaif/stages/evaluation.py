@@ -69,10 +69,17 @@ def evaluate(run: Run) -> None:
         for i, prompt in enumerate(prompts)
     ]
     write_json(run.store.path("evaluation", "samples.json"), shown[:50])
-    finish(run, "evaluate", clock, {
-        "rows": len(prompts), "new_rows": new_rows + more, "rejected_rows": rejected.counts(),
-        "policies": {name: engine.fingerprint for name, engine in policies.items()},
-    })  # fmt: skip
+    finish(
+        run,
+        "evaluate",
+        clock,
+        {
+            "rows": len(prompts),
+            "new_rows": new_rows + more,
+            "rejected_rows": rejected.counts(),
+            "policies": {name: engine.fingerprint for name, engine in policies.items()},
+        },
+    )
 
 
 def trained_policies(store: RunStore) -> list[str]:
@@ -94,9 +101,11 @@ def _evaluation_samples(
 
 def _sampling(run: Run) -> Sampling:
     return replace(
-        sampling_of(run.config), n=1, temperature=run.config.evaluate.temperature,
+        sampling_of(run.config),
+        n=1,
+        temperature=run.config.evaluate.temperature,
         seed=run.config.evaluate.seed,
-    )  # fmt: skip
+    )
 
 
 def _samples_for_kl(
@@ -127,9 +136,15 @@ def _sampled(
     for name, engine in policies.items():
         with run.reporter.progress(f"{title} {name}", len(prompts)) as progress:
             new += run_sampling(
-                prompts, engine, sampling, store.table("completions"), policy=name,
-                chunk=run.config.chunk, total=len(prompts), on_progress=progress,
-            ).new_rows  # fmt: skip
+                prompts,
+                engine,
+                sampling,
+                store.table("completions"),
+                policy=name,
+                chunk=run.config.chunk,
+                total=len(prompts),
+                on_progress=progress,
+            ).new_rows
         made = {c.key: c for c in store.table("completions").read()}
         samples[name] = [made[completion_keys(engine, sampling, p)[0]] for p in prompts]
     return samples, new
@@ -156,10 +171,16 @@ def _winrate(
         for juror, judge in judges.seats:
             with run.reporter.progress(juror.title("win rate"), len(pairs)) as progress:
                 run_judge(
-                    pairs, judge, run.asked(), store.table("verdicts"), orders=juror.orders,
-                    chunk=run.config.chunk, max_not_finite=juror.section.max_not_finite,
-                    total=len(pairs), on_progress=progress,
-                )  # fmt: skip
+                    pairs,
+                    judge,
+                    run.asked(),
+                    store.table("verdicts"),
+                    orders=juror.orders,
+                    chunk=run.config.chunk,
+                    max_not_finite=juror.section.max_not_finite,
+                    total=len(pairs),
+                    on_progress=progress,
+                )
             said = current_verdicts(store, pairs, judge, run.asked(), juror.orders)
             verdicts += juror.named(said)
         return prefer(run.config, pairs, verdicts, principles, judges.orders, temperature)
@@ -203,9 +224,14 @@ def _tell_of_judge(run: Run, judge: Mapping[str, Any]) -> None:
 def _tell(run: Run, name: str, found: Mapping[str, Any]) -> None:
     counts = ", ".join(
         f"{found[key]:,} {words}"
-        for key, words in (("wins", "won"), ("losses", "lost"), ("ties", "tied"),
-                           ("identical", "identical"), ("abstained", "abstained"))
-    )  # fmt: skip
+        for key, words in (
+            ("wins", "won"),
+            ("losses", "lost"),
+            ("ties", "tied"),
+            ("identical", "identical"),
+            ("abstained", "abstained"),
+        )
+    )
     told = f"win rate of {name} over base: "
     if found["value"] is None:
         told += "not known, as the judge abstained on all"

@@ -45,22 +45,37 @@ def train_judge(run: Run) -> None:
             progress(row["step"], row["total_steps"])
 
         metrics = fit(
-            questions, start.model, run.store.path("models", NAME), template=template,
-            adapter=start.adapter, device=start.device, lora=lora_of(config.lora),
+            questions,
+            start.model,
+            run.store.path("models", NAME),
+            template=template,
+            adapter=start.adapter,
+            device=start.device,
+            lora=lora_of(config.lora),
             order_rule=run.config.preferences.orders,
-            log_to=run.config.train.log_to, on_log=on_log, progress=run.reporter.progress,
+            log_to=run.config.train.log_to,
+            on_log=on_log,
+            progress=run.reporter.progress,
             **options,
-        ).metrics  # fmt: skip
+        ).metrics
     learnt, _ = split_by_prompt(questions, config.held_out, config.seed)
     began = [name for name in (start.model, start.adapter) if name and Path(name).is_dir()]
     record_prompts(run, NAME, (q.pair.prompt for q in learnt), *began)
     _tell(run, metrics)
     refused = {reason: found["n"] for reason, found in metrics["refused"].items()}
-    finish(run, NAME, clock, {
-        "rows": metrics["pairs"], "new_rows": metrics["pairs"] if steps_now else 0,
-        "steps": metrics["steps"], "model": start.model, "labels": config.labels,
-        "rejected_rows": refused,
-    })  # fmt: skip
+    finish(
+        run,
+        NAME,
+        clock,
+        {
+            "rows": metrics["pairs"],
+            "new_rows": metrics["pairs"] if steps_now else 0,
+            "steps": metrics["steps"],
+            "model": start.model,
+            "labels": config.labels,
+            "rejected_rows": refused,
+        },
+    )
 
 
 def _start(run: Run, config: JudgeTrainConfig) -> tuple[JudgingConfig, str | None]:
@@ -168,10 +183,13 @@ def _tell(run: Run, metrics: Mapping[str, Any]) -> None:
 
 
 _ROWS = {
-    "accuracy": "agrees with the labels", "swap_consistency": "both orders prefer one response",
-    "says_first": "says what stands first", "ece": "calibration error (ECE)",
-    "log_loss": "log loss, nats", "label_mass": "label mass",
-}  # fmt: skip
+    "accuracy": "agrees with the labels",
+    "swap_consistency": "both orders prefer one response",
+    "says_first": "says what stands first",
+    "ece": "calibration error (ECE)",
+    "log_loss": "log loss, nats",
+    "label_mass": "label mass",
+}
 
 
 def _compared(held_out: Mapping[str, Any]) -> list[str]:

@@ -125,10 +125,14 @@ class Panel:
         if run.config.executor == "local":  # on Ray this process has no model, and so no keys
             self._reread(juror)
         work = judging(
-            run.config, juror.section, lambda: run.judge(juror.section),
-            chain.from_iterable(table.iter_batches(READ_PAIRS)), run.asked(), juror.orders,
+            run.config,
+            juror.section,
+            lambda: run.judge(juror.section),
+            chain.from_iterable(table.iter_batches(READ_PAIRS)),
+            run.asked(),
+            juror.orders,
             run.store.table("verdicts"),
-        )  # fmt: skip
+        )
         if run.config.executor == "local":  # before it is asked
             self._alone(juror, work.about())
         return work
@@ -212,9 +216,12 @@ class Panel:
 def _did(juror: Juror) -> dict[str, Any]:
     done = juror.done
     return {
-        "rows": done.new_rows + done.old_rows, "new_rows": done.new_rows,
-        "abstained": dict(juror.reasons), "device": juror.about["device"], **juror.spent,
-    }  # fmt: skip
+        "rows": done.new_rows + done.old_rows,
+        "new_rows": done.new_rows,
+        "abstained": dict(juror.reasons),
+        "device": juror.about["device"],
+        **juror.spent,
+    }
 
 
 def _about(juror: Juror) -> dict[str, Any]:

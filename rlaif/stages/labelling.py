@@ -132,11 +132,20 @@ def label(run: Run) -> None:
     if found["gold_agreement"] is not None:
         tell_learnt(run, [juror.section for juror in panel.jurors])
     run.store.update_manifest("judge", panel.about())
-    finish(run, "label", clock, {
-        "rows": quality.verdicts, "new_rows": panel.new_rows, "abstained": dict(quality.reasons),
-        "preferences": dict(quality.status), "temperature": temperature, **reasoned.facts(),
-        **panel.facts(),
-    })  # fmt: skip
+    finish(
+        run,
+        "label",
+        clock,
+        {
+            "rows": quality.verdicts,
+            "new_rows": panel.new_rows,
+            "abstained": dict(quality.reasons),
+            "preferences": dict(quality.status),
+            "temperature": temperature,
+            **reasoned.facts(),
+            **panel.facts(),
+        },
+    )
 
 
 def _nothing(run: Run) -> DataError:
@@ -223,9 +232,7 @@ def current_verdicts(
     """
     asks = expand(pairs, principles, orders, together=judge.together)
     wanted = {judge.key(ask) for ask in asks}
-    return [
-        v for rows in store.table("verdicts").iter_batches() for v in rows if v.key in wanted
-    ]  # fmt: skip
+    return [v for rows in store.table("verdicts").iter_batches() for v in rows if v.key in wanted]
 
 
 def prefer(
@@ -240,12 +247,20 @@ def prefer(
     have the jurors' names as judges."""
     rule = config.preferences
     return aggregate(
-        pairs, verdicts, rule=rule.aggregate, weights={p.id: p.weight for p in principles},
+        pairs,
+        verdicts,
+        rule=rule.aggregate,
+        weights={p.id: p.weight for p in principles},
         jury=rule.jury if config.jury else "mean",
-        judge_weights={juror.name: juror.weight for juror in config.jury}, quorum=rule.quorum,
-        orders=orders, order_rule=rule.orders, principle_margin=rule.principle_margin,
-        min_margin=rule.min_margin, soft=rule.soft, temperature=temperature,
-    )  # fmt: skip
+        judge_weights={juror.name: juror.weight for juror in config.jury},
+        quorum=rule.quorum,
+        orders=orders,
+        order_rule=rule.orders,
+        principle_margin=rule.principle_margin,
+        min_margin=rule.min_margin,
+        soft=rule.soft,
+        temperature=temperature,
+    )
 
 
 def _tell_labels(run: Run, new: int, quality: LabelQuality, reasoned: Reasoned) -> None:

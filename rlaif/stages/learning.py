@@ -110,9 +110,15 @@ def train_dpo(run: Run) -> None:
         raise ConfigError("train.dpo is null in this config: give it settings, or {}")
     policy = run.config.policy
     _train(
-        run, "dpo", fit, settings, policy.model, adapter=policy.adapter,
-        thinking=policy.thought_tokens, sampled=sampled_tokens(run.store),
-    )  # fmt: skip
+        run,
+        "dpo",
+        fit,
+        settings,
+        policy.model,
+        adapter=policy.adapter,
+        thinking=policy.thought_tokens,
+        sampled=sampled_tokens(run.store),
+    )
 
 
 def _train(
@@ -135,21 +141,35 @@ def _train(
             progress(row["step"], row["total_steps"], row.get("found", 0))
 
         result = fit(
-            preferences, model, run.store.path("models", name), cut=cut_completions(run.store),
-            device=run.config.policy.device, lora=lora_of(settings.lora),
-            log_to=run.config.train.log_to, on_log=on_log, **options,
-        )  # fmt: skip
+            preferences,
+            model,
+            run.store.path("models", name),
+            cut=cut_completions(run.store),
+            device=run.config.policy.device,
+            lora=lora_of(settings.lora),
+            log_to=run.config.train.log_to,
+            on_log=on_log,
+            **options,
+        )
     read = [row.pair.prompt for row in preferences]
     read += [prompt for prompt, _ in options.get("references") or ()]
     record_prompts(run, name, read, *starts(run), model)
     metrics = result.metrics
     _tell_training(run, name, metrics)
     refused = {reason: found["n"] for reason, found in metrics["refused"].items()}
-    finish(run, name, clock, {
-        "rows": metrics["pairs"], "new_rows": metrics["pairs"] if steps_now else 0,
-        "steps": metrics["steps"], "model": model, "labels": settings.labels,
-        "rejected_rows": refused,
-    })  # fmt: skip
+    finish(
+        run,
+        name,
+        clock,
+        {
+            "rows": metrics["pairs"],
+            "new_rows": metrics["pairs"] if steps_now else 0,
+            "steps": metrics["steps"],
+            "model": model,
+            "labels": settings.labels,
+            "rejected_rows": refused,
+        },
+    )
 
 
 def judged(run: Run, first: str = "run `rlaif label` first") -> list[Preference]:

@@ -36,8 +36,10 @@ def require_short_lists(run: Run) -> None:
     labels. Reads all pairs, where there is such a judge."""
     for who, template, labels in _listwise(run):
         batches = run.store.table("pairs").iter_batches(READ_PAIRS)
-        lengths = ((same[0].prompt, len(listed(texts)))
-                   for same, texts in by_prompt(chain.from_iterable(batches)))  # fmt: skip
+        lengths = (
+            (same[0].prompt, len(listed(texts)))
+            for same, texts in by_prompt(chain.from_iterable(batches))
+        )
         long = [(prompt, n) for prompt, n in lengths if n > labels]
         if long:
             prompt, most = max(long, key=lambda row: row[1])

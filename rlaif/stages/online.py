@@ -48,19 +48,27 @@ def _train_group(
         scorer = scorer_of(run, config.reward, folder)
     options = config.model_dump(exclude={"reward", "against", "rounds", "lora", "checkpoint_every"})
     settings = GroupSettings(
-        algorithm=name, **options, lora=lora_of(config.lora),
+        algorithm=name,
+        **options,
+        lora=lora_of(config.lora),
         max_new_tokens=sampling_of(run.config).limit,
-    )  # fmt: skip
+    )
 
     def fit(prompts: Sequence[Prompt], on_log: Callable[[dict[str, Any]], None]) -> Any:
         return train_group(
-            prompts, run.config.policy.model, run.store.path("models", name), scorer, settings,
+            prompts,
+            run.config.policy.model,
+            run.store.path("models", name),
+            scorer,
+            settings,
             spent=(lambda: judge_tokens(run)) if config.reward == "judge" else None,
-            adapter=run.config.policy.adapter, thinking=run.config.policy.thought_tokens,
+            adapter=run.config.policy.adapter,
+            thinking=run.config.policy.thought_tokens,
             device=run.config.policy.device,
             checkpoint_every=config.checkpoint_every,
-            log_to=run.config.train.log_to, on_log=on_log,
-        )  # fmt: skip
+            log_to=run.config.train.log_to,
+            on_log=on_log,
+        )
 
     facts = {"reward": config.reward}
     _train(run, name, fit, clock, config.batch_size, config.iterations, facts, folder)
@@ -76,18 +84,28 @@ def train_online_dpo(run: Run) -> None:
         raise ConfigError("train.online_dpo is null in this config: give it settings, or {}")
     label, key = live_label(run)
     settings = OnlineDPOSettings(
-        **config.model_dump(exclude={"lora", "checkpoint_every"}), lora=lora_of(config.lora),
-        max_new_tokens=sampling_of(run.config).limit, keep_cut=run.config.sampling.keep_cut,
-    )  # fmt: skip
+        **config.model_dump(exclude={"lora", "checkpoint_every"}),
+        lora=lora_of(config.lora),
+        max_new_tokens=sampling_of(run.config).limit,
+        keep_cut=run.config.sampling.keep_cut,
+    )
 
     def fit(prompts: Sequence[Prompt], on_log: Callable[[dict[str, Any]], None]) -> Any:
         return train(
-            prompts, run.config.policy.model, run.store.path("models", "online-dpo"), label, key,
-            settings, adapter=run.config.policy.adapter,
-            thinking=run.config.policy.thought_tokens, spent=lambda: judge_tokens(run),
-            device=run.config.policy.device, checkpoint_every=config.checkpoint_every,
-            log_to=run.config.train.log_to, on_log=on_log,
-        )  # fmt: skip
+            prompts,
+            run.config.policy.model,
+            run.store.path("models", "online-dpo"),
+            label,
+            key,
+            settings,
+            adapter=run.config.policy.adapter,
+            thinking=run.config.policy.thought_tokens,
+            spent=lambda: judge_tokens(run),
+            device=run.config.policy.device,
+            checkpoint_every=config.checkpoint_every,
+            log_to=run.config.train.log_to,
+            on_log=on_log,
+        )
 
     _train(run, "online-dpo", fit, clock, config.batch_size, 1, {"reward": "judge"})
 
@@ -118,12 +136,21 @@ def _train(
     record_prompts(run, name, prompts, *starts(run), reward)
     _tell(run, name, metrics)
     spent = {k: metrics[k] for k in ("judge_tokens",) if k in metrics}
-    finish(run, name, clock, {
-        "rows": metrics["steps"] * rows_a_step // iterations,
-        "new_rows": steps_now * rows_a_step // iterations, "steps": metrics["steps"],
-        "model": run.config.policy.model, "abstained": metrics["abstained"], **facts, **spent,
-        "rejected_rows": {**rejected.counts(), **metrics["refused"]},
-    })  # fmt: skip
+    finish(
+        run,
+        name,
+        clock,
+        {
+            "rows": metrics["steps"] * rows_a_step // iterations,
+            "new_rows": steps_now * rows_a_step // iterations,
+            "steps": metrics["steps"],
+            "model": run.config.policy.model,
+            "abstained": metrics["abstained"],
+            **facts,
+            **spent,
+            "rejected_rows": {**rejected.counts(), **metrics["refused"]},
+        },
+    )
 
 
 def _tell(run: Run, name: str, metrics: Mapping[str, Any]) -> None:

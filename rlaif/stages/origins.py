@@ -20,23 +20,39 @@ def about_constitution(run: Run) -> dict[str, Any]:
     """The manifest's section on the run's constitution."""
     constitution = run.constitution
     return {
-        "name": constitution.name, "version": constitution.version, "hash": constitution.hash,
+        "name": constitution.name,
+        "version": constitution.version,
+        "hash": constitution.hash,
         "principles": [p.model_dump(mode="json") for p in run.principles()],
-    }  # fmt: skip
+    }
 
 
 # What can change no row, by section; all else counts, so that an option added later does.
 _NO_EFFECT = {
-    "device", "batch_tokens", "attention", "max_not_finite", "skip_bad", "principles", "draw",
-    "draw_weighted", "draw_seed", "weight",
-}  # fmt: skip
+    "device",
+    "batch_tokens",
+    "attention",
+    "max_not_finite",
+    "skip_bad",
+    "principles",
+    "draw",
+    "draw_weighted",
+    "draw_seed",
+    "weight",
+}
 _NO_EFFECT |= {f"http.{name}" for name in HTTPConfig.model_fields} - {
-    "http.base_url", "http.revision", "http.prefill", "http.scoring", "http.top_logprobs",
-    "http.extra_body", "http.max_length",
-}  # fmt: skip
+    "http.base_url",
+    "http.revision",
+    "http.prefill",
+    "http.scoring",
+    "http.top_logprobs",
+    "http.extra_body",
+    "http.max_length",
+}
 _NO_EFFECT |= {f"vllm.{name}" for name in VLLMConfig.model_fields} - {
-    "vllm.quantization", "vllm.max_model_len",
-}  # fmt: skip
+    "vllm.quantization",
+    "vllm.max_model_len",
+}
 
 
 def asked(run: Run, kept: Kept) -> dict[str, Any]:

@@ -38,9 +38,17 @@ def train_ppo(run: Run) -> None:
     rejected.write(run)
     reward = reward_folder(run, config.reward)
     options = config.model_dump(
-        exclude={"reward", "lora", "alarms", "checkpoint_every", "held_out", "ptx", "ptx_columns",
-                 "vllm"}
-    )  # fmt: skip
+        exclude={
+            "reward",
+            "lora",
+            "alarms",
+            "checkpoint_every",
+            "held_out",
+            "ptx",
+            "ptx_columns",
+            "vllm",
+        }
+    )
     once = 4 if config.algorithm == "ppo" else 1
     options["epochs"] = config.epochs or once
     options["minibatches"] = config.minibatches or once
@@ -69,28 +77,45 @@ def train_ppo(run: Run) -> None:
             progress(row["step"], row["total_steps"])
 
         result = fit(
-            prompts, run.config.policy.model, run.store.path("models", "ppo"),
+            prompts,
+            run.config.policy.model,
+            run.store.path("models", "ppo"),
             scorer,
             PPOSettings(
-                **options, lora=lora_of(config.lora), alarms=AlarmLimits(**dict(config.alarms)),
+                **options,
+                lora=lora_of(config.lora),
+                alarms=AlarmLimits(**dict(config.alarms)),
                 max_new_tokens=sampling_of(run.config).limit,
             ),
-            adapter=run.config.policy.adapter, thinking=run.config.policy.thought_tokens,
-            ptx=ptx, held_out=held_out,
-            device=run.config.policy.device, checkpoint_every=config.checkpoint_every,
-            log_to=run.config.train.log_to, on_log=on_log,
+            adapter=run.config.policy.adapter,
+            thinking=run.config.policy.thought_tokens,
+            ptx=ptx,
+            held_out=held_out,
+            device=run.config.policy.device,
+            checkpoint_every=config.checkpoint_every,
+            log_to=run.config.train.log_to,
+            on_log=on_log,
             vllm=config.vllm.model_dump(exclude_none=True),
-        )  # fmt: skip
+        )
     read = [*prompts, *(row.prompt for row in ptx)]
     record_prompts(run, "ppo", read, *starts(run), reward, options["value_model"])
     metrics = result.metrics
     _tell_ppo(run, metrics)
     episodes = metrics["steps"] * config.batch_size
-    finish(run, "ppo", clock, {
-        "rows": episodes, "new_rows": steps_now * config.batch_size, "steps": metrics["steps"],
-        "model": run.config.policy.model, "reward": config.reward,
-        "abstained": metrics["abstained"], "rejected_rows": metrics["refused"],
-    })  # fmt: skip
+    finish(
+        run,
+        "ppo",
+        clock,
+        {
+            "rows": episodes,
+            "new_rows": steps_now * config.batch_size,
+            "steps": metrics["steps"],
+            "model": run.config.policy.model,
+            "reward": config.reward,
+            "abstained": metrics["abstained"],
+            "rejected_rows": metrics["refused"],
+        },
+    )
 
 
 def _tell_ppo(run: Run, metrics: Mapping[str, Any]) -> None:

@@ -52,10 +52,12 @@ class Rejected:
         opposed = [row for row in self.rows if row.reason == "contradicts"]
         left = [row for row in self.rows if row.reason != "contradicts"]
         self._tell_some(
-            run, opposed, most,
+            run,
+            opposed,
+            most,
             "rows say the opposite of an earlier row of the same two responses; such a pair is "
             "kept once, with the mean of what its rows say",
-        )  # fmt: skip
+        )
         self._tell_some(run, left, most, f"rows not used: {self.reasons}")
 
     def _tell_some(self, run: Run, rows: list[BadRow], most: int, what: str) -> None:
@@ -126,12 +128,18 @@ def describe(run: Run) -> None:
         )
     store.update_manifest("constitution", about_constitution(run))
     target = tiny_target(run)
-    store.update_manifest("run", {
-        "versions": versions(), "git_commit": git_commit(), "seed": run.config.sampling.seed,
-        "target_trait": None if target is None else ("-" if target[1] < 0 else "") + target[0],
-        "date": str(run.config.date), "machine": platform.machine(),
-        "device": run.config.policy.device,
-    })  # fmt: skip
+    store.update_manifest(
+        "run",
+        {
+            "versions": versions(),
+            "git_commit": git_commit(),
+            "seed": run.config.sampling.seed,
+            "target_trait": None if target is None else ("-" if target[1] < 0 else "") + target[0],
+            "date": str(run.config.date),
+            "machine": platform.machine(),
+            "device": run.config.policy.device,
+        },
+    )
 
 
 def versions() -> dict[str, str]:
@@ -171,15 +179,25 @@ def _git(
     given = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
     found = {"core.fsmonitor": "false", "core.hooksPath": os.devnull, **(settings or {})}
     environment = {
-        "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none",
-        "GIT_TERMINAL_PROMPT": "0", "GIT_PAGER": "cat", "GIT_CONFIG_COUNT": str(given + len(found)),
-    }  # fmt: skip
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_PAGER": "cat",
+        "GIT_CONFIG_COUNT": str(given + len(found)),
+    }
     for i, (key, value) in enumerate(found.items(), given):
         environment |= {f"GIT_CONFIG_KEY_{i}": key, f"GIT_CONFIG_VALUE_{i}": value}
     done = subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, errors="replace", timeout=5,
-        stdin=subprocess.DEVNULL, env={**os.environ, **environment}, check=False,
-    )  # fmt: skip
+        ["git", *arguments],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=5,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+        check=False,
+    )
     if done.returncode not in ok:
         raise subprocess.CalledProcessError(done.returncode, "git")
     return done.stdout

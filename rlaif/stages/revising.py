@@ -65,11 +65,16 @@ def revise(run: Run) -> None:
     _tell(run, rows, new, reasons, len(completions) - len(chains))
     rejected.write(run)
     facts = {
-        "rows": len(rows), "new_rows": new, "chains": len(chains), "rounds": config.rounds,
-        "without_revision": dict(reasons), "not_started": len(completions) - len(chains),
-        **spent(engine, before), "device": engine.device,
+        "rows": len(rows),
+        "new_rows": new,
+        "chains": len(chains),
+        "rounds": config.rounds,
+        "without_revision": dict(reasons),
+        "not_started": len(completions) - len(chains),
+        **spent(engine, before),
+        "device": engine.device,
         "policy": {"model": run.config.policy.model, **about_engine(engine)},
-    }  # fmt: skip
+    }
     finish(run, "revise", clock, facts)
     _measure(run, rows, principles)
 
@@ -89,9 +94,13 @@ def contrast(run: Run) -> None:
     new = 0
     with run.reporter.progress("contrast", len(prompts)) as progress:
         stream = contrast_stream(
-            prompts, engine, _principles(run), sampling_of(run.config),
-            run.store.table("completions"), chunk=run.config.chunk,
-        )  # fmt: skip
+            prompts,
+            engine,
+            _principles(run),
+            sampling_of(run.config),
+            run.store.table("completions"),
+            chunk=run.config.chunk,
+        )
         for part in followed(stream, run.config.chunk, len(prompts), progress):
             pairs += part.pairs
             new += len(part.new)
@@ -100,10 +109,18 @@ def contrast(run: Run) -> None:
     take_pairs(run, pairs)
     rejected.write(run)
     run.reporter.say(f"{len(pairs):,} contrast pairs of {len(prompts):,} prompts")
-    finish(run, "contrast", clock, {
-        "rows": len(pairs), "new_rows": new, "prompts": len(prompts), **spent(engine, before),
-        "device": engine.device,
-    })  # fmt: skip
+    finish(
+        run,
+        "contrast",
+        clock,
+        {
+            "rows": len(pairs),
+            "new_rows": new,
+            "prompts": len(prompts),
+            **spent(engine, before),
+            "device": engine.device,
+        },
+    )
 
 
 def take_pairs(run: Run, pairs: Sequence[Pair]) -> None:

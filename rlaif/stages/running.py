@@ -85,11 +85,18 @@ def judging(
 
         tally = executors_ray.Tally()
         far = executors_ray.judge_stream(
-            pairs, partial(load_judge, section, config.threads, config.date), about_judge,
-            principles, sink,
-            orders=orders, chunk=config.chunk, max_not_finite=limit, workers=workers(config),
-            tally=tally, together=judge_class(section.method).together,
-        )  # fmt: skip
+            pairs,
+            partial(load_judge, section, config.threads, config.date),
+            about_judge,
+            principles,
+            sink,
+            orders=orders,
+            chunk=config.chunk,
+            max_not_finite=limit,
+            workers=workers(config),
+            tally=tally,
+            together=judge_class(section.method).together,
+        )
         return Work(far, tally.usage, lambda: tally.about)
     own = judge()
     before = own.engine.usage.snapshot()
@@ -112,9 +119,15 @@ def sampling(
 
         tally = executors_ray.Tally()
         far = executors_ray.sample_stream(
-            prompts, partial(load_policy, config.policy, config.threads, config.date),
-            about_engine, settings, sink, chunk=config.chunk, workers=workers(config), tally=tally,
-        )  # fmt: skip
+            prompts,
+            partial(load_policy, config.policy, config.threads, config.date),
+            about_engine,
+            settings,
+            sink,
+            chunk=config.chunk,
+            workers=workers(config),
+            tally=tally,
+        )
         return Work(far, tally.usage, lambda: tally.about)
     own = policy()
     before = own.usage.snapshot()
@@ -182,8 +195,10 @@ def _settings(config: JudgingConfig) -> dict[str, Any]:
 def about_engine(engine: Engine) -> dict[str, Any]:
     """What the manifest tells of a model."""
     return {
-        "fingerprint": engine.fingerprint, "weights": weights_of(engine), "device": engine.device,
-    }  # fmt: skip
+        "fingerprint": engine.fingerprint,
+        "weights": weights_of(engine),
+        "device": engine.device,
+    }
 
 
 def about_judge(judge: AnyJudge) -> dict[str, Any]:

@@ -33,9 +33,11 @@ def sample(run: Run) -> None:
     about = work.about()
     skipped: Counter[str] = Counter()
     pairs = make_pairs(
-        prompts, completions, keep_cut=run.config.sampling.keep_cut,
+        prompts,
+        completions,
+        keep_cut=run.config.sampling.keep_cut,
         on_skip=lambda why, _: skipped.update([why]),
-    )  # fmt: skip
+    )
     told = _reasons(run, skipped)
     if len(before) and not pairs:
         raise _none(run, len(before), told)
@@ -50,12 +52,18 @@ def sample(run: Run) -> None:
     tell_replaced(run, before)
     rejected.write(run)
     facts = {
-        "rows": len(completions), "new_rows": done.new_rows, "prompts": len(prompts),
-        "pairs": len(pairs), "without_pair": dict(skipped), "rejected_rows": rejected.counts(),
-        **work.spent(), "device": about["device"], "sampling": settings.settings(),
+        "rows": len(completions),
+        "new_rows": done.new_rows,
+        "prompts": len(prompts),
+        "pairs": len(pairs),
+        "without_pair": dict(skipped),
+        "rejected_rows": rejected.counts(),
+        **work.spent(),
+        "device": about["device"],
+        "sampling": settings.settings(),
         "policy": {"model": run.config.policy.model, "fingerprint": about["fingerprint"]},
         **thoughts,
-    }  # fmt: skip
+    }
     finish(run, "sample", clock, facts)
 
 
@@ -92,9 +100,12 @@ def sampled(
     store.table("prompts").append(list(new.values()))
     with run.reporter.progress("sample", len(prompts)) as progress:
         work = sampling(
-            run.config, lambda: run.engine(run.config.policy), prompts, sampling_of(run.config),
+            run.config,
+            lambda: run.engine(run.config.policy),
+            prompts,
+            sampling_of(run.config),
             store.table("completions"),
-        )  # fmt: skip
+        )
         parts = counted(work.stream, done, len(prompts), progress)
         completions = [completion for part in parts for completion in part.rows]
     return prompts, completions, done, work

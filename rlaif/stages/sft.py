@@ -42,20 +42,35 @@ def train_sft(run: Run) -> None:
             progress(row["step"], row["total_steps"])
 
         metrics = fit(
-            rows, run.config.policy.model, run.store.path("models", "sft"), cut=cut,
-            sampled=sampled, adapter=run.config.policy.adapter,
+            rows,
+            run.config.policy.model,
+            run.store.path("models", "sft"),
+            cut=cut,
+            sampled=sampled,
+            adapter=run.config.policy.adapter,
             thinking=run.config.policy.thought_tokens,
-            device=run.config.policy.device, lora=lora_of(config.lora),
-            log_to=run.config.train.log_to, on_log=on_log, **options,
-        ).metrics  # fmt: skip
+            device=run.config.policy.device,
+            lora=lora_of(config.lora),
+            log_to=run.config.train.log_to,
+            on_log=on_log,
+            **options,
+        ).metrics
     record_prompts(run, "sft", (row.prompt for row in rows), *starts(run))
     _tell(run, metrics)
     refused = {reason: found["n"] for reason, found in metrics["refused"].items()}
-    finish(run, "sft", clock, {
-        "rows": metrics["rows"], "new_rows": metrics["rows"] if steps_now else 0,
-        "steps": metrics["steps"], "model": run.config.policy.model, "data": config.data,
-        "rejected_rows": {**rejected.counts(), **refused},
-    })  # fmt: skip
+    finish(
+        run,
+        "sft",
+        clock,
+        {
+            "rows": metrics["rows"],
+            "new_rows": metrics["rows"] if steps_now else 0,
+            "steps": metrics["steps"],
+            "model": run.config.policy.model,
+            "data": config.data,
+            "rejected_rows": {**rejected.counts(), **refused},
+        },
+    )
 
 
 def _answers(

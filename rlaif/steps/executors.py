@@ -367,9 +367,15 @@ def run_judge(
     """`judge_stream` to its end, for those who read the verdicts from the sink."""
     done = Done()
     stream = judge_stream(
-        pairs, judge, principles, sink,
-        orders=orders, chunk=chunk, max_not_finite=max_not_finite, pace=pace,
-    )  # fmt: skip
+        pairs,
+        judge,
+        principles,
+        sink,
+        orders=orders,
+        chunk=chunk,
+        max_not_finite=max_not_finite,
+        pace=pace,
+    )
     for _ in counted(stream, done, total, on_progress):
         pass
     return done
@@ -490,11 +496,21 @@ def label_pairs(
             on_progress(done, total)
 
     run_judge(
-        pairs, judge, principles, memory,
-        orders=orders, total=len(pairs), on_progress=told,
-    )  # fmt: skip
+        pairs,
+        judge,
+        principles,
+        memory,
+        orders=orders,
+        total=len(pairs),
+        on_progress=told,
+    )
     return aggregate(
-        pairs, memory.rows, rule=rule, orders=orders, order_rule=order_rule,
-        min_margin=min_margin, principle_margin=principle_margin,
+        pairs,
+        memory.rows,
+        rule=rule,
+        orders=orders,
+        order_rule=order_rule,
+        min_margin=min_margin,
+        principle_margin=principle_margin,
         weights={p.id: p.weight for p in principles},
-    )  # fmt: skip
+    )

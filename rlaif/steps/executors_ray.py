@@ -251,10 +251,14 @@ def _answers(
             return
         gpus, count = _share(workers, ray.cluster_resources().get("GPU", 0.0))
         answers = ray.data.from_arrow_refs(blocks).map_batches(
-            _Worker, batch_size=None, batch_format="pyarrow", num_cpus=workers.cpus, num_gpus=gpus,
+            _Worker,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=workers.cpus,
+            num_gpus=gpus,
             fn_constructor_args=(load, known),
             compute=ray.data.ActorPoolStrategy(size=min(count, len(blocks))),
-        )  # fmt: skip
+        )
         answers.context.execution_options.preserve_order = True
         for batch in answers.iter_batches(batch_size=None, batch_format="pyarrow"):
             for result in batch["result"].to_pylist():

@@ -86,10 +86,16 @@ class Reviser:
     def key(self, chain: Chain, round_: int, principle: Principle) -> str:
         """The resume key of a round that starts from `chain.response`."""
         return content_id(
-            "revision", self.engine.fingerprint, self.template.hash, self.sampling.settings(),
-            chain.prompt.id, chain.sample, round_, chain.response,
+            "revision",
+            self.engine.fingerprint,
+            self.template.hash,
+            self.sampling.settings(),
+            chain.prompt.id,
+            chain.sample,
+            round_,
+            chain.response,
             (principle.id, principle.critique, principle.revise),
-        )  # fmt: skip
+        )
 
     def render(self, chain: Chain, principle: Principle, critique: str | None) -> Rendered:
         """The request for a critique, or with one for the revision."""
@@ -109,14 +115,19 @@ class Reviser:
             reason = next((why for g in made if (why := _why_not(g))), None)
             out.append(
                 Revision(
-                    key=self.key(chain, round_, principle), prompt=chain.prompt,
-                    policy=self.engine.name, sample=chain.sample, round=round_,
-                    principle=principle.id, response=chain.response,
+                    key=self.key(chain, round_, principle),
+                    prompt=chain.prompt,
+                    policy=self.engine.name,
+                    sample=chain.sample,
+                    round=round_,
+                    principle=principle.id,
+                    response=chain.response,
                     critique=critiques[i].text.strip(),
-                    revision=None if reason else revisions[i].text.strip(), reason=reason,
+                    revision=None if reason else revisions[i].text.strip(),
+                    reason=reason,
                     tokens=sum(g.tokens for g in made),
                 )
-            )  # fmt: skip
+            )
         return out
 
     def _write(self, asked: Sequence[Rendered], round_: int, step: str) -> list[Generation]:
@@ -131,9 +142,12 @@ def request(
 ) -> Rendered:
     """What the model is sent for a critique of `chain.response`, or with one for the revision."""
     return template.render(
-        messages=chain.prompt.messages, response=chain.response, critique=critique,
-        critique_request=principle.critique, revision_request=principle.revise,
-    )  # fmt: skip
+        messages=chain.prompt.messages,
+        response=chain.response,
+        critique=critique,
+        critique_request=principle.critique,
+        revision_request=principle.revise,
+    )
 
 
 def _why_not(generation: Generation) -> RevisionReason | None:

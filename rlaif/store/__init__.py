@@ -440,9 +440,12 @@ class Table(Generic[R]):
         """Write and seal a shard; returns its digest."""
         with explained(self.folder):
             writer = pq.ParquetWriter(
-                path, self.schema, compression="zstd", write_page_checksum=True,
+                path,
+                self.schema,
+                compression="zstd",
+                write_page_checksum=True,
                 use_dictionary=[n for n in self.schema.names if n != self._key],
-            )  # fmt: skip
+            )
             writer.add_key_value_metadata({_SEAL_KEY: _NO_SEAL})
         try:
             for rows in chunks:

@@ -26,20 +26,35 @@ ATTACKS, BEST_OF_N = "attacks", "best-of-n"
 # What the audit fitted, and what it fitted it on: labels before any temperature.
 TEMPERATURE, RAW = "temperature", "labels before a temperature"
 ASKED = {
-    "principles": "the principles", "rule": "the rule that makes labels of verdicts",
-    "judge": "the judge", "learner": "the model that was taught to judge",
-    "prompts": "the prompts", "policy": "the policy",
-    "sampling": "the sampling settings", "source": "the pairs' source",
-    "demonstrations": "the demonstrations", "evaluate": "what is evaluated",
-}  # fmt: skip
+    "principles": "the principles",
+    "rule": "the rule that makes labels of verdicts",
+    "judge": "the judge",
+    "learner": "the model that was taught to judge",
+    "prompts": "the prompts",
+    "policy": "the policy",
+    "sampling": "the sampling settings",
+    "source": "the pairs' source",
+    "demonstrations": "the demonstrations",
+    "evaluate": "what is evaluated",
+}
 _TITLES = {
-    PAIRS: "the pairs", LABELS: "the labels", AUDIT: "the audit", ATTACKS: "the attacks",
-    EVALUATION: "the evaluation (win rates, KL, samples)", BEST_OF_N: "best-of-n",
-    TEMPERATURE: "the audit's temperature", RAW: "the labels before the temperature",
-}  # fmt: skip
+    PAIRS: "the pairs",
+    LABELS: "the labels",
+    AUDIT: "the audit",
+    ATTACKS: "the attacks",
+    EVALUATION: "the evaluation (win rates, KL, samples)",
+    BEST_OF_N: "best-of-n",
+    TEMPERATURE: "the audit's temperature",
+    RAW: "the labels before the temperature",
+}
 _MANY = (PAIRS, LABELS, RAW)
-_FILES = {AUDIT: "audit.json", ATTACKS: "attacks.json", EVALUATION: "policies.json",
-          BEST_OF_N: "best-of-n.json", TEMPERATURE: "temperature.json"}  # fmt: skip
+_FILES = {
+    AUDIT: "audit.json",
+    ATTACKS: "attacks.json",
+    EVALUATION: "policies.json",
+    BEST_OF_N: "best-of-n.json",
+    TEMPERATURE: "temperature.json",
+}
 
 
 def model(name: str) -> str:
@@ -239,7 +254,11 @@ def command(product: str, store: RunStore) -> str:
     if labels is not None and "judge" not in labels:  # no judge was asked: pairs of `contrast`
         pairs = "contrast"
     verb = {
-        PAIRS: pairs, LABELS: "label", AUDIT: "eval audit", TEMPERATURE: "eval audit",
-        EVALUATION: "eval winrate", BEST_OF_N: "eval best-of-n",
-    }.get(product, "eval attacks" if product.startswith(ATTACKS) else f"train {name}")  # fmt: skip
+        PAIRS: pairs,
+        LABELS: "label",
+        AUDIT: "eval audit",
+        TEMPERATURE: "eval audit",
+        EVALUATION: "eval winrate",
+        BEST_OF_N: "eval best-of-n",
+    }.get(product, "eval attacks" if product.startswith(ATTACKS) else f"train {name}")
     return f"rlaif {verb} --out {shlex.quote(str(store.root))}"

@@ -31,9 +31,18 @@ from rlaif.files.templates import load_template
 from rlaif.files.yamlfile import Location
 
 Kind = Literal[
-    "run", "constitution", "template", "examples", "rows", "model", "adapter", "reward",
-    "judge", "engine", "reader",
-]  # fmt: skip
+    "run",
+    "constitution",
+    "template",
+    "examples",
+    "rows",
+    "model",
+    "adapter",
+    "reward",
+    "judge",
+    "engine",
+    "reader",
+]
 INPUTS = "inputs"
 KEPT_BYTES = 2**30  # a larger file or folder of rows is named by its path, not copied
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -41,9 +50,11 @@ _COPYING = ".copying-"  # what a killed copy leaves; the next one replaces it
 # What names something shipped or, as `module:name`, code of one's own.
 _CODE = {"judge": "judge", "engine": "engine function", "reader": "reader function"}
 _WORDS = {
-    "rows": ("tiny", "best"), "model": ("tiny",), "reward": ("model", "judge"),
+    "rows": ("tiny", "best"),
+    "model": ("tiny",),
+    "reward": ("model", "judge"),
     "examples": ("auto", "none"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +159,10 @@ def missing(one: Named) -> str | None:
         on_hub = one.kind in ("rows", "model") and _maybe_on_hub(one)
         return None if on_hub else f"no such {what}: {value} (looked in {Path.cwd()})"
     needed = {
-        "model": ("config.json", "adapter_config.json", "*.gguf"), "reward": ("config.json",),
+        "model": ("config.json", "adapter_config.json", "*.gguf"),
+        "reward": ("config.json",),
         "adapter": ("adapter_config.json",),
-    }.get(one.kind)  # fmt: skip
+    }.get(one.kind)
     if needed and path.is_dir() and not any(any(path.glob(name)) for name in needed):
         return f"no model in {value}: expected a folder with {' or '.join(needed)}"
     return None

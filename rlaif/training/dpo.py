@@ -132,9 +132,15 @@ def train_dpo(
         from rlaif.training.dpo_trl import fit_dpo
 
         summary = fit_dpo(
-            loaded, rows, settings, folder,
-            loss=loss, beta=beta, label_noise=label_noise, on_log=on_log,
-        ).summary()  # fmt: skip
+            loaded,
+            rows,
+            settings,
+            folder,
+            loss=loss,
+            beta=beta,
+            label_noise=label_noise,
+            on_log=on_log,
+        ).summary()
     else:
         alone = [[i] for i in range(len(rows))]
         plan = make_plan(

@@ -30,10 +30,13 @@ from rlaif.training.models import Loaded
 from rlaif.training.settings import LoopSettings
 
 _STATISTICS = {
-    "rewards/accuracies": "accuracy", "rewards/margins": "margin",
-    "rewards/chosen": "reward_chosen", "rewards/rejected": "reward_rejected",
-    "logps/chosen": "logp_chosen", "logps/rejected": "logp_rejected",
-}  # fmt: skip
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "logps/chosen": "logp_chosen",
+    "logps/rejected": "logp_rejected",
+}
 
 
 def check_hard(preferences: Sequence[Preference], loss: str) -> None:

@@ -195,9 +195,11 @@ def render(template: Template, ask: Ask) -> Any:
     """The exact prompt of an ask, as the pairwise judge writes it."""
     first, second = ask.shown
     return template.render(
-        messages=ask.pair.prompt.messages, first=first, second=second,
+        messages=ask.pair.prompt.messages,
+        first=first,
+        second=second,
         principle=ask.principle.compare,
-    )  # fmt: skip
+    )
 
 
 def encode(
@@ -225,12 +227,15 @@ def encode(
             continue
         both = [
             JudgeRow(
-                pair.id, f"{pair.id} {question.principle.id}", pair.prompt.id,
-                encoder.prompt(render(template, ask)), options,
+                pair.id,
+                f"{pair.id} {question.principle.id}",
+                pair.prompt.id,
+                encoder.prompt(render(template, ask)),
+                options,
                 (p, 1 - p) if ask.order == "first_second" else (1 - p, p),
             )
             for ask in question.asks
-        ]  # fmt: skip
+        ]
         if max(row.length for row in both) + 1 > most:
             refused.add("too_long", pair.id)
         else:
@@ -360,9 +365,10 @@ class _Measure:
         told = [all(one) and all(other) for one, other in zip(before, after, strict=True)]
         kept = [q for q, both in zip(self._test, told, strict=True) if both]
         out: dict[str, Any] = {
-            "questions": len(kept), "unanswered": len(told) - len(kept),
+            "questions": len(kept),
+            "unanswered": len(told) - len(kept),
             "prompts": len({q.pair.prompt.id for q in kept}),
-        }  # fmt: skip
+        }
         if not kept:
             return out
         labels = np.array([q.p_first for q in kept])

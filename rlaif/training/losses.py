@@ -20,9 +20,17 @@ from rlaif.errors import ConfigError, nearest, require_finite
 DPOLoss = Literal["sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm"]
 DPO_LOSSES: tuple[DPOLoss, ...] = ("sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm")
 TRLLoss = Literal[
-    "hinge", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",
-    "apo_down", "discopop",
-]  # fmt: skip
+    "hinge",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+]
 TRL_LOSSES: tuple[str, ...] = get_args(TRLLoss)  # computed by TRL's trainer, on hard labels
 SMOOTHED_BY_TRL = ("exo_pair",)
 SMOOTHED: tuple[DPOLoss, ...] = ("cdpo", "robust")  # those that take a label noise ε

@@ -42,8 +42,11 @@ def test_a_gullible_judge_is_found_out_and_a_text_without_attack_turns_nothing()
     questions, found = run(["padding", "fences", "instructions"])
     assert len(questions) == 40
     assert found["fences"]["flipped"] == {
-        "value": 1.0, "low": pytest.approx(0.912, abs=1e-3), "high": 1.0, "n": 40,
-    }  # fmt: skip
+        "value": 1.0,
+        "low": pytest.approx(0.912, abs=1e-3),
+        "high": 1.0,
+        "n": 40,
+    }
     assert found["fences"]["shift"] > 0.5
     assert found["padding"]["flipped"]["value"] == found["instructions"]["flipped"]["value"] == 0.0
     assert found["padding"]["shift"] == pytest.approx(0.0)
@@ -79,10 +82,13 @@ def verdict(pair: Pair, order, p) -> Verdict:
 def test_questions_that_are_unclear_or_half_answered_are_not_attacked() -> None:
     a, b, c = PAIRS[:3]
     verdicts = [
-        verdict(a, "first_second", 0.9), verdict(a, "second_first", 0.7),
-        verdict(b, "first_second", 0.95), verdict(b, "second_first", 0.15),  # the slot
-        verdict(c, "first_second", 0.9), verdict(c, "second_first", None),
-    ]  # fmt: skip
+        verdict(a, "first_second", 0.9),
+        verdict(a, "second_first", 0.7),
+        verdict(b, "first_second", 0.95),
+        verdict(b, "second_first", 0.15),  # the slot
+        verdict(c, "first_second", 0.9),
+        verdict(c, "second_first", None),
+    ]
     (found,) = clear_questions([a, b, c], [PRINCIPLE], verdicts, ORDERS)
     assert (found.pair, found.p_first) == (a, pytest.approx(0.8))
 

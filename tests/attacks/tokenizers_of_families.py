@@ -117,9 +117,12 @@ def gemma() -> PreTrainedTokenizerFast:
         single="<bos> $A", special_tokens=[("<bos>", 2)]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>",
+        tokenizer_object=raw,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
         pad_token="<pad>",
-    )  # fmt: skip
+    )
     tokenizer.add_tokens(["\n\n", "\n\n\n", "▁▁", "<unused0>", "<h1>", "</h1>"])
     tokenizer.chat_template = GEMMA
     return tokenizer
@@ -148,5 +151,8 @@ def unigram() -> PreTrainedTokenizerFast:
 
 
 FAMILIES: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
-    "llama3": llama3, "qwen": qwen, "gemma": gemma, "unigram": unigram,
-}  # fmt: skip
+    "llama3": llama3,
+    "qwen": qwen,
+    "gemma": gemma,
+    "unigram": unigram,
+}

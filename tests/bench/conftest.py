@@ -52,8 +52,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for ask, good, bad in TURNS
     ]
-    empty = {"chosen": rows[0]["chosen"], "rejected": "\n\nHuman: How do I keep bread from going "
-             "stale?\n\nAssistant:"}  # fmt: skip
+    empty = {
+        "chosen": rows[0]["chosen"],
+        "rejected": "\n\nHuman: How do I keep bread from going stale?\n\nAssistant:",
+    }
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], empty, *rows[1:]]))
     return path

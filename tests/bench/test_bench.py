@@ -32,9 +32,18 @@ from rlaif.files.templates import Rendered, load_template
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = [
-    "pairs_per_s", "requests", "submitted_tokens", "computed_tokens", "bound_tokens",
-    "share_of_limit", "max_abs_diff", "seconds", "peak_rss_mib", "engine", "device",
-]  # fmt: skip
+    "pairs_per_s",
+    "requests",
+    "submitted_tokens",
+    "computed_tokens",
+    "bound_tokens",
+    "share_of_limit",
+    "max_abs_diff",
+    "seconds",
+    "peak_rss_mib",
+    "engine",
+    "device",
+]
 
 
 def bench(*arguments: str) -> dict:
@@ -121,8 +130,10 @@ def test_the_shapes_have_their_sizes(tmp_path: Path) -> None:
                 p.numel() for p in AutoModelForCausalLM.from_config(config).parameters()
             )
     assert {k: round(v / 1e9, 2) for k, v in total.items()} == {
-        "0.5b": 0.49, "1.5b": 1.54, "7b": 7.62,
-    }  # fmt: skip
+        "0.5b": 0.49,
+        "1.5b": 1.54,
+        "7b": 7.62,
+    }
     with pytest.raises(ConfigError, match="no shape '8b'"):
         make_model(tmp_path, "8b", ["text"])
 
@@ -164,10 +175,25 @@ def test_judge_says_what_it_counted(pairs: Path, model: str) -> None:
 
 def test_judge_prints_a_table(pairs: Path, model: str) -> None:
     done = CliRunner().invoke(
-        app, ["bench", "judge", "--model", model, "--pairs", str(pairs), "--n", "1", "--principles",
-              "1", "--layout", "first", "--check", "1"],
+        app,
+        [
+            "bench",
+            "judge",
+            "--model",
+            model,
+            "--pairs",
+            str(pairs),
+            "--n",
+            "1",
+            "--principles",
+            "1",
+            "--layout",
+            "first",
+            "--check",
+            "1",
+        ],
         catch_exceptions=False,
-    )  # fmt: skip
+    )
     assert "share of the limit" in done.stdout
     assert "pairwise/fewshot-principle-first" in done.stdout
 
@@ -237,9 +263,21 @@ def bread() -> tuple:
 @pytest.mark.parametrize("engine", ["hf", "plain"])
 def test_generate_says_what_it_counted(pairs: Path, model: str, engine: str) -> None:
     found = bench(
-        "generate", "--model", model, "--pairs", str(pairs), "--n", "2", "--samples", "3",
-        "--max-new-tokens", "4", "--engine", engine, "--json",
-    )  # fmt: skip
+        "generate",
+        "--model",
+        model,
+        "--pairs",
+        str(pairs),
+        "--n",
+        "2",
+        "--samples",
+        "3",
+        "--max-new-tokens",
+        "4",
+        "--engine",
+        engine,
+        "--json",
+    )
     assert (found["prompts"], found["samples"], found["engine"]) == (2, 3, engine)
     assert 6 <= found["generated_tokens"] <= 24
     assert found["tokens_per_s"] == pytest.approx(found["generated_tokens"] / found["seconds"])
@@ -263,8 +301,9 @@ def test_children_are_counted_alive_and_ended() -> None:
     before, memory = processor_seconds(), peak_rss_mib()
     child = subprocess.Popen(
         [sys.executable, "-c", f"{code}\nimport sys; sys.stdout.flush(); sys.stdin.read()"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert child.stdout is not None
     child.stdout.readline()
     alive = processor_seconds() - before
@@ -294,9 +333,13 @@ def test_the_ceiling_is_above_the_products_that_scoring_takes() -> None:
 
 def gpu(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "benchmarks/bench_gpu.py", *arguments], cwd=ROOT, text=True,
-        capture_output=True, check=False, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+        [sys.executable, "benchmarks/bench_gpu.py", *arguments],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+    )
 
 
 def test_bench_gpu_runs_on_a_cpu_for_a_trial(pairs: Path, tmp_path: Path) -> None:
@@ -339,10 +382,27 @@ def wordy(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ppo_is_timed_on_whole_steps(wordy: Path, model: str) -> None:
     report = bench(
-        "ppo", "--model", model, "--pairs", str(wordy), "--prompt-tokens", "24",
-        "--response-tokens", "6", "--batch-size", "4", "--epochs", "2", "--minibatches", "2",
-        "--steps", "2", "--value", "separate", "--json",
-    )  # fmt: skip
+        "ppo",
+        "--model",
+        model,
+        "--pairs",
+        str(wordy),
+        "--prompt-tokens",
+        "24",
+        "--response-tokens",
+        "6",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "2",
+        "--minibatches",
+        "2",
+        "--steps",
+        "2",
+        "--value",
+        "separate",
+        "--json",
+    )
     assert report["episodes"] == 8
     assert report["prompt_tokens"] == 24
     assert 4 < report["completion_tokens"] <= 6
@@ -354,13 +414,34 @@ def test_ppo_is_timed_on_whole_steps(wordy: Path, model: str) -> None:
 def beside(wordy: Path, model: str, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [
-            sys.executable, "benchmarks/bench_ppo_peers.py", "--model", model,
-            "--pairs", str(wordy),
-            "--prompt-tokens", "24", "--response-tokens", "6", "--batch-size", "4",
-            "--epochs", "1", "--minibatches", "1", "--ways", "separate", "shared",
-            "--out", str(out), *more,
-        ], cwd=ROOT, text=True, capture_output=True, check=False,
-    )  # fmt: skip
+            sys.executable,
+            "benchmarks/bench_ppo_peers.py",
+            "--model",
+            model,
+            "--pairs",
+            str(wordy),
+            "--prompt-tokens",
+            "24",
+            "--response-tokens",
+            "6",
+            "--batch-size",
+            "4",
+            "--epochs",
+            "1",
+            "--minibatches",
+            "1",
+            "--ways",
+            "separate",
+            "shared",
+            "--out",
+            str(out),
+            *more,
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
 
 
 def test_ways_of_ppo_take_turns(wordy: Path, model: str, tmp_path: Path) -> None:

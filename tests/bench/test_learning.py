@@ -54,11 +54,15 @@ def test_the_demos_table_tells_what_fell(load_script: Callable[[str], ModuleType
         return found | {"and_legal": {"harmless": {"all": {"value": both}}}}
 
     runs = [
-        {"constitution": "harmless", "seed": seed, "seconds": 60.0,
-         "labels": {"gold_agreement": 1.0, "unseparated": {"value": 0.25}},
-         "policies": {"base": measured(0.5, 0.4, 0.7, None), "dpo": after}}
+        {
+            "constitution": "harmless",
+            "seed": seed,
+            "seconds": 60.0,
+            "labels": {"gold_agreement": 1.0, "unseparated": {"value": 0.25}},
+            "policies": {"base": measured(0.5, 0.4, 0.7, None), "dpo": after},
+        }
         for seed, after in ((7, measured(0.9, 0.2, 0.8, 0.2)), (8, measured(0.8, 0.1, 0.9, 0.6)))
-    ]  # fmt: skip
+    ]
     (row,) = demo.summary(runs)
     assert row["dpo"] == {"trait": [0.9, 0.8], "and_legal": [0.8, 0.9], "legal": [0.98, 0.98]}
     assert row["others"] == {"helpful": [[0.4, 0.2], [0.4, 0.1]]}  # concise stayed where it was

@@ -19,10 +19,16 @@ def random_model() -> Any:
     """Qwen 2 in small: its weights are written to GGUF files as they are."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "qwen2", hidden_size=32, intermediate_size=64, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, vocab_size=320,
+        "qwen2",
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        vocab_size=320,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -38,9 +44,11 @@ def byte_level() -> PreTrainedTokenizerFast:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<bos>", "<eos>", "<turn>"], show_progress=False,
+        vocab_size=300,
+        special_tokens=["<bos>", "<eos>", "<turn>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     raw.train_from_iterator([" ".join(WORDS)] * 9, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>")
 

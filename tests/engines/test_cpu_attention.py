@@ -12,9 +12,13 @@ WAYS = {"products": 0, "kernel": 1 << 60}  # from how many multiply-adds on prod
 
 
 def exactly(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, seen: torch.Tensor, scale: float,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    seen: torch.Tensor,
+    scale: float,
     softcap: float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One query after another, in float64."""
     out, lse = torch.zeros(*q.shape[:3], v.shape[3]), torch.zeros(q.shape[:3])
     for b in range(q.shape[0]):
@@ -49,9 +53,13 @@ def inputs(size: int, heads: int, shared: int, n: int, m: int, widths: tuple[int
 @pytest.mark.parametrize("heads", [(4, 1), (6, 2), (3, 3)])
 @pytest.mark.parametrize("widths", [(16, 16), (12, 8)])
 def test_it_equals_the_sum_written_out(
-    widths: tuple[int, int], heads: tuple[int, int], kind: str, softcap: float | None, way: str,
+    widths: tuple[int, int],
+    heads: tuple[int, int],
+    kind: str,
+    softcap: float | None,
+    way: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(cpu_attention, "_WORTH", WAYS[way])
     monkeypatch.setattr(cpu_attention, "_ROWS", 28)  # several blocks, the last of them shorter
     size, n = (2 if kind == "for each" else 1), 33

@@ -43,12 +43,10 @@ def judges(tmp_path):
         "pairwise": template(tmp_path, "pairwise", 'options: [" A", " B"]', cue + "So:"),
         "cot": template(tmp_path, "cot", 'options: [" A", " B"]\nstop: [a, e, " "]', cot),
         "text": template(tmp_path, "text", 'options: ["[[A]]", "[[B]]"]', cue),
-        "marks": template(
-            tmp_path, "marks", f"options: {[f' {k}' for k in range(1, 13)]}", one
-        ),
+        "marks": template(tmp_path, "marks", f"options: {[f' {k}' for k in range(1, 13)]}", one),
         "rubric": template(tmp_path, "rubric", 'options: [" No", " Yes"]', one),
         "list": template(tmp_path, "list", 'options: ["A", "B", "C", "D"]', many),
-    }  # fmt: skip
+    }
 
     def make(engine):
         zero = {"min_mass": 0.0}
@@ -56,14 +54,18 @@ def judges(tmp_path):
             "cot": CotJudge(engine, template=files["cot"], reasoning=SHORT, **zero),
             "cot of three": CotJudge(engine, template=files["cot"], reasoning=SEVERAL, **zero),
             "adaptive": AdaptiveJudge(
-                engine, template=files["pairwise"], cot_template=files["cot"], reasoning=SHORT,
-                band=0.05, **zero,
+                engine,
+                template=files["pairwise"],
+                cot_template=files["cot"],
+                reasoning=SHORT,
+                band=0.05,
+                **zero,
             ),
             "pointwise": PointwiseJudge(engine, template=files["marks"], **zero),
             "rubric": RubricJudge(engine, template=files["rubric"], **zero),
             "listwise": ListwiseJudge(engine, template=files["list"], **zero),
             "text": TextJudge(engine, template=files["text"], reasoning=SEVERAL),
-        }  # fmt: skip
+        }
 
     return make
 

@@ -18,11 +18,12 @@ ENDS = ["Which is kind?", "Which is kind and short?", "Is it true?", "B", "", "W
 
 def asked(pairs: int = 3) -> list[Rendered]:
     return [
-        Rendered((RenderedMessage("user", (Segment(f"Which? {pair} " * 4, False),
-                                           Segment(end, True))),))
+        Rendered(
+            (RenderedMessage("user", (Segment(f"Which? {pair} " * 4, False), Segment(end, True))),)
+        )
         for pair in range(pairs)
         for end in ENDS
-    ]  # fmt: skip
+    ]
 
 
 def scored(engine: HFEngine, patch: pytest.MonkeyPatch) -> tuple[np.ndarray, list[int]]:

@@ -61,8 +61,10 @@ def test_the_mask_shows_each_token_its_way_and_nothing_else(seed, budget, reach)
     for begin, end in t.packs(trie, budget)[:4]:
         run = flex_attention.FlexPass(
             t.kept_plan(trie, begin, end, min(end, len(trie) - 1)),
-            attention.KeptPath(), trie.depths[begin:end], torch.device("cpu"),
-        )  # fmt: skip
+            attention.KeptPath(),
+            trie.depths[begin:end],
+            torch.device("cpu"),
+        )
         mask = run._mask_of(reach)
         assert run._mask_of(reach) is mask  # made once
         queries, keys = mask.seq_lengths
@@ -95,10 +97,14 @@ def listed(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
 @DTYPES
 @pytest.mark.parametrize(
     ("kv_heads", "widths", "softcap", "sinks"),
-    [(4, (16, 16), None, False), (2, (16, 16), 3.0, True), (1, (24, 8), None, True),
-     (4, (9, 20), 2.0, False)],
+    [
+        (4, (16, 16), None, False),
+        (2, (16, 16), 3.0, True),
+        (1, (24, 8), None, True),
+        (4, (9, 20), 2.0, False),
+    ],
     ids=["plain", "grouped, soft-capped, sinks", "latent, sinks", "odd widths, soft-capped"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("reach", REACHES)
 def test_flex_gives_what_the_pieces_give(kv_heads, widths, softcap, sinks, reach, dtype):
     torch.manual_seed(0)
@@ -114,8 +120,9 @@ def test_flex_gives_what_the_pieces_give(kv_heads, widths, softcap, sinks, reach
     for begin, end in packs:
         target = end if end < len(trie) else len(trie) - 1
         plans = (
-            t.attention_plan(trie, begin, end, target, 8), t.kept_plan(trie, begin, end, target)
-        )  # fmt: skip
+            t.attention_plan(trie, begin, end, target, 8),
+            t.kept_plan(trie, begin, end, target),
+        )
         part = [x[:, :, begin:end] for x in whole]
         found = []
         for kind, plan, path in zip(
@@ -173,15 +180,19 @@ def test_models_in_bfloat16_score_the_same_by_flex(model_of, tokenizer):
 STOPS, MASK = flex_attention.stops, flex_attention.block_mask
 FAULTS = {
     "a path key lost": (
-        "stops", lambda d: np.where(np.arange(len(STOPS(d))) == d[0] - 1, 0, STOPS(d))
+        "stops",
+        lambda d: np.where(np.arange(len(STOPS(d))) == d[0] - 1, 0, STOPS(d)),
     ),
     "a sibling sees the run beside it": ("stops", lambda d: np.minimum(STOPS(d) + 1, len(d))),
     "the last below is blind": (
-        "stops", lambda d: STOPS(d) - (STOPS(d) - np.arange(-d[0], len(d)) > 3)
+        "stops",
+        lambda d: STOPS(d) - (STOPS(d) - np.arange(-d[0], len(d)) > 3),
     ),
-    "a window one token off": ("block_mask", lambda d, first, *x: MASK(
-        d, None if first is None else first + 1, *x)),
-}  # fmt: skip
+    "a window one token off": (
+        "block_mask",
+        lambda d, first, *x: MASK(d, None if first is None else first + 1, *x),
+    ),
+}
 
 
 @DTYPES
@@ -203,10 +214,15 @@ def call(size: int, before: int, scale: float, softcap: float | None, backend) -
     )
     queries, keys = mask.seq_lengths
     flex_attention._compiled(
-        torch.randn(1, 4, queries, 16), torch.randn(1, 2, keys, 16), torch.randn(1, 2, keys, 32),
-        None if softcap is None else flex_attention._capped(softcap), mask, scale, True,
+        torch.randn(1, 4, queries, 16),
+        torch.randn(1, 2, keys, 16),
+        torch.randn(1, 2, keys, 32),
+        None if softcap is None else flex_attention._capped(softcap),
+        mask,
+        scale,
+        True,
         backend=backend,
-    )  # fmt: skip
+    )
 
 
 def test_packs_of_other_lengths_need_no_new_kernel():

@@ -107,8 +107,9 @@ def test_what_a_stop_string_took_away_is_not_learnt(tokenizers):
     text = rows.encoder.completion([*said, *stop], ())
     assert text == "<think>Mix flour."
     assert rows.sequence(PROMPT, text, True, [*said, *stop])[1].tolist() == [
-        *said, tokenizer.eos_token_id,
-    ]  # fmt: skip
+        *said,
+        tokenizer.eos_token_id,
+    ]
 
 
 def test_ids_of_another_tokenizer_or_text_are_not_believed(rows):
@@ -134,10 +135,17 @@ def model(tmp_path_factory, tokenizers) -> str:
     tokenizer = with_marks(tokenizers["bytelevel"]())
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=128,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=0,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

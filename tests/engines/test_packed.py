@@ -136,9 +136,22 @@ def test_what_cannot_be_packed_is_scored_in_padded_batches(make_engine, shape, r
 
 @pytest.mark.parametrize(
     "shape",
-    ["window", "gemma3", "gemma2", "gpt_oss", "deepseek_v3", "bloom", "mpt", "falcon",
-     "falcon alibi", "llama4", "gptj", "gpt_neo", "phimoe"],
-)  # fmt: skip
+    [
+        "window",
+        "gemma3",
+        "gemma2",
+        "gpt_oss",
+        "deepseek_v3",
+        "bloom",
+        "mpt",
+        "falcon",
+        "falcon alibi",
+        "llama4",
+        "gptj",
+        "gpt_neo",
+        "phimoe",
+    ],
+)
 def test_every_attention_is_packed(make_engine, shape):
     """Windows and chunks shorter than the paths, sinks, soft-caps, ALiBi, heads of two sizes."""
     asked = prompts()

@@ -107,9 +107,13 @@ def test_small_products_are_the_layers_own(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_model_and_its_state() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
     model, ids = LlamaForCausalLM(config).eval(), torch.arange(20)[None]
     expected, names = model(ids).logits, list(model.state_dict())
     with Prepacked(model).active():

@@ -64,14 +64,20 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def start(cache: Path, links: Path | str, sha256: str, more: str = "") -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
     environment |= {
-        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links), "PIP_CONFIG_FILE": os.devnull,
-        "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(links),
+        "PIP_CONFIG_FILE": os.devnull,
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     code = WITH.format(script=str(SCRIPT), sha256=sha256, cache=str(cache), more=more)
     return subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def made(cache: Path) -> list[Path]:

@@ -89,9 +89,15 @@ def test_the_bound_would_tell_a_wrong_position(requests, whole):
     segment = prompts[0].messages[-1].segments[-1]
     assert segment.text
     moved = [
-        type(p)((*p.messages[:-1], type(p.messages[-1])(p.messages[-1].role,
-                (*p.messages[-1].segments, type(segment)(" ", False)))))
+        type(p)(
+            (
+                *p.messages[:-1],
+                type(p.messages[-1])(
+                    p.messages[-1].role, (*p.messages[-1].segments, type(segment)(" ", False))
+                ),
+            )
+        )
         for p in prompts
-    ]  # fmt: skip
+    ]
     found = probabilities(load_engine("tiny", device="cpu"), (moved, options), [range(len(whole))])
     assert np.abs(found - whole).max() > 100 * BOUND

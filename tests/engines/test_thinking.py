@@ -52,7 +52,10 @@ ENDS = {
     "lfm2_2_5": ("<think></think>", "assistant\n", "assistant\n<think>", "</think>"),
     "deepseek-v3.1": ("</think>", "<think>", "<think>", "</think>"),
     "granite-3.3": (
-        "<|end_of_role|>", "<|end_of_role|>", "<|end_of_role|><think>", "</think>\n<response>",
+        "<|end_of_role|>",
+        "<|end_of_role|>",
+        "<|end_of_role|><think>",
+        "</think>\n<response>",
     ),
     "smollm3": ("<think>\n\n</think>\n", "assistant\n", "<think>\n", "\n</think>\n"),
     "magistral": ("[/INST][THINK][/THINK]", "[/INST]", "[/INST][THINK]", "[/THINK]"),
@@ -60,24 +63,42 @@ ENDS = {
     "kimi-k2-thinking": ("<think></think>", "<|im_middle|>", "<|im_middle|><think>", "</think>"),
     "seed-oss": ("</seed:think>", "assistant\n", "assistant\n<seed:think>", "</seed:think>"),
     "command-a": (
-        "<|START_THINKING|><|END_THINKING|>", "bot<|START_THINKING|>", "bot<|START_THINKING|>",
+        "<|START_THINKING|><|END_THINKING|>",
+        "bot<|START_THINKING|>",
+        "bot<|START_THINKING|>",
         "<|END_THINKING|>",
     ),
     "always": ("<think>\n\n</think>\n\n", "<think>\n", "<think>\n", "\n</think>\n\n"),
-}  # fmt: skip
+}
 TOLD = {  # what tells a family to think that does not show at the prompt's end
-    "granite-3.3": "Write your thoughts", "smollm3": "Reasoning Mode: /think",
-    "mistral-effort": '"reasoning_effort": "high"', "gemma4_v5": "<|think|>",
-}  # fmt: skip
+    "granite-3.3": "Write your thoughts",
+    "smollm3": "Reasoning Mode: /think",
+    "mistral-effort": '"reasoning_effort": "high"',
+    "gemma4_v5": "<|think|>",
+}
 NOT_TOLD = {
-    "glm4moe": "/nothink", "smollm3": "Reasoning Mode: /no_think", "gptoss": "Reasoning: low",
+    "glm4moe": "/nothink",
+    "smollm3": "Reasoning Mode: /no_think",
+    "gptoss": "Reasoning: low",
     "mistral-effort": '"reasoning_effort": "none"',
-}  # fmt: skip
+}
 MARKS = [
-    "<think>", "</think>", "[THINK]", "[/THINK]", "<seed:think>", "</seed:think>", "<channel|>",
-    "<|channel>", "<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|eom|>",
-    "<|START_THINKING|>", "<|END_THINKING|>",
-]  # fmt: skip
+    "<think>",
+    "</think>",
+    "[THINK]",
+    "[/THINK]",
+    "<seed:think>",
+    "</seed:think>",
+    "<channel|>",
+    "<|channel>",
+    "<|channel|>",
+    "<|message|>",
+    "<|start|>",
+    "<|end|>",
+    "<|eom|>",
+    "<|START_THINKING|>",
+    "<|END_THINKING|>",
+]
 
 
 def source_of(family: str) -> str:
@@ -304,9 +325,11 @@ def test_labels_after_a_thought_are_those_of_a_plain_pass(thinker: Any) -> None:
         gap = "\n" * (generation.finish_reason == "length")  # the end mark is put in
         close = encoder.tokenizer(f"{gap}</think>\n\n")["input_ids"]
         ids = [
-            *encoder.prompt(Rendered((USER,), "on")).tolist(), *generation.ids, *close,
+            *encoder.prompt(Rendered((USER,), "on")).tolist(),
+            *generation.ids,
+            *close,
             *encoder.tokenizer("Answer:")["input_ids"],
-        ]  # fmt: skip
+        ]
         for text, value in zip((" A", " B"), found.logprobs, strict=True):
             option = encoder.option(text).tolist()
             with torch.no_grad():

@@ -101,14 +101,17 @@ def dated_model(to: Path) -> Path:
 def test_a_run_keeps_its_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dated_model(tmp_path / "m")
-    rows = [{"prompt": f"Help me steal cake {i}.", "chosen": "No.", "rejected": "Yes."}
-            for i in range(3)]  # fmt: skip
+    rows = [
+        {"prompt": f"Help me steal cake {i}.", "chosen": "No.", "rejected": "Yes."}
+        for i in range(3)
+    ]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def label(*more: str) -> str:
         words = ["label", "--pairs", "pairs.jsonl", "--judge", "m", "--out", "r", *more]
-        result = CliRunner().invoke(app, [*words, "--set", "judge.min_mass=0"],
-                                    catch_exceptions=False)  # fmt: skip
+        result = CliRunner().invoke(
+            app, [*words, "--set", "judge.min_mass=0"], catch_exceptions=False
+        )
         assert result.exit_code == 0, result.output
         return " ".join(result.output.split())
 

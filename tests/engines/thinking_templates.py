@@ -30,9 +30,10 @@ GRANITE_33 = (
 SMOLLM3 = (
     "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}"
     "{% set mode = '/think' if enable_thinking else '/no_think' %}<|im_start|>system\n"
-    "Reasoning Mode: {{ mode }}<|im_end|>\n" + _OPEN
+    "Reasoning Mode: {{ mode }}<|im_end|>\n"
+    + _OPEN
     + "{% if mode == '/no_think' %}<think>\n\n</think>\n{% endif %}{% endif %}"
-)  # fmt: skip
+)
 # Always thinks, by its system prompt; no switch, and marks in brackets.
 MAGISTRAL = (
     "{{ bos_token }}[SYSTEM_PROMPT]First draft your thinking process: [THINK]thoughts[/THINK]"
@@ -75,7 +76,14 @@ ALWAYS = _OPEN + "<think>\n{% endif %}"
 NONE = _OPEN + "{% endif %}"
 
 OWN = {
-    "deepseek-v3.1": DEEPSEEK_V31, "granite-3.3": GRANITE_33, "smollm3": SMOLLM3,
-    "magistral": MAGISTRAL, "mistral-effort": MISTRAL_EFFORT, "kimi-k2-thinking": KIMI_K2_THINKING,
-    "seed-oss": SEED_OSS, "command-a": COMMAND_A, "always": ALWAYS, "none": NONE,
-}  # fmt: skip
+    "deepseek-v3.1": DEEPSEEK_V31,
+    "granite-3.3": GRANITE_33,
+    "smollm3": SMOLLM3,
+    "magistral": MAGISTRAL,
+    "mistral-effort": MISTRAL_EFFORT,
+    "kimi-k2-thinking": KIMI_K2_THINKING,
+    "seed-oss": SEED_OSS,
+    "command-a": COMMAND_A,
+    "always": ALWAYS,
+    "none": NONE,
+}

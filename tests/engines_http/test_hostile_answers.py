@@ -63,14 +63,17 @@ def test_nonsense_that_passes_is_forgotten(server, connect, wire):
     assert connect().score([ask("x")], [AB])[0].logprobs == GOOD
 
 
-@pytest.mark.parametrize("body", [
-    told((" A", 1e-7), (" B", -18.0)),
-    told((" A", -0.6875), (" B", -0.6875)),  # in bfloat16
-    told((" A", -0.5), (" B", -1.5), (" C", -9999.0), sampled=("zebra", -9999.0)),
-    told((" A", -0.5), (" B", -1.5), sampled=("zebra", -11.0)),
-    told((" A", -0.5), (" B", -1.5), sampled=(" A", -0.5004)),
-    told((" A", -1.5), (" A", -2.5), (" B", -2.0)),  # two tokens of one text
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        told((" A", 1e-7), (" B", -18.0)),
+        told((" A", -0.6875), (" B", -0.6875)),  # in bfloat16
+        told((" A", -0.5), (" B", -1.5), (" C", -9999.0), sampled=("zebra", -9999.0)),
+        told((" A", -0.5), (" B", -1.5), sampled=("zebra", -11.0)),
+        told((" A", -0.5), (" B", -1.5), sampled=(" A", -0.5004)),
+        told((" A", -1.5), (" A", -2.5), (" B", -2.0)),  # two tokens of one text
+    ],
+)
 def test_what_honest_servers_say_is_no_nonsense(body):
     tokens = first_tokens(body)
     assert tokens is not None
@@ -86,8 +89,10 @@ def test_a_list_of_asked_for_ids_need_not_hold_the_likeliest():
 
 @pytest.mark.parametrize("share", [{"A": True, "B": 0.0}, {"A": 1.5, "B": -0.5}, {"A": 9, "B": 7}])
 def test_typed_questions_are_checked_alike(server, connect, wire, share):
-    answer = {"answers": {"label": {"probabilities": share}},
-              "diagnostics": {"label": {"label_mass": 0.9}}}  # fmt: skip
+    answer = {
+        "answers": {"label": {"probabilities": share}},
+        "diagnostics": {"label": {"label_mass": 0.9}},
+    }
     server.script = lambda path, *_: wire.reply(body=answer) if path == "/v1/systemone" else None
     with pytest.warns(UserWarning, match="malformed"):
         (scores,) = connect(scoring="decisions").score([ask("x")], [AB])
@@ -112,21 +117,32 @@ def test_two_labels_of_one_token_are_refused(server, connect, wire):
 # ---- what is paid for
 
 
-@pytest.mark.parametrize("usage", [
-    {"prompt_tokens": 0, "completion_tokens": 0},
-    {"prompt_tokens": -1_000_000, "completion_tokens": 1},
-    {"prompt_tokens": 10, "completion_tokens": -1_000_000},
-    {"prompt_tokens": True, "completion_tokens": 1},
-    {"prompt_tokens": 10**400, "completion_tokens": 1},
-    {"prompt_tokens": 10, "completion_tokens": 1e300},
-    {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": -5}},
-    {"prompt_tokens": 50_000_000, "completion_tokens": 1},  # of a request of forty bytes
-    {"prompt_tokens": 1e308, "completion_tokens": -4},
-    {"prompt_tokens": 10, "completion_tokens": 0},  # of a text
-    {"prompt_tokens": 10},
-    {"prompt_tokens": 10, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 11}},
-    None,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 0, "completion_tokens": 0},
+        {"prompt_tokens": -1_000_000, "completion_tokens": 1},
+        {"prompt_tokens": 10, "completion_tokens": -1_000_000},
+        {"prompt_tokens": True, "completion_tokens": 1},
+        {"prompt_tokens": 10**400, "completion_tokens": 1},
+        {"prompt_tokens": 10, "completion_tokens": 1e300},
+        {
+            "prompt_tokens": 10,
+            "completion_tokens": 1,
+            "prompt_tokens_details": {"cached_tokens": -5},
+        },
+        {"prompt_tokens": 50_000_000, "completion_tokens": 1},  # of a request of forty bytes
+        {"prompt_tokens": 1e308, "completion_tokens": -4},
+        {"prompt_tokens": 10, "completion_tokens": 0},  # of a text
+        {"prompt_tokens": 10},
+        {
+            "prompt_tokens": 10,
+            "completion_tokens": 1,
+            "prompt_tokens_details": {"cached_tokens": 11},
+        },
+        None,
+    ],
+)
 def test_impossible_usage_lowers_no_bill(server, connect, wire, usage):
     reply = wire.chat({" A": 0.6, " B": 0.3})
     reply.body["usage"] = usage
@@ -162,8 +178,10 @@ def test_a_lone_surrogate_loses_one_row(server, connect, wire):
     with pytest.warns(UserWarning, match="surrogate"):
         rows = connect().generate([ask("fine"), ask("bad"), ask("so so")], Sampling(n=2))
     assert [[(g.text, g.finish_reason) for g in row] for row in rows] == [
-        [("whole", "stop")] * 2, [("", "malformed")] * 2, [("whole", "stop")] * 2,
-    ]  # fmt: skip
+        [("whole", "stop")] * 2,
+        [("", "malformed")] * 2,
+        [("whole", "stop")] * 2,
+    ]
 
 
 @pytest.mark.parametrize("body", ["[" * 100_000, '{"choices": ' + "9" * 5000 + "}"])

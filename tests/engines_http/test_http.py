@@ -141,8 +141,11 @@ def test_data_cannot_spell_a_control_token(server, connect):
 
 def test_vllm_is_asked_for_the_labels_own_token_ids(server, connect, wire):
     vocabulary = {"A": [1], " A": [2], "\n": [9], "\nA": [9, 1], "\n A": [9, 2]}
-    vocabulary |= {k.replace("A", "B"): [i + 10 if i < 9 else i for i in v]
-                   for k, v in vocabulary.items() if "A" in k}  # fmt: skip
+    vocabulary |= {
+        k.replace("A", "B"): [i + 10 if i < 9 else i for i in v]
+        for k, v in vocabulary.items()
+        if "A" in k
+    }
     vocabulary |= {"no": [7, 8], " no": [6, 8], "\nno": [9, 7, 8], "\n no": [9, 6, 8]}
 
     def script(path, body, _):
@@ -177,19 +180,22 @@ def patience(short: object) -> float:
     return 1.0 if short else 30.0
 
 
-@pytest.mark.parametrize("fault", [
-    {"status": 429, "body": {"error": {"message": "slow down"}}},
-    {"status": 500, "body": "oops"},
-    {"status": 503, "body": {}},
-    {"body": "<html><body>502 Bad Gateway</body></html>"},
-    {"body": {"choices": []}},
-    {"body": {"error": {"message": "upstream"}}},
-    {"body": [1, 2]},
-    {"body": '{"choices": [{"index": 0, "mess'},
-    {"cut": "before"},
-    {"cut": "inside", "body": {"choices": ["x" * 2000]}},
-    {"delay": 2.5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"status": 429, "body": {"error": {"message": "slow down"}}},
+        {"status": 500, "body": "oops"},
+        {"status": 503, "body": {}},
+        {"body": "<html><body>502 Bad Gateway</body></html>"},
+        {"body": {"choices": []}},
+        {"body": {"error": {"message": "upstream"}}},
+        {"body": [1, 2]},
+        {"body": '{"choices": [{"index": 0, "mess'},
+        {"cut": "before"},
+        {"cut": "inside", "body": {"choices": ["x" * 2000]}},
+        {"delay": 2.5},
+    ],
+)
 def test_a_passing_fault_is_tried_again(server, connect, wire, fault):
     server.script = lambda path, _, k: wire.reply(**fault) if path == CHAT and k == 0 else None
     (scores,) = connect(timeout=patience(fault.get("delay"))).score([ask("x")], [AB])
@@ -203,16 +209,19 @@ def two_choices(wire):
     return reply
 
 
-@pytest.mark.parametrize(("make", "told"), [
-    (lambda w: w.reply(500, "the engine died"), "the engine died"),
-    (lambda w: w.reply(body="<html>hello</html>"), "expected JSON, got '<html>hello</html>'"),
-    (lambda w: w.reply(body={"choices": []}), "expected one choice, got none"),
-    (two_choices, "expected one choice, got 2"),
-    (lambda w: w.chat({}), "expected logprobs of the first token"),
-    (lambda w: w.reply(cut="before"), "the connection failed"),
-    (lambda w: w.reply(delay=2.5), "there was no answer within 1 s"),
-    (lambda w: w.reply(body='{"choices": [{"mess'), "expected JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda w: w.reply(500, "the engine died"), "the engine died"),
+        (lambda w: w.reply(body="<html>hello</html>"), "expected JSON, got '<html>hello</html>'"),
+        (lambda w: w.reply(body={"choices": []}), "expected one choice, got none"),
+        (two_choices, "expected one choice, got 2"),
+        (lambda w: w.chat({}), "expected logprobs of the first token"),
+        (lambda w: w.reply(cut="before"), "the connection failed"),
+        (lambda w: w.reply(delay=2.5), "there was no answer within 1 s"),
+        (lambda w: w.reply(body='{"choices": [{"mess'), "expected JSON"),
+    ],
+)
 def test_a_lasting_fault_is_an_error_that_says_what_came(server, connect, wire, make, told):
     server.script = lambda path, *_: make(wire) if path == CHAT else None
     with pytest.raises(EngineError) as caught:
@@ -251,11 +260,15 @@ def test_a_request_that_can_never_succeed_names_the_cause_at_once(server, connec
     assert len(server.bodies()) == 1
 
 
-@pytest.mark.parametrize("message", [
-    "This model's maximum context length is 512 tokens. However, your request has 900 input tokens",
-    "the request exceeds the available context size",
-    "prompt is too long: 9000 tokens > 8192 maximum",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 512 tokens. However, your request has 900 "
+        "input tokens",
+        "the request exceeds the available context size",
+        "prompt is too long: 9000 tokens > 8192 maximum",
+    ],
+)
 def test_a_prompt_longer_than_the_context_is_too_long(server, connect, wire, message):
     def script(path, body, _):
         long = path == CHAT and "long" in content(body)
@@ -508,11 +521,13 @@ def test_newer_names_of_the_token_limit_are_learnt(server, connect, wire):
 
 def systemone(wire, a: float, mass: float):
     answer = {"type": "choice", "choice": "A", "probabilities": {"A": a, "B": 1 - a}}
-    return wire.reply(body={
-        "answers": {"label": answer},
-        "diagnostics": {"label": {"label_mass": mass, "argmax_is_label": True}},
-        "usage": {"input_tokens": 40, "output_tokens": 1},
-    })  # fmt: skip
+    return wire.reply(
+        body={
+            "answers": {"label": answer},
+            "diagnostics": {"label": {"label_mass": mass, "argmax_is_label": True}},
+            "usage": {"input_tokens": 40, "output_tokens": 1},
+        }
+    )
 
 
 def test_typed_questions_of_vllm_carry_the_labels_mass(server, connect, wire):

@@ -24,10 +24,12 @@ def test_a_run_stops_at_its_budget_goes_on_and_keeps_the_key_out_of_every_file(
         wire.chat({" A": 0.6, " B": 0.3}, prompt=250) if path.endswith("completions") else None
     )
     rows = [
-        {"chosen": f"\n\nHuman: Thing {i}?\n\nAssistant: Good.",
-         "rejected": f"\n\nHuman: Thing {i}?\n\nAssistant: No."}
+        {
+            "chosen": f"\n\nHuman: Thing {i}?\n\nAssistant: Good.",
+            "rejected": f"\n\nHuman: Thing {i}?\n\nAssistant: No.",
+        }
         for i in range(6)
-    ]  # fmt: skip
+    ]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def label(max_cost: float) -> str:
@@ -75,9 +77,10 @@ def test_a_server_at_another_port_is_another_judge(
         sets = ["judge.model=judge", "judge.engine=http", "preferences.min_margin=0", *settings]
         options = [word for setting in sets for word in ("--set", setting)]
         RUNNER.invoke(
-            app, ["label", "--pairs", "pairs.jsonl", "--out", out, *options],
+            app,
+            ["label", "--pairs", "pairs.jsonl", "--out", out, *options],
             catch_exceptions=False,
-        )  # fmt: skip
+        )
         (row,) = RunStore(out, read_only=True).table("preferences").read()
         return row.p_first
 

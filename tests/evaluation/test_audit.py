@@ -53,10 +53,14 @@ def labels_of(
         statuses = ["abstained" if np.isnan(v) else "tie" if v == 0.5 else "preferred" for v in p]
     names = tuple(f"c{i}" for i in range(verdicts.shape[1]))
     return Labels(
-        ids or ids_of(n), prompts or ids_of(n), statuses, p, known,
+        ids or ids_of(n),
+        prompts or ids_of(n),
+        statuses,
+        p,
+        known,
         np.ones((n, 2)) if lengths is None else np.asarray(lengths, dtype=float),
         Cube(names, verdicts, np.asarray(mass, dtype=float), reason),
-    )  # fmt: skip
+    )
 
 
 def noisy(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -251,15 +255,24 @@ GOOD |= {"gold_agreement": {"value": 0.45, "low": 0.3, "high": 0.6, "n": 40}}
         ({**GOOD, "abstained": 51}, {"max_abstained": 0.5}, ["max_abstained"]),
         ({**GOOD, "abstained": 51}, {}, []),
         (GOOD, {"min_accuracy": 0.61}, ["min_accuracy"]),
-        ({**GOOD, "swap_consistency": 0.1}, {"min_swap_consistency": 0.3},
-         ["min_swap_consistency"]),
+        (
+            {**GOOD, "swap_consistency": 0.1},
+            {"min_swap_consistency": 0.3},
+            ["min_swap_consistency"],
+        ),
         # one question of three: the interval reaches 0.79, which proves nothing
         ({**GOOD, "swap_consistency": 1 / 3, "questions": 3}, {"min_swap_consistency": 0.7}, []),
         # nine of twenty, or fifteen of twenty-four: both may be a coin's
-        ({"swap_consistency": 0.45, "questions": 20}, {"min_swap_consistency": 0.5},
-         ["min_swap_consistency"]),
-        ({"swap_consistency": 0.625, "questions": 24}, {"min_swap_consistency": 0.5},
-         ["min_swap_consistency"]),
+        (
+            {"swap_consistency": 0.45, "questions": 20},
+            {"min_swap_consistency": 0.5},
+            ["min_swap_consistency"],
+        ),
+        (
+            {"swap_consistency": 0.625, "questions": 24},
+            {"min_swap_consistency": 0.5},
+            ["min_swap_consistency"],
+        ),
         ({"swap_consistency": 0.625, "questions": 24}, {"min_swap_consistency": 0.4}, []),
         ({"swap_consistency": 0.75, "questions": 24}, {"min_swap_consistency": 0.5}, []),
         # four that agree are no coin's; of three nothing can be told
@@ -267,7 +280,7 @@ GOOD |= {"gold_agreement": {"value": 0.45, "low": 0.3, "high": 0.6, "n": 40}}
         ({"swap_consistency": 2 / 3, "questions": 3}, {"min_swap_consistency": 0.5}, []),
         ({}, {"max_abstained": 0.0, "min_swap_consistency": 1.0, "min_accuracy": 1.0}, []),
     ],
-)  # fmt: skip
+)
 def test_limits(quality: Any, limits: Any, names: list[str]) -> None:
     assert list(failed(quality, **limits)) == names
 

@@ -49,10 +49,13 @@ def _ray() -> Iterator[None]:
     # Workers import this file by its path; four CPUs, because two actors on two would hang.
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     ray.init(
-        num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
         object_store_memory=100 * 2**20,
         runtime_env={"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}},
-    )  # fmt: skip
+    )
     yield
     ray.shutdown()
 
@@ -93,8 +96,10 @@ def assert_same(rows: Sequence[Verdict], local: dict[str, Verdict]) -> None:
     for row in rows:
         assert row.p_first == pytest.approx(local[row.key].p_first, abs=1e-4)
         assert (row.pair_id, row.principle, row.order) == (
-            local[row.key].pair_id, local[row.key].principle, local[row.key].order
-        )  # fmt: skip
+            local[row.key].pair_id,
+            local[row.key].principle,
+            local[row.key].order,
+        )
 
 
 def test_a_worker_killed_half_way_changes_nothing(

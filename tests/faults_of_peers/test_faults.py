@@ -134,10 +134,11 @@ class Refusing:
                     return self.answer(400, {"error": {"message": "request limit of the day"}})
                 top = [{"token": t, "logprob": math.log(p)} for t, p in ((" A", 0.8), (" B", 0.2))]
                 choice = {
-                    "index": 0, "finish_reason": "length",
+                    "index": 0,
+                    "finish_reason": "length",
                     "message": {"role": "assistant", "content": "A"},
                     "logprobs": {"content": [{**top[0], "top_logprobs": top}]},
-                }  # fmt: skip
+                }
                 usage = {"prompt_tokens": 5, "completion_tokens": 1}
                 return self.answer(200, {"choices": [choice], "usage": usage})
 
@@ -214,9 +215,11 @@ def test_a_tie_has_no_chosen_completion_and_a_missing_rating_is_no_rating(tmp_pa
         return {"model": "m", "response": text, "annotations": {"honesty": {"Rating": rating}}}
 
     row = {
-        "source": "s", "instruction": "do it", "models": ["a", "b", "c"],
+        "source": "s",
+        "instruction": "do it",
+        "models": ["a", "b", "c"],
         "completions": [rated("w", "5"), rated("x", "1"), rated("y", "N/A")],
-    }  # fmt: skip
+    }
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row))
     left: list[Any] = []
@@ -290,7 +293,7 @@ def test_whatever_is_edited_in_the_prompt_is_judged_anew(tmp_path: Path) -> None
         replace(ask, order="second_first"),
         replace(ask, pair=replace(PAIRS[0], second="else")),
         replace(ask, pair=replace(PAIRS[0], prompt=with_system)),
-    ]  # fmt: skip
+    ]
     keys += [judge.key(a) for a in asks]
     keys.append(PairwiseJudge(replace(labels(0.5), name="other"), template=str(paths[0])).key(ask))
     assert len(set(keys)) == len(keys) == 7

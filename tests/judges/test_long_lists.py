@@ -53,8 +53,18 @@ def test_pairs_of_a_prompt_with_too_many_completions_are_refused_before_any_is_j
     assert ": Question 3?\n" in said
     assert "a method other than listwise" in said
     assert nothing_judged()
-    run("label", *given, "--out", "r", "--set", "judge.method=rubric", "--set",
-        "judge.template=null", "--set", "judge.min_mass=0")  # fmt: skip
+    run(
+        "label",
+        *given,
+        "--out",
+        "r",
+        "--set",
+        "judge.method=rubric",
+        "--set",
+        "judge.template=null",
+        "--set",
+        "judge.min_mass=0",
+    )
 
 
 def test_as_many_as_there_are_labels_are_judged_and_empty_ones_take_none() -> None:

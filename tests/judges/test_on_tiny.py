@@ -15,9 +15,12 @@ from rlaif.engines.base import Engine
 from rlaif.engines.load import load_engine
 
 NEEDED = {
-    "cot": ("cot",), "adaptive": ("cot",), "pointwise": ("pointwise",), "rubric": ("rubric",),
+    "cot": ("cot",),
+    "adaptive": ("cot",),
+    "pointwise": ("pointwise",),
+    "rubric": ("rubric",),
     "listwise": ("listwise",),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

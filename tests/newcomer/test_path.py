@@ -35,9 +35,13 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 def shell(command: list[str], folder: Path, minutes: float = 5, **more: str) -> str:
     done = subprocess.run(
-        command, cwd=folder, env=clean_environment(**more), capture_output=True, text=True,
+        command,
+        cwd=folder,
+        env=clean_environment(**more),
+        capture_output=True,
+        text=True,
         timeout=minutes * MINUTES,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout + done.stderr
 
@@ -71,8 +75,11 @@ def installed(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Simpl
     home = tmp_path_factory.mktemp("venv")
     shell([sys.executable, "-m", "venv", str(home)], checkout)
     python = home / "bin" / "python"
-    site = Path(shell([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-                      home).strip())  # fmt: skip
+    site = Path(
+        shell(
+            [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], home
+        ).strip()
+    )
     shell([str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], home)
     # Paths in a .pth file are not searched for .pth files: an editable rlaif there stays unseen.
     (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -151,19 +158,37 @@ def test_ctrl_c_answers_once_and_the_run_goes_on(
     installed: SimpleNamespace, tmp_path: Path
 ) -> None:
     rows = [
-        {"prompt": f"How do I bake bread, way {i}?", "chosen": "Mix flour and water " * 8,
-         "rejected": f"I do not know way {i} " * 8}
+        {
+            "prompt": f"How do I bake bread, way {i}?",
+            "chosen": "Mix flour and water " * 8,
+            "rejected": f"I do not know way {i} " * 8,
+        }
         for i in range(3000)
-    ]  # fmt: skip
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [installed.rlaif, "label", "--pairs", "pairs.jsonl", "--judge", "tiny", "--out", "r",
-               "--set", "chunk=4"]  # fmt: skip
+    command = [
+        installed.rlaif,
+        "label",
+        "--pairs",
+        "pairs.jsonl",
+        "--judge",
+        "tiny",
+        "--out",
+        "r",
+        "--set",
+        "chunk=4",
+    ]
     running = subprocess.Popen(
-        command, cwd=tmp_path, env=clean_environment(), text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        command,
+        cwd=tmp_path,
+        env=clean_environment(),
+        text=True,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         # As in a terminal: a test runner's workers ignore Ctrl-C, and so would theirs.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     end = time.monotonic() + 120
     while not list(tmp_path.glob("r/verdicts/*.parquet")):
         assert running.poll() is None, running.communicate()
@@ -237,9 +262,21 @@ def test_a_reward_of_ones_own(installed: SimpleNamespace, tmp_path: Path) -> Non
     small = ["prompts.limit=4", "sampling.max_new_tokens=8", "train.ppo.batch_size=4"]
     options = [part for value in small for part in ("--set", value)]
     said = shell(
-        [installed.rlaif, "train", "ppo", "--policy", "tiny", "--steps", "1",
-         "--reward", "my_rewards:score", "--out", "r", *options],
+        [
+            installed.rlaif,
+            "train",
+            "ppo",
+            "--policy",
+            "tiny",
+            "--steps",
+            "1",
+            "--reward",
+            "my_rewards:score",
+            "--out",
+            "r",
+            *options,
+        ],
         tmp_path,
-    )  # fmt: skip
+    )
     assert "1 steps" in said or "1 step" in said
     assert (tmp_path / "r/models/ppo/model.safetensors").is_file()

@@ -45,9 +45,13 @@ def judge_of(method, engine, files):
         return TextJudge(engine, template=files["text"], reasoning=GREEDY)
     if method == "adaptive":
         return AdaptiveJudge(
-            engine, template=files["pairwise"], cot_template=files["cot"], min_mass=0.0,
-            reasoning=GREEDY, band=0.5,
-        )  # fmt: skip
+            engine,
+            template=files["pairwise"],
+            cot_template=files["cot"],
+            min_mass=0.0,
+            reasoning=GREEDY,
+            band=0.5,
+        )
     made = {"pointwise": PointwiseJudge, "rubric": RubricJudge, "listwise": ListwiseJudge}[method]
     return made(engine, template=files[method], min_mass=0.0)
 

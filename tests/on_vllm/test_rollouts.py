@@ -145,9 +145,16 @@ def stop_at(step: int):
 
 def train(out, *, steps: int = 3, bf16: bool = False, **options):
     settings = PPOSettings(
-        steps=steps, batch_size=12, epochs=2, minibatches=2, max_new_tokens=24, learning_rate=1e-3,
-        temperature=0.7, rollouts="vllm", bf16=bf16,
-    )  # fmt: skip
+        steps=steps,
+        batch_size=12,
+        epochs=2,
+        minibatches=2,
+        max_new_tokens=24,
+        learning_rate=1e-3,
+        temperature=0.7,
+        rollouts="vllm",
+        bf16=bf16,
+    )
     options = {"on_log": lambda _: None, "checkpoint_every": 1} | options
     scorer = FunctionScorer(brevity)
     train_ppo(PROMPTS, "tiny", out, scorer, settings, device="cpu", vllm=SMALL, **options)
@@ -189,9 +196,12 @@ class Silent:
 def test_ppo_with_an_adapter_by_the_config(tmp_path):
     settings = [
         "train.ppo={reward: test_rollouts:brevity, rollouts: vllm, steps: 3, batch_size: 12}",
-        "train.ppo.vllm.cache_gib=0.25", "train.ppo.lora.rank=4", "train.ppo.learning_rate=0.01",
-        "train.ppo.held_out={every: 2, prompts: 4}", "prompts.limit=16",
-    ]  # fmt: skip
+        "train.ppo.vllm.cache_gib=0.25",
+        "train.ppo.lora.rank=4",
+        "train.ppo.learning_rate=0.01",
+        "train.ppo.held_out={every: 2, prompts: 4}",
+        "prompts.limit=16",
+    ]
     config = load_config("demo", settings, {"out": str(tmp_path / "run")})
     with RunStore(config.out) as store, Run(config, store, Silent()) as run:
         train_stage(run)

@@ -47,9 +47,14 @@ def test_features_are_the_states_of_plain_passes(folder, tmp_path):
 
 def test_the_head_learns_on_a_shorter_model_and_comes_back(folder, tmp_path):
     made = train_reward(
-        _preferences(), folder, tmp_path / "reward", trunk="frozen", layers=[8, 10], held_out=0.25,
+        _preferences(),
+        folder,
+        tmp_path / "reward",
+        trunk="frozen",
+        layers=[8, 10],
+        held_out=0.25,
         device="cpu",
-    )  # fmt: skip
+    )
     assert made.accuracy == 1
     model = RewardModel(made.path, device="cpu")
     prompt = Prompt.user("How can we sing?")

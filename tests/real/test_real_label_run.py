@@ -24,9 +24,19 @@ RUN = [sys.executable, "-c", "from rlaif.cli import main; main()"]
 OURS = re.compile(r"label: ([\d,.]+) of \d+")
 SECONDS = 30.0
 TOPICS = (
-    "bread", "a bear", "Paris", "the sea", "a clock", "snow", "gold", "a bridge", "rice", "rain",
-    "chess", "a lamp",
-)  # fmt: skip
+    "bread",
+    "a bear",
+    "Paris",
+    "the sea",
+    "a clock",
+    "snow",
+    "gold",
+    "a bridge",
+    "rice",
+    "rain",
+    "chess",
+    "a lamp",
+)
 ASKED = ("Tell me about", "Write down what there is to know about", "Why do people talk about")
 PAIRS = len(TOPICS) * len(ASKED)  # so many that a fast machine is still at work when it is killed
 
@@ -47,8 +57,12 @@ def start(folder: str, where: Path) -> subprocess.Popen[str]:
     with (where / "log.txt").open("a") as log:
         return subprocess.Popen(
             [*RUN, *command, "--set", "judge.min_mass=0", "--out", "run"],
-            cwd=where, env=environment, stdout=log, stderr=log, text=True,
-        )  # fmt: skip
+            cwd=where,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
 
 
 def stored(where: Path) -> dict[str, dict[str, object]]:

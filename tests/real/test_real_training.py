@@ -45,9 +45,17 @@ def says(engine: HFEngine, text: str) -> float:
 def dpo(folder: str, tmp_path_factory):  # type: ignore[no-untyped-def]
     out, logs = tmp_path_factory.mktemp("dpo"), []
     result = train_dpo(
-        preferences(0.95), folder, out, lora=LORA, epochs=4, learning_rate=2e-3, batch_size=4,
-        warmup=0.0, device="cpu", on_log=logs.append,
-    )  # fmt: skip
+        preferences(0.95),
+        folder,
+        out,
+        lora=LORA,
+        epochs=4,
+        learning_rate=2e-3,
+        batch_size=4,
+        warmup=0.0,
+        device="cpu",
+        on_log=logs.append,
+    )
     return result, logs
 
 
@@ -91,9 +99,17 @@ def test_log_probabilities_of_training_are_those_of_the_engine(
 def test_a_reward_model_learns_and_scores_the_same_when_loaded(folder: str, tmp_path: Path) -> None:
     logs: list[dict[str, float]] = []
     result = train_reward(
-        preferences(0.95), folder, tmp_path, lora=LORA, epochs=4, learning_rate=2e-3, batch_size=4,
-        warmup=0.0, device="cpu", on_log=logs.append,
-    )  # fmt: skip
+        preferences(0.95),
+        folder,
+        tmp_path,
+        lora=LORA,
+        epochs=4,
+        learning_rate=2e-3,
+        batch_size=4,
+        warmup=0.0,
+        device="cpu",
+        on_log=logs.append,
+    )
     losses = [log["loss"] for log in logs if "loss" in log]
     print("losses", [round(loss, 3) for loss in losses])
     assert losses[-1] < losses[0]

@@ -20,13 +20,25 @@ from rlaif.tiny.grammar import draw_plan, realise, scenes
 Json = dict[str, Any]
 
 PRINCIPLES: list[Json] = [
-    {"id": "no-harm", "compare": "Which response does less to help someone hurt people?",
-     "weight": 1.0, "tags": ["safety", "tiny:harmless"]},
-    {"id": "refuse-harm", "compare": "Which response is less likely to lead to harm?",
-     "weight": 2.0, "tags": ["safety", "tiny:harmless"]},
-    {"id": "gentle", "compare": "Which response is safer for the people around the asker?",
-     "weight": 1.0, "tags": ["tiny:harmless"]},
-]  # fmt: skip
+    {
+        "id": "no-harm",
+        "compare": "Which response does less to help someone hurt people?",
+        "weight": 1.0,
+        "tags": ["safety", "tiny:harmless"],
+    },
+    {
+        "id": "refuse-harm",
+        "compare": "Which response is less likely to lead to harm?",
+        "weight": 2.0,
+        "tags": ["safety", "tiny:harmless"],
+    },
+    {
+        "id": "gentle",
+        "compare": "Which response is safer for the people around the asker?",
+        "weight": 1.0,
+        "tags": ["tiny:harmless"],
+    },
+]
 JUDGE = {
     "model": "tiny",
     "fingerprint": "f00d",
@@ -130,17 +142,35 @@ def write_labels(
         store.table("preferences").replace(
             aggregate(pairs, verdicts, weights=weights, min_margin=min_margin)
         )
-        store.update_manifest("constitution", {
-            "name": "harmless", "version": 1, "hash": "c0ffee", "principles": list(principles),
-        })  # fmt: skip
+        store.update_manifest(
+            "constitution",
+            {
+                "name": "harmless",
+                "version": 1,
+                "hash": "c0ffee",
+                "principles": list(principles),
+            },
+        )
         store.update_manifest("judge", JUDGE)
-        store.update_manifest("run", {
-            "versions": {"python": "3.11.2", "rlaif": "0.1.0", "torch": "2.9.0"},
-            "git_commit": "0c9c46b1f2aa+", "seed": 7, "device": "cpu", "target_trait": target,
-        })  # fmt: skip
-        stage = {"seconds": 41.25, "rows": len(verdicts), "new_rows": len(verdicts),
-                 "requests": len(verdicts), "submitted_tokens": 90 * len(verdicts),
-                 "computed_tokens": 31 * len(verdicts), "generated_tokens": 0}  # fmt: skip
+        store.update_manifest(
+            "run",
+            {
+                "versions": {"python": "3.11.2", "rlaif": "0.1.0", "torch": "2.9.0"},
+                "git_commit": "0c9c46b1f2aa+",
+                "seed": 7,
+                "device": "cpu",
+                "target_trait": target,
+            },
+        )
+        stage = {
+            "seconds": 41.25,
+            "rows": len(verdicts),
+            "new_rows": len(verdicts),
+            "requests": len(verdicts),
+            "submitted_tokens": 90 * len(verdicts),
+            "computed_tokens": 31 * len(verdicts),
+            "generated_tokens": 0,
+        }
         store.update_manifest("stages", {"label": stage})
     (path / "run.yaml").write_text(
         "constitution: harmless\npolicy: {model: tiny}\njudge: {model: tiny, min_mass: 0.1}\n"
@@ -155,9 +185,15 @@ def training_log(path: Path, steps: int, rng: random.Random, first: float, last:
         done = 1 - math.exp(-3 * step / steps)
         loss = first + (last - first) * done + rng.gauss(0, 0.03)
         accuracy = min(1.0, 0.5 + 0.46 * done + rng.gauss(0, 0.04))
-        row = {"step": step, "epoch": step / steps, "loss": loss, "accuracy": accuracy,
-               "margin": 2.2 * done, "reward_chosen": 0.9 * done + rng.gauss(0, 0.1),
-               "reward_rejected": -1.3 * done + rng.gauss(0, 0.1)}  # fmt: skip
+        row = {
+            "step": step,
+            "epoch": step / steps,
+            "loss": loss,
+            "accuracy": accuracy,
+            "margin": 2.2 * done,
+            "reward_chosen": 0.9 * done + rng.gauss(0, 0.1),
+            "reward_rejected": -1.3 * done + rng.gauss(0, 0.1),
+        }
         lines.append(json.dumps(row))
     path.write_text("\n".join(lines) + "\n")
 
@@ -170,20 +206,41 @@ def share(value: float, n: int) -> Json:
 def write_training(path: Path, rng: random.Random) -> None:
     """What `train reward`, `train dpo` and `eval winrate` add."""
     training_log(path / "models/reward/training.jsonl", 60, rng, 0.69, 0.16)
-    write_json(path / "models/reward/metrics.json", {
-        "steps": 60, "seconds": 15.0, "pairs": 255,
-        "held_out": {"n": 64, "accuracy": 0.9375, "ece": 0.031}, "settings": {"epochs": 2},
-    })  # fmt: skip
+    write_json(
+        path / "models/reward/metrics.json",
+        {
+            "steps": 60,
+            "seconds": 15.0,
+            "pairs": 255,
+            "held_out": {"n": 64, "accuracy": 0.9375, "ece": 0.031},
+            "settings": {"epochs": 2},
+        },
+    )
     training_log(path / "models/dpo/training.jsonl", 450, rng, 0.69, 0.31)
     write_json(path / "models/dpo/metrics.json", {"accuracy": 0.91, "loss": 0.312, "pairs": 319})
-    base = {"harmless": 0.51, "helpful": 0.44, "honest": 0.38, "not_sycophantic": 0.47,
-            "polite": 0.28, "concise": 0.59}  # fmt: skip
+    base = {
+        "harmless": 0.51,
+        "helpful": 0.44,
+        "honest": 0.38,
+        "not_sycophantic": 0.47,
+        "polite": 0.28,
+        "concise": 0.59,
+    }
     dpo = {**base, "harmless": 0.82, "honest": 0.52, "polite": 0.31}
-    write_json(path / "evaluation/policies.json", {
-        "base": {"traits": {k: share(v, 212) for k, v in base.items()}, "legal": share(0.96, 640)},
-        "dpo": {"traits": {k: share(v, 209) for k, v in dpo.items()}, "legal": share(0.95, 640),
-                "kl": {"value": 0.62, "stderr": 0.04}},
-    })  # fmt: skip
+    write_json(
+        path / "evaluation/policies.json",
+        {
+            "base": {
+                "traits": {k: share(v, 212) for k, v in base.items()},
+                "legal": share(0.96, 640),
+            },
+            "dpo": {
+                "traits": {k: share(v, 209) for k, v in dpo.items()},
+                "legal": share(0.95, 640),
+                "kl": {"value": 0.62, "stderr": 0.04},
+            },
+        },
+    )
     winrate = {"value": 0.713, "low": 0.671, "high": 0.752, "n": 512, "ties": 31, "abstained": 2}
     write_json(path / "evaluation/winrate.json", winrate)
     samples = [
@@ -193,8 +250,12 @@ def write_training(path: Path, rng: random.Random) -> None:
     write_json(path / "evaluation/samples.json", samples)
     with RunStore(path) as store:
         stages = store.read_manifest()["stages"]
-        for name, seconds, rows in (("sample", 8.5, 640), ("reward", 15.0, 0), ("dpo", 24.0, 0),
-                                    ("evaluate", 21.25, 0)):  # fmt: skip
+        for name, seconds, rows in (
+            ("sample", 8.5, 640),
+            ("reward", 15.0, 0),
+            ("dpo", 24.0, 0),
+            ("evaluate", 21.25, 0),
+        ):
             stages[name] = {"seconds": seconds, "rows": rows or None}
         stages["sample"] |= {"without_pair": {"identical": 3}, "rejected_rows": {"empty prompt": 1}}
         store.update_manifest("stages", stages)
@@ -212,13 +273,22 @@ def make_labelled_run(path: Path, n: int, principles: int) -> Path:
     rng = random.Random(6)
     pairs = labelled_pairs(n, rng)
     asked = [
-        {"id": f"principle-number-{i}", "compare": f"Which response is better in way {i}?",
-         "weight": 1.0, "tags": []} for i in range(principles)
-    ]  # fmt: skip
+        {
+            "id": f"principle-number-{i}",
+            "compare": f"Which response is better in way {i}?",
+            "weight": 1.0,
+            "tags": [],
+        }
+        for i in range(principles)
+    ]
     write_labels(path, pairs, asked, judge(pairs, asked, rng))
     with RunStore(path) as store:
-        store.update_manifest("read", {
-            "rows": n, "source": "harmless-base-test.jsonl.gz",
-            "rejected_rows": {"unlike prefixes": 5, "empty turn": 4},
-        })  # fmt: skip
+        store.update_manifest(
+            "read",
+            {
+                "rows": n,
+                "source": "harmless-base-test.jsonl.gz",
+                "rejected_rows": {"unlike prefixes": 5, "empty turn": 4},
+            },
+        )
     return path

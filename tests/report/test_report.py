@@ -38,13 +38,27 @@ def text_of(html: str) -> str:
 def test_the_whole_run_is_shown(whole_run: Path) -> None:
     html = page(whole_run)
     text = text_of(html)
-    for heading in ("Policies before and after", "Labels", "Principles", "Position bias",
-                    "Abstentions and rejected rows", "Training", "Pairs and their verdicts",
-                    "Responses before and after", "The run"):  # fmt: skip
+    for heading in (
+        "Policies before and after",
+        "Labels",
+        "Principles",
+        "Position bias",
+        "Abstentions and rejected rows",
+        "Training",
+        "Pairs and their verdicts",
+        "Responses before and after",
+        "The run",
+    ):
         assert heading in text
     assert "Not in this run" not in text
-    for number in ("51\u202f% → 82\u202f%", "71.3\u202f%", "0.62\u202fnats", "93.8\u202f%",
-                   "1\u202fmin 50\u202fs", "1,914"):  # fmt: skip
+    for number in (
+        "51\u202f% → 82\u202f%",
+        "71.3\u202f%",
+        "0.62\u202fnats",
+        "93.8\u202f%",
+        "1\u202fmin 50\u202fs",
+        "1,914",
+    ):
         assert number in text
     assert "Which response does less to help someone hurt people?" in text
     assert len(html.encode()) < 300_000
@@ -172,9 +186,10 @@ def test_long_texts_and_many_principles_stay_within_a_megabyte(tmp_path: Path) -
     pairs = [Pair(Prompt(turns), f"{i}" + "'" * 9000, "<" * 9000) for i in range(20)]
     principles = [PRINCIPLES[0] | {"id": f"p{i}", "tags": []} for i in range(60)]
     write_labels(tmp_path / "run", pairs, principles, judge(pairs, principles, random.Random(0)))
-    write_json(tmp_path / "run/evaluation/samples.json", [
-        {"prompt": '"' * 5000, "base": "'" * 5000, "dpo": "&" * 5000} for _ in range(50)
-    ])  # fmt: skip
+    write_json(
+        tmp_path / "run/evaluation/samples.json",
+        [{"prompt": '"' * 5000, "base": "'" * 5000, "dpo": "&" * 5000} for _ in range(50)],
+    )
     assert len(page(tmp_path / "run").encode()) < 1_000_000
 
 

@@ -21,23 +21,47 @@ from rlaif.store import RunStore
 SHAPE = {
     "target_trait": None,
     "labels": dict.fromkeys(
-        ["pairs", "verdicts", "abstained", "gold_agreement",
-         "swap_consistency", "label_mass", "ece", "temperature"]
-    ) | {"unseparated": dict.fromkeys(["value", "low", "high", "n"])},
+        [
+            "pairs",
+            "verdicts",
+            "abstained",
+            "gold_agreement",
+            "swap_consistency",
+            "label_mass",
+            "ece",
+            "temperature",
+        ]
+    )
+    | {"unseparated": dict.fromkeys(["value", "low", "high", "n"])},
     "reward_model": {"accuracy": None},
     "policies": {
         "base": {"traits": {}, "legal": None, "and_legal": {}},
         "dpo": {
-            "traits": {}, "legal": None, "and_legal": {}, "kl": None,
+            "traits": {},
+            "legal": None,
+            "and_legal": {},
+            "kl": None,
             "win_rate": dict.fromkeys(
-                ["value", "low", "high", "n", "wins", "losses", "ties", "identical", "abstained",
-                 "decided", "at_stake"]
+                [
+                    "value",
+                    "low",
+                    "high",
+                    "n",
+                    "wins",
+                    "losses",
+                    "ties",
+                    "identical",
+                    "abstained",
+                    "decided",
+                    "at_stake",
+                ]
             ),
         },
     },
     "seconds": dict.fromkeys(["sample", "label", "reward", "dpo", "evaluate", "total"]),
-    "out_of_date": None, "state": None,
-}  # fmt: skip
+    "out_of_date": None,
+    "state": None,
+}
 ONE = PRINCIPLES[0] | {"tags": []}
 
 
@@ -57,9 +81,15 @@ def verdict(
 ) -> Verdict:
     reason = "low_mass" if p is None else None
     return Verdict(
-        key=key_of(pair, principle, order), pair_id=pair.id, principle=principle["id"],
-        order=order, judge="tiny", p_first=p, mass=mass, reason=reason,
-    )  # fmt: skip
+        key=key_of(pair, principle, order),
+        pair_id=pair.id,
+        principle=principle["id"],
+        order=order,
+        judge="tiny",
+        p_first=p,
+        mass=mass,
+        reason=reason,
+    )
 
 
 def by_hand(path: Path) -> Path:
@@ -115,8 +145,10 @@ def test_reliability_is_folded_and_binned_as_the_calibration_error(tmp_path: Pat
     run = Run(by_hand(tmp_path / "run"))
     found = reliability_points(run.preferred, run.known, run.prompts)
     assert [(round(p, 9), share.value, share.n) for p, share in found] == [
-        (0.6, 0.0, 1), (0.8, 1.0, 1), (0.9, 1.0, 1),
-    ]  # fmt: skip
+        (0.6, 0.0, 1),
+        (0.8, 1.0, 1),
+        (0.9, 1.0, 1),
+    ]
 
 
 def test_telling_pairs_by_hand(tmp_path: Path) -> None:
@@ -157,8 +189,16 @@ def test_an_empty_run_directory_is_all_nulls_and_zeros(tmp_path: Path) -> None:
     assert summary.pop("out_of_date") == []
     assert isinstance(summary.pop("state"), str)
     nothing = {k: v for k, v in SHAPE.items() if k not in ("out_of_date", "state")}
-    assert summary == {**nothing, "labels": {**SHAPE["labels"], "unseparated": None, "pairs": 0,
-                                           "verdicts": 0, "abstained": 0}}  # fmt: skip
+    assert summary == {
+        **nothing,
+        "labels": {
+            **SHAPE["labels"],
+            "unseparated": None,
+            "pairs": 0,
+            "verdicts": 0,
+            "abstained": 0,
+        },
+    }
 
 
 def test_no_directory_is_an_error(tmp_path: Path) -> None:

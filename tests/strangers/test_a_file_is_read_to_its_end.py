@@ -27,8 +27,11 @@ def zstd(data: bytes) -> bytes:
 
 
 PACKERS: dict[str, Pack] = {
-    "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "zst": zstd
-}  # fmt: skip
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstd,
+}
 
 
 def rows(first: int, count: int) -> list[dict[str, str]]:
@@ -134,8 +137,10 @@ def test_two_parquet_files_in_one_are_told(
     """The footer is the second one's, the rows that it points to the first one's."""
     joined, first = b"", 0
     for n in sizes:
-        table = pa.Table.from_pylist(rows(first, n), pa.schema(
-            [(name, pa.string()) for name in ("prompt", "chosen", "rejected")]))  # fmt: skip
+        table = pa.Table.from_pylist(
+            rows(first, n),
+            pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected")]),
+        )
         path = tmp_path / f"{n}.parquet"
         pq.write_table(table, path, write_page_index=index)
         assert len(read(path)) == n

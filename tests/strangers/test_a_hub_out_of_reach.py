@@ -24,10 +24,14 @@ def command(folder: Path, *arguments: str, **variables: str) -> tuple[int, str, 
     left = {k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "HF_ENDPOINT")}
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", RUN, *arguments], cwd=folder, capture_output=True, text=True,
-        timeout=120, check=False,
+        [sys.executable, "-c", RUN, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         env={**left, "HF_HOME": str(folder / "hub"), "OMP_NUM_THREADS": "1", **variables},
-    )  # fmt: skip
+    )
     return done.returncode, done.stderr, time.monotonic() - began
 
 
@@ -81,9 +85,16 @@ def test_a_model_in_the_cache_is_loaded_without_a_hub(pairs: Path, nowhere: str)
 
 def test_a_data_set_that_is_not_here(pairs: Path, nowhere: str) -> None:
     status, error, _ = command(
-        pairs, "label", "--pairs", "some/pairs", "--judge", "tiny", "--out", "run",
+        pairs,
+        "label",
+        "--pairs",
+        "some/pairs",
+        "--judge",
+        "tiny",
+        "--out",
+        "run",
         HF_ENDPOINT=nowhere,
-    )  # fmt: skip
+    )
     assert status == 2
     assert error.count("\n") == 1
     assert "Retrying" not in error

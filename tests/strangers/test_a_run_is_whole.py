@@ -18,14 +18,25 @@ from rlaif.store import RunStore
 from rlaif.store.places import named
 
 PROMPTS = [
-    "How do I bake bread?", "Is my plan good?", "Tell me about cats.", "How do I lie to a friend?",
-    "My essay is perfect, right?", "What is a lock pick?", "How are you?", "How do I cook rice?",
-]  # fmt: skip
+    "How do I bake bread?",
+    "Is my plan good?",
+    "Tell me about cats.",
+    "How do I lie to a friend?",
+    "My essay is perfect, right?",
+    "What is a lock pick?",
+    "How are you?",
+    "How do I cook rice?",
+]
 SMALL = (
-    "sampling.max_new_tokens=12", "sampling.keep_cut=true", "preferences.min_margin=0.0",
-    "train.reward.held_out=0.25", "train.reward.epochs=1", "train.dpo.epochs=1", "threads=1",
+    "sampling.max_new_tokens=12",
+    "sampling.keep_cut=true",
+    "preferences.min_margin=0.0",
+    "train.reward.held_out=0.25",
+    "train.reward.epochs=1",
+    "train.dpo.epochs=1",
+    "threads=1",
     "train.limits=null",
-)  # fmt: skip
+)
 
 
 def run(*arguments: str) -> str:
@@ -159,8 +170,14 @@ def test_a_reward_functions_module_comes_along(
         "def score(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
     )
     Path("prompts.txt").write_text("\n".join(PROMPTS) + "\n")
-    small = ("sampling.max_new_tokens=6", "train.ppo.batch_size=4", "train.ppo.held_out=null",
-             "prompts.path=prompts.txt", "threads=1", "train.ppo.minibatches=1")  # fmt: skip
+    small = (
+        "sampling.max_new_tokens=6",
+        "train.ppo.batch_size=4",
+        "train.ppo.held_out=null",
+        "prompts.path=prompts.txt",
+        "threads=1",
+        "train.ppo.minibatches=1",
+    )
     options = [x for s in small for x in ("--set", s)]
     run("train", "ppo", "--out", "r", "--reward", "marks_of_door:score", "--steps", "1", *options)
     shutil.copytree("r", "far/r")
@@ -199,8 +216,18 @@ def test_every_field_that_names_a_file_says_so() -> None:
     from rlaif import config
     from rlaif.store.places import Place
 
-    names = {"path", "model", "adapter", "template", "constitution", "reward", "data", "ptx", "out",
-             "value_model"}  # fmt: skip
+    names = {
+        "path",
+        "model",
+        "adapter",
+        "template",
+        "constitution",
+        "reward",
+        "data",
+        "ptx",
+        "out",
+        "value_model",
+    }
     sections = [
         c for c in vars(config).values() if isinstance(c, type) and issubclass(c, BaseModel)
     ]

@@ -54,9 +54,12 @@ def adapter(base, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("adapter")
     torch.manual_seed(3)
     made = peft.LoraConfig(
-        r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=8,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
         init_lora_weights=False,
-    )  # fmt: skip
+    )
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), made)
     model.save_pretrained(folder)
     return str(folder)
@@ -77,9 +80,14 @@ def merged(base, adapter) -> dict[str, torch.Tensor]:
 def group(algorithm):
     def train(model, out, **options):
         settings = GroupSettings(
-            algorithm=algorithm, steps=1, batch_size=8, group=4, learning_rate=STILL,
-            max_new_tokens=6, lora=options.pop("lora", None),
-        )  # fmt: skip
+            algorithm=algorithm,
+            steps=1,
+            batch_size=8,
+            group=4,
+            learning_rate=STILL,
+            max_new_tokens=6,
+            lora=options.pop("lora", None),
+        )
         scorer = FunctionScorer(score)
         return train_group(PROMPTS, model, out, scorer, settings, device="cpu", **options)
 
@@ -89,17 +97,25 @@ def group(algorithm):
 def ppo(model, out, **options):
     quiet = AlarmLimits(None, None, None, None)
     settings = PPOSettings(
-        steps=1, batch_size=4, max_new_tokens=6, learning_rate=STILL, alarms=quiet,
+        steps=1,
+        batch_size=4,
+        max_new_tokens=6,
+        learning_rate=STILL,
+        alarms=quiet,
         lora=options.pop("lora", None),
-    )  # fmt: skip
+    )
     return train_ppo(PROMPTS, model, out, FunctionScorer(score), settings, device="cpu", **options)
 
 
 def online(model, out, **options):
     settings = OnlineDPOSettings(
-        steps=1, batch_size=4, max_new_tokens=6, learning_rate=STILL, keep_cut=True,
+        steps=1,
+        batch_size=4,
+        max_new_tokens=6,
+        learning_rate=STILL,
+        keep_cut=True,
         lora=options.pop("lora", None),
-    )  # fmt: skip
+    )
     return train_online_dpo(PROMPTS, model, out, label, "key", settings, device="cpu", **options)
 
 
@@ -117,14 +133,23 @@ def dpo_by_trl(model, out, **options):
 
 
 TRAINERS = {
-    "sft": sft, "dpo": dpo, "dpo by trl": dpo_by_trl, "grpo": group("grpo"), "rloo": group("rloo"),
-    "ppo": ppo, "online dpo": online,
-}  # fmt: skip
+    "sft": sft,
+    "dpo": dpo,
+    "dpo by trl": dpo_by_trl,
+    "grpo": group("grpo"),
+    "rloo": group("rloo"),
+    "ppo": ppo,
+    "online dpo": online,
+}
 # what is 0 while policy and reference are one
 NOTHING = {
-    "dpo": ("margin", "reward_chosen"), "dpo by trl": ("margin", "reward_chosen"),
-    "grpo": ("kl",), "rloo": ("kl",), "ppo": ("kl",), "online dpo": ("kl", "margin"),
-}  # fmt: skip
+    "dpo": ("margin", "reward_chosen"),
+    "dpo by trl": ("margin", "reward_chosen"),
+    "grpo": ("kl",),
+    "rloo": ("kl",),
+    "ppo": ("kl",),
+    "online dpo": ("kl", "margin"),
+}
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -229,10 +254,14 @@ def test_the_stages_merge_it_once(tmp_path):
             weight.data.mul_(0.1)
     model.save_pretrained(tmp_path / "adapter")
     settings = [
-        f"policy.adapter={tmp_path / 'adapter'}", "prompts.limit=12", "evaluate.prompts.limit=4",
-        "evaluate.winrate=false", "train.dpo={learning_rate: 1.0e-12}",
-        "train.sft={learning_rate: 1.0e-12}", "train.limits=null",
-    ]  # fmt: skip
+        f"policy.adapter={tmp_path / 'adapter'}",
+        "prompts.limit=12",
+        "evaluate.prompts.limit=4",
+        "evaluate.winrate=false",
+        "train.dpo={learning_rate: 1.0e-12}",
+        "train.sft={learning_rate: 1.0e-12}",
+        "train.limits=null",
+    ]
     run_stages(tmp_path / "r", settings, sample, label, train_dpo, train_sft, evaluate)
     found = json.loads((tmp_path / "r/evaluation/policies.json").read_text())
     for name in ("dpo", "sft"):

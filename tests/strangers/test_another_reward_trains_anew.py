@@ -94,20 +94,32 @@ def of_a_class_made_anew(weight: Any) -> Reward:
 
 
 MAKERS: dict[str, Callable[[Any], Reward]] = {
-    "instances": Weighted, "slots": Slotted, "methods": lambda w: Weighted(w).other,
+    "instances": Weighted,
+    "slots": Slotted,
+    "methods": lambda w: Weighted(w).other,
     "partials": lambda w: functools.partial(times, w),
     "keywords": lambda w: functools.partial(times, weight=w),
     "partial objects": lambda w: functools.partial(times, Weighted(w)),
-    "closures": closed_over, "defaults": with_default, "keyword defaults": with_keyword_default,
-    "attributes": with_attribute, "decorated": decorated, "caches": lambda w: functools.cache(
-        closed_over(w)), "classes": of_a_class_made_anew,
+    "closures": closed_over,
+    "defaults": with_default,
+    "keyword defaults": with_keyword_default,
+    "attributes": with_attribute,
+    "decorated": decorated,
+    "caches": lambda w: functools.cache(closed_over(w)),
+    "classes": of_a_class_made_anew,
     "nested": lambda w: closed_over(Weighted([{"a": (w,)}])),
-}  # fmt: skip
+}
 VALUES = st.one_of(
-    st.integers(), st.floats(allow_nan=False), st.text(max_size=4), st.booleans(), st.none(),
-    st.binary(max_size=3), st.lists(st.integers(0, 3), max_size=3), st.sets(st.text(max_size=2)),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(max_size=4),
+    st.booleans(),
+    st.none(),
+    st.binary(max_size=3),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.sets(st.text(max_size=2)),
     st.dictionaries(st.text(max_size=2), st.integers(0, 3), max_size=2),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -137,8 +149,12 @@ def test_lambdas_of_one_script_are_told_apart() -> None:
 
 
 def test_arrays_and_models_are_read_by_their_weights() -> None:
-    rows = [np.array([1.0, 2.0]), np.array([1.0, 3.0]), torch.tensor([1.0, 2.0]),
-            torch.tensor([1.0, 3.0])]  # fmt: skip
+    rows = [
+        np.array([1.0, 2.0]),
+        np.array([1.0, 3.0]),
+        torch.tensor([1.0, 2.0]),
+        torch.tensor([1.0, 3.0]),
+    ]
     rows.append(torch.tensor([[0.0, 1.0, 2.0]])[0, 1:])  # a part of a storage
     keys = [FunctionScorer(Weighted(x)).key for x in rows]
     assert keys[2] == keys[4]
@@ -151,8 +167,12 @@ def test_arrays_and_models_are_read_by_their_weights() -> None:
 
 def test_what_cannot_be_read_needs_a_name() -> None:
     with socket.socket() as connection:
-        for function in (Weighted(connection), closed_over(connection), Weighted(connection).other,
-                         functools.partial(times, connection)):  # fmt: skip
+        for function in (
+            Weighted(connection),
+            closed_over(connection),
+            Weighted(connection).other,
+            functools.partial(times, connection),
+        ):
             with pytest.raises(ConfigError, match=r"of type socket.*FunctionScorer.*name="):
                 FunctionScorer(function)
             FunctionScorer(function, "by the socket")
@@ -191,11 +211,17 @@ for f in (lambda p, c: [float(x in {"a", "b", "c", "d"}) for x in c], R(frozense
 
 def keys_of(script: str, *arguments: str, seed: str = "0", stdin: bool = False) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-" if stdin else script, *arguments], capture_output=True, text=True,
-        input=script if stdin else None, timeout=120,
-        env={**os.environ, "PYTHONHASHSEED": seed,
-             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])},
-    )  # fmt: skip
+        [sys.executable, "-" if stdin else script, *arguments],
+        capture_output=True,
+        text=True,
+        input=script if stdin else None,
+        timeout=120,
+        env={
+            **os.environ,
+            "PYTHONHASHSEED": seed,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]]),
+        },
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.split()
 
@@ -263,13 +289,25 @@ def test_another_reward_trains_another_policy(tmp_path: Path, trainer: str) -> N
         before = len(steps)
         scorer = FunctionScorer(lambda _, c: [weight * len(x) for x in c])
         if trainer == "ppo":
-            train_ppo(prompts, "tiny", tmp_path, scorer,
-                      PPOSettings(steps=1, batch_size=4, max_new_tokens=8, minibatches=1, epochs=1),
-                      device="cpu", on_log=steps.append)  # fmt: skip
+            train_ppo(
+                prompts,
+                "tiny",
+                tmp_path,
+                scorer,
+                PPOSettings(steps=1, batch_size=4, max_new_tokens=8, minibatches=1, epochs=1),
+                device="cpu",
+                on_log=steps.append,
+            )
         else:
-            train_group(prompts, "tiny", tmp_path, scorer,
-                        GroupSettings(steps=1, batch_size=4, group=2, max_new_tokens=8),
-                        device="cpu", on_log=steps.append)  # fmt: skip
+            train_group(
+                prompts,
+                "tiny",
+                tmp_path,
+                scorer,
+                GroupSettings(steps=1, batch_size=4, group=2, max_new_tokens=8),
+                device="cpu",
+                on_log=steps.append,
+            )
         counts.append(len(steps) - before)
 
     counts: list[int] = []

@@ -22,11 +22,20 @@ OTHERS = ("ray", "vllm", "httpx", "wandb")
 STAGES = tuple(
     f"rlaif.{name}"
     for name in (
-        "stages.attacks", "stages.audit", "stages.best_of_n", "stages.evaluation",
-        "stages.learning", "stages.online", "stages.ppo", "stages.rewards",
-        "stages.sft", "evaluation.attacks", "training.loop", "training.models",
+        "stages.attacks",
+        "stages.audit",
+        "stages.best_of_n",
+        "stages.evaluation",
+        "stages.learning",
+        "stages.online",
+        "stages.ppo",
+        "stages.rewards",
+        "stages.sft",
+        "evaluation.attacks",
+        "training.loop",
+        "training.models",
     )
-)  # fmt: skip
+)
 TABLES = ("pyarrow", "numpy", "pandas")
 # Transformers loads them by itself, where they are installed, for any causal language model.
 OF_TRANSFORMERS = {"torch", "transformers", "accelerate", "sklearn", "scipy"}
@@ -34,10 +43,13 @@ OF_TRANSFORMERS = {"torch", "transformers", "accelerate", "sklearn", "scipy"}
 
 def loaded(folder: Path, heavy: tuple[str, ...], *arguments: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, ",".join(heavy), *arguments], cwd=folder, text=True,
-        capture_output=True, check=False,
+        [sys.executable, "-c", PROGRAM, ",".join(heavy), *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1].split()
     assert last[0] == "LOADED"

@@ -51,11 +51,14 @@ class Judge(BaseHTTPRequestHandler):
             for t, p in ((better, -0.1), (worse, -3.0))
         ]
         choice = {
-            "index": 0, "finish_reason": "stop",
-            "message": {"role": "assistant", "content": f"Yes, {asked['seed']}."
-                        if asked.get("seed") is not None else "A"},
+            "index": 0,
+            "finish_reason": "stop",
+            "message": {
+                "role": "assistant",
+                "content": f"Yes, {asked['seed']}." if asked.get("seed") is not None else "A",
+            },
             "logprobs": {"content": [{**top[0], "top_logprobs": top}]},
-        }  # fmt: skip
+        }
         usage = {"prompt_tokens": 10, "completion_tokens": 1}
         body = {"object": "chat.completion", "choices": [choice], "usage": usage}
         if self.path != "/v1/chat/completions":
@@ -85,9 +88,13 @@ def http() -> Iterator[str]:
 
 def run(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], cwd=folder, text=True, capture_output=True,
-        check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "none"},
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, *arguments],
+        cwd=folder,
+        text=True,
+        capture_output=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENAI_API_KEY": "none"},
+    )
     assert done.returncode == 0, f"{' '.join(arguments)}\n{done.stderr}"
     return done.stdout
 
@@ -136,12 +143,19 @@ def test_policies_behind_a_server_are_sampled_and_revised_without_torch(
 @pytest.mark.parametrize(
     "command",
     [
-        "--help", "label --help", "train dpo --help", "config check demo", "config schema",
-        "constitution check two.yaml", "constitution show two.yaml",
-        "constitution show two.yaml --prompt no-harm", "constitution diff two.yaml harmless",
-        "constitution schema", "init project",
+        "--help",
+        "label --help",
+        "train dpo --help",
+        "config check demo",
+        "config schema",
+        "constitution check two.yaml",
+        "constitution show two.yaml",
+        "constitution show two.yaml --prompt no-harm",
+        "constitution diff two.yaml harmless",
+        "constitution schema",
+        "init project",
     ],
-)  # fmt: skip
+)
 def test_commands_without_a_run_need_no_torch(command: str, tmp_path: Path) -> None:
     (tmp_path / "two.yaml").write_text(CONSTITUTION)
     run(tmp_path, *command.split())

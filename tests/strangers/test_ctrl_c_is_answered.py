@@ -32,10 +32,15 @@ def start(
 ) -> subprocess.Popen[str]:
     """A command in a process group of its own, as a terminal starts it."""
     return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments], cwd=folder, start_new_session=True, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heard,
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        start_new_session=True,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heard,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables},
-    )  # fmt: skip
+    )
 
 
 def stop(child: subprocess.Popen[str], within: float = 4.0) -> tuple[str, str]:
@@ -100,14 +105,38 @@ SLOW = (
 )
 TRAIN = {
     "dpo": ("--set", "train.dpo.batch_size=4", "--set", "train.dpo.epochs=4"),
-    "sft": ("--data", "answers.jsonl", "--set", "train.sft.batch_size=2",
-            "--set", "train.sft.epochs=2"),
-    "ppo": ("--reward", "own:score", "--steps", "4", "--set", "train.ppo.batch_size=4",
-            "--set", "train.ppo.held_out=null"),
-    "grpo": ("--reward", "own:score", "--steps", "2", "--set", "train.grpo.batch_size=4",
-             "--set", "train.grpo.group=2", "--set", "train.grpo.iterations=2"),
+    "sft": (
+        "--data",
+        "answers.jsonl",
+        "--set",
+        "train.sft.batch_size=2",
+        "--set",
+        "train.sft.epochs=2",
+    ),
+    "ppo": (
+        "--reward",
+        "own:score",
+        "--steps",
+        "4",
+        "--set",
+        "train.ppo.batch_size=4",
+        "--set",
+        "train.ppo.held_out=null",
+    ),
+    "grpo": (
+        "--reward",
+        "own:score",
+        "--steps",
+        "2",
+        "--set",
+        "train.grpo.batch_size=4",
+        "--set",
+        "train.grpo.group=2",
+        "--set",
+        "train.grpo.iterations=2",
+    ),
     "online-dpo": ("--steps", "4", "--set", "train.online_dpo.batch_size=4"),
-}  # fmt: skip
+}
 
 
 def labelled(folder: Path) -> None:
@@ -117,8 +146,16 @@ def labelled(folder: Path) -> None:
     (folder / "own.py").write_text("def score(p, c):\n    return [len(x) / 99 for x in c]\n")
     rows = [{"prompt": f"Help {i} ?", "answer": "Yes , I can ."} for i in range(4)]
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = start(folder, *LABEL, "--set", "preferences.min_margin=0",
-                 "--set", "sampling.max_new_tokens=8", "--set", "train.limits=null")  # fmt: skip
+    done = start(
+        folder,
+        *LABEL,
+        "--set",
+        "preferences.min_margin=0",
+        "--set",
+        "sampling.max_new_tokens=8",
+        "--set",
+        "train.limits=null",
+    )
     assert done.wait(60) == 0, done.communicate()
 
 

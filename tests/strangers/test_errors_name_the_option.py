@@ -74,9 +74,15 @@ def test_a_fault_of_the_file_is_the_files() -> None:
 
 def test_a_fault_of_two_options_together_names_both() -> None:
     text = told(
-        "label", "runs/old", "--method", "cot", "--set", "judge.rationale.clamp=0.48",
-        "--set", "preferences.min_margin=0.1",
-    )  # fmt: skip
+        "label",
+        "runs/old",
+        "--method",
+        "cot",
+        "--set",
+        "judge.rationale.clamp=0.48",
+        "--set",
+        "preferences.min_margin=0.1",
+    )
     assert text.startswith(("--method, --set: judge.rationale.clamp", "error: --method, --set:"))
 
 

@@ -250,13 +250,23 @@ def test_nothing_of_a_repository_is_run(repository: Path) -> None:
     git(repository, "add", "inner", ".gitattributes")
     git(repository, "commit", "-qm", "two")
     settings = {
-        "core.fsmonitor": script, "core.hooksPath": hooks, "core.pager": script,
-        "filter.evil.clean": script, "filter.evil.smudge": script, "filter.evil.required": "true",
-        "filter.evil.process": script, "diff.external": script, "diff.evil.textconv": script,
-        "diff.evil.command": script, "core.sshCommand": script, "core.editor": script,
-        "alias.describe": f"!{script}", "gpg.program": script, "core.askPass": script,
+        "core.fsmonitor": script,
+        "core.hooksPath": hooks,
+        "core.pager": script,
+        "filter.evil.clean": script,
+        "filter.evil.smudge": script,
+        "filter.evil.required": "true",
+        "filter.evil.process": script,
+        "diff.external": script,
+        "diff.evil.textconv": script,
+        "diff.evil.command": script,
+        "core.sshCommand": script,
+        "core.editor": script,
+        "alias.describe": f"!{script}",
+        "gpg.program": script,
+        "core.askPass": script,
         "filter.a=b.clean": script,
-    }  # fmt: skip
+    }
     for where in (repository, inner):
         for name, value in settings.items():
             git(where, "config", name, str(value))

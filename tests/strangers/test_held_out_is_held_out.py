@@ -13,9 +13,15 @@ from rlaif.cli.app import app
 from rlaif.errors import ConfigError, DataError
 from rlaif.store import RunStore
 
-SMALL = ["prompts.limit=24", "train.dpo.epochs=1", "train.limits=null", "train.reward=null",
-         "preferences.min_margin=0", "preferences.principle_margin=0",
-         "sampling.max_new_tokens=40"]  # fmt: skip
+SMALL = [
+    "prompts.limit=24",
+    "train.dpo.epochs=1",
+    "train.limits=null",
+    "train.reward=null",
+    "preferences.min_margin=0",
+    "preferences.principle_margin=0",
+    "sampling.max_new_tokens=40",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +65,11 @@ def test_a_run_on_prompts_of_ones_own_names_those_it_is_evaluated_on() -> None:
 def test_prompts_that_were_trained_on_are_refused() -> None:
     write("held_out.jsonl", ["What color is snow?", "What color is grass?"])
     sets = ("prompts.path=prompts.jsonl", "evaluate.prompts.path=held_out.jsonl")
-    with pytest.raises(DataError, match=r"1 of the 2 prompts of evaluate.prompts \(.*held_out.jsonl"
-                       r"\) were trained on: .*held_out.jsonl:2"):  # fmt: skip
+    with pytest.raises(
+        DataError,
+        match=r"1 of the 2 prompts of evaluate.prompts \(.*held_out.jsonl"
+        r"\) were trained on: .*held_out.jsonl:2",
+    ):
         run("run", "--config", "demo", "--out", "r", sets=sets)
     with pytest.raises(DataError, match="were trained on"):
         run("eval", "best-of-n", "--out", "r", "-n", "2")
@@ -85,8 +94,10 @@ def test_the_judge_of_win_rates_may_be_another_and_is_told() -> None:
     for same in ("{method: rubric}", "{min_mass: 0.11}"):
         run("eval", "winrate", "--out", "r", sets=(f"evaluate.judge={same}",))
         assert read("winrate.json")["judge"] == {
-            "models": ["tiny"], "labelled": True, "is_policy": True
-        }  # fmt: skip
+            "models": ["tiny"],
+            "labelled": True,
+            "is_policy": True,
+        }
 
 
 def test_best_of_n_needs_samples_that_differ() -> None:
@@ -168,9 +179,18 @@ def test_demonstrations_count() -> None:
 
 def test_demonstrations_of_ptx_count() -> None:
     rows("ptx.jsonl", HELD[1:], completion="No .")
-    trained("ppo", "prompts.path=prompts.jsonl", *section(
-        "ppo", *STEP, "reward=of_length:length", "held_out=null", "ptx=ptx.jsonl", "ptx_weight=0.1",
-    ))  # fmt: skip
+    trained(
+        "ppo",
+        "prompts.path=prompts.jsonl",
+        *section(
+            "ppo",
+            *STEP,
+            "reward=of_length:length",
+            "held_out=null",
+            "ptx=ptx.jsonl",
+            "ptx_weight=0.1",
+        ),
+    )
     refused("models/ppo")
 
 
@@ -178,8 +198,18 @@ def test_references_and_pairs_of_a_reward_model_count() -> None:
     rows("refs.jsonl", HELD[:1], chosen="White .", rejected="Blue .")
     rows("pairs.jsonl", ["How many ants are in the lake?", "Why?"], chosen="1 .", rejected="2 .")
     run("label", "--config", "demo", "--out", "r", sets=(PAIRS, EVALUATED))
-    run("train", "reward", "--out", "r", sets=(PAIRS, EVALUATED, "train.limits=null",
-        "train.reward={epochs: 1, references: {path: refs.jsonl}}"))  # fmt: skip
+    run(
+        "train",
+        "reward",
+        "--out",
+        "r",
+        sets=(
+            PAIRS,
+            EVALUATED,
+            "train.limits=null",
+            "train.reward={epochs: 1, references: {path: refs.jsonl}}",
+        ),
+    )
     refused("models/reward", "eval", "best-of-n", "-n", "2")
     trained("ppo", "prompts.path=prompts.jsonl", *section("ppo", *STEP, "held_out=null"))
     refused("models/ppo")  # by way of what rewarded it

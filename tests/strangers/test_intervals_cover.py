@@ -228,10 +228,12 @@ def test_attacks() -> None:
     def world(random: np.random.Generator) -> dict[str, Any]:
         x, names = hits(random, 25, 6, 0.3)
         answered = [
-            (Trial(Question(pair, principle, 0.1), "f", ()),
-             verdicts(pair, "j", 0.9 if flipped else 0.1))
+            (
+                Trial(Question(pair, principle, 0.1), "f", ()),
+                verdicts(pair, "j", 0.9 if flipped else 0.1),
+            )
             for pair, flipped in zip(pairs_of(names), x, strict=True)
-        ]  # fmt: skip
+        ]
         return dict(attacks_report(answered)["f"]["flipped"])
 
     assert covered(world, 0.3) >= ENOUGH

@@ -170,8 +170,13 @@ def test_trainers_take_no_such_numbers_from_python(wrong: float) -> None:
     from rlaif.training.settings import LoopSettings
 
     for made in (
-        GroupSettings, LoraSettings, OnlineDPOSettings, AlarmLimits, PPOSettings, LoopSettings
-    ):  # fmt: skip
+        GroupSettings,
+        LoraSettings,
+        OnlineDPOSettings,
+        AlarmLimits,
+        PPOSettings,
+        LoopSettings,
+    ):
         numbers = [f.name for f in fields_of(made) if "float" in str(f.type)]
         assert numbers
         for name in numbers:

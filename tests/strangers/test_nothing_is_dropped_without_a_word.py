@@ -51,28 +51,30 @@ HELD = {
         r"chosen\[1\].tool_calls",
     ),
     "a call without words": (
-        {**TALK, "chosen": [user("q"), says(None, tool_calls=CALL)]}, r"chosen\[1\].tool_calls",
+        {**TALK, "chosen": [user("q"), says(None, tool_calls=CALL)]},
+        r"chosen\[1\].tool_calls",
     ),
     "a thought": (
         {**TALK, "rejected": [user("q"), says("No.", reasoning_content="Hm.")]},
         r"rejected\[1\].reasoning_content",
     ),
     "a thought by another name": (
-        {**TALK, "rejected": [user("q"), says("No.", thinking="Hm.")]}, r"rejected\[1\].thinking",
+        {**TALK, "rejected": [user("q"), says("No.", thinking="Hm.")]},
+        r"rejected\[1\].thinking",
     ),
     "a tool's turn": (
         {**TALK, "chosen": [user("q"), {"role": "tool", "content": "42"}, says("42")]},
         r"'chosen\[1\]' has the role 'tool'",
     ),
     "an observation": (
-        {"conversations": [{"from": "observation", "value": "42"}], "chosen": "a",
-         "rejected": "b"}, r"'conversations\[0\]' has the role 'observation'",
+        {"conversations": [{"from": "observation", "value": "42"}], "chosen": "a", "rejected": "b"},
+        r"'conversations\[0\]' has the role 'observation'",
     ),
     "an image in a turn": (
         {**TALK, "chosen": [user([{"type": "image_url", "image_url": {"url": "x"}}]), says("a")]},
         r"'chosen\[0\].content\[0\]' is a part of type 'image_url'",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HELD)
@@ -95,8 +97,13 @@ def test_two_answers_that_differ_in_a_tool_call_only_are_not_identical(tmp_path:
 
 @pytest.mark.parametrize("empty", [None, [], "", "[]", {}])
 def test_what_is_empty_holds_nothing(tmp_path: Path, empty: Any) -> None:
-    row = {"prompt": "q", "images": empty, "tools": empty,
-           "chosen": [says("a", tool_calls=empty)], "rejected": [says("b")]}  # fmt: skip
+    row = {
+        "prompt": "q",
+        "images": empty,
+        "tools": empty,
+        "chosen": [says("a", tool_calls=empty)],
+        "rejected": [says("b")],
+    }
     assert len(list(read_pairs(write(tmp_path / "rows.jsonl", row)))) == 1
 
 
@@ -136,14 +143,24 @@ def test_a_system_column_becomes_the_system_message(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {**PLAIN, "system": "Be brief."},
         {**TALK, "system": "Be brief."},
-        {"prompt": [user("q")], "chosen": [says("a")], "rejected": [says("b")],
-         "system": "Be brief."},
-        {**PLAIN, "system": "Be brief.", "prompt": [{"role": "system", "content": "Be brief."},
-                                                    user("q")]},
-        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b",
-         "system": "Be brief."},
+        {
+            "prompt": [user("q")],
+            "chosen": [says("a")],
+            "rejected": [says("b")],
+            "system": "Be brief.",
+        },
+        {
+            **PLAIN,
+            "system": "Be brief.",
+            "prompt": [{"role": "system", "content": "Be brief."}, user("q")],
+        },
+        {
+            "chosen": "\n\nHuman: q\n\nAssistant: a",
+            "rejected": "\n\nHuman: q\n\nAssistant: b",
+            "system": "Be brief.",
+        },
         {"prompt": "q", "chosen": ["a"], "rejected": ["b"], "subset": "s", "system": "Be brief."},
-    ]  # fmt: skip
+    ]
     for row in rows:
         (pair,) = read_pairs(write(tmp_path / "rows.jsonl", row))
         assert pair.prompt.messages == asked, row
@@ -228,11 +245,23 @@ def test_rows_that_are_left_out_are_told_by_every_command(
     monkeypatch.chdir(tmp_path)
     talk = [user("How are you?"), says("Fine.")]
     fine = [{"prompt": q, "completion": "Yes."} for q in ("How are you?", "Is it good?")]
-    write(tmp_path / "rows.jsonl", *fine, {"prompt": " ", "completion": "a"},
-          {"prompt": talk, "completion": "a"})  # fmt: skip
+    write(
+        tmp_path / "rows.jsonl",
+        *fine,
+        {"prompt": " ", "completion": "a"},
+        {"prompt": talk, "completion": "a"},
+    )
     source = [] if command[0] == "train" else ["--prompts", "rows.jsonl"]
-    options = ["--out", "run", "--set", "sampling.max_new_tokens=32", "--set",
-               "sampling.keep_cut=true", "--set", "train.sft.epochs=1"]  # fmt: skip
+    options = [
+        "--out",
+        "run",
+        "--set",
+        "sampling.max_new_tokens=32",
+        "--set",
+        "sampling.keep_cut=true",
+        "--set",
+        "train.sft.epochs=1",
+    ]
     result = CliRunner().invoke(app, [*command, *source, *options])
     assert result.exit_code == 0, result.output
     told = " ".join(result.output.split())
@@ -252,10 +281,13 @@ def test_a_source_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
 
 
 votes = st.lists(
-    st.tuples(st.sampled_from("abcdef"), st.sampled_from("abcdef"),
-              st.sampled_from([0.0, 0.25, 0.5, 1.0, None])).filter(lambda v: v[0] != v[1]),
+    st.tuples(
+        st.sampled_from("abcdef"),
+        st.sampled_from("abcdef"),
+        st.sampled_from([0.0, 0.25, 0.5, 1.0, None]),
+    ).filter(lambda v: v[0] != v[1]),
     max_size=40,
-)  # fmt: skip
+)
 
 
 @settings(max_examples=200, deadline=None)

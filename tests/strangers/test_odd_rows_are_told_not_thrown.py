@@ -19,33 +19,80 @@ FILES = sorted((Path(__file__).parent / "datasets").glob("*.jsonl"))
 ROWS: list[dict[str, Any]] = [
     *(json.loads(line) for file in FILES for line in file.read_text().splitlines()[:1]),
     {"history": "q", "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
-    {"prompt": '["q"]', "response_a": '["a"]', "response_b": '["b"]', "winner_model_a": 1,
-     "winner_model_b": 0, "winner_tie": 0},
-    {"context": [{"role": "user", "content": "q"}], "response1": "a", "response2": "b",
-     "overall_preference": 1},
-    {"message_tree_id": "p", "message_id": "p", "parent_id": None, "role": "prompter", "text": "q",
-     "rank": None, "deleted": False},
-    {"message_tree_id": "p", "prompt": {"text": "q", "role": "prompter", "replies": [
-        {"text": "a", "role": "assistant", "rank": 0, "replies": []},
-        {"text": "b", "role": "assistant", "rank": 1, "replies": []}]}},
-    {"info": {"post": "p", "title": "t", "subreddit": "s"}, "choice": 1,
-     "summaries": [{"text": "a"}, {"text": "b"}]},
+    {
+        "prompt": '["q"]',
+        "response_a": '["a"]',
+        "response_b": '["b"]',
+        "winner_model_a": 1,
+        "winner_model_b": 0,
+        "winner_tie": 0,
+    },
+    {
+        "context": [{"role": "user", "content": "q"}],
+        "response1": "a",
+        "response2": "b",
+        "overall_preference": 1,
+    },
+    {
+        "message_tree_id": "p",
+        "message_id": "p",
+        "parent_id": None,
+        "role": "prompter",
+        "text": "q",
+        "rank": None,
+        "deleted": False,
+    },
+    {
+        "message_tree_id": "p",
+        "prompt": {
+            "text": "q",
+            "role": "prompter",
+            "replies": [
+                {"text": "a", "role": "assistant", "rank": 0, "replies": []},
+                {"text": "b", "role": "assistant", "rank": 1, "replies": []},
+            ],
+        },
+    },
+    {
+        "info": {"post": "p", "title": "t", "subreddit": "s"},
+        "choice": 1,
+        "summaries": [{"text": "a"}, {"text": "b"}],
+    },
     {"input": "q", "targets": {"choices": ["a", "b"], "labels": [1, 0]}},
-    {"text_correct": "\n\nHuman: q\n\nAssistant: a",
-     "text_incorrect": "\n\nHuman: q\n\nAssistant: b"},
-    {"system": "s", "instruction": "q", "input": "i", "history": [["q0", "a0"]], "output": "a",
-     "chosen": "a", "rejected": "b", "rating": [1, 2], "status": "tie"},
+    {
+        "text_correct": "\n\nHuman: q\n\nAssistant: a",
+        "text_incorrect": "\n\nHuman: q\n\nAssistant: b",
+    },
+    {
+        "system": "s",
+        "instruction": "q",
+        "input": "i",
+        "history": [["q0", "a0"]],
+        "output": "a",
+        "chosen": "a",
+        "rejected": "b",
+        "rating": [1, 2],
+        "status": "tie",
+    },
     {"conversation": [{"input": "q", "output": "a"}], "messages": [], "label": True},
-]  # fmt: skip
+]
 COLUMNS = {"prompt": "answers[].text", "chosen": "prompt", "rejected": "chosen.0.content"}
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
     | st.sampled_from(["user", "tie", "\ud800", "\n\nHuman: x", "[", '["q", null]', "1e999"]),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "text", "rank"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "text", "rank"]), inner
+        )
+    ),
     max_leaves=5,
-)  # fmt: skip
+)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -34,9 +34,13 @@ def on_a_terminal(folder: Path, *arguments: str) -> str:
     """What a terminal of 100 columns is sent."""
     ours, theirs = pty.openpty()
     child = subprocess.Popen(
-        [*RUN, *arguments], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs,
+        [*RUN, *arguments],
+        cwd=folder,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
         env={**environment(), "COLUMNS": "100"},
-    )  # fmt: skip
+    )
     os.close(theirs)
     sent = b""
     while True:

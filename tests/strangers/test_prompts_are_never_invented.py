@@ -135,8 +135,11 @@ def test_whole_transcripts_are_read_as_turns(tmp_path: Path) -> None:
     for text in ("\n\nHuman: q\n\nAssistant:", "\n\nHuman: q", "Human: q\n\nAssistant: "):
         (prompt,) = read_prompts(write(tmp_path / "p.jsonl", {"prompt": text}))
         assert prompt.messages == (Message("user", "q"),)
-    whole = {"prompt": "\n\nHuman: q\n\nAssistant:", "chosen": "\n\nHuman: q\n\nAssistant: a",
-             "rejected": "\n\nHuman: q\n\nAssistant: b"}  # fmt: skip
+    whole = {
+        "prompt": "\n\nHuman: q\n\nAssistant:",
+        "chosen": "\n\nHuman: q\n\nAssistant: a",
+        "rejected": "\n\nHuman: q\n\nAssistant: b",
+    }
     (pair,), _ = pairs(tmp_path, whole)
     assert (pair.prompt.messages, pair.first, pair.second) == ((Message("user", "q"),), "a", "b")
 
@@ -169,8 +172,9 @@ def test_a_prompt_that_ends_with_the_assistant_is_left_out_everywhere(tmp_path: 
     assert found == []
     assert [b.reason for b in bad] == ["ends_with_assistant"] * 4
     left: list[BadRow] = []
-    path = write(tmp_path / "d.jsonl", {"prompt": talk, "completion": "a"},
-                 {"messages": [*talk, says("a")]})  # fmt: skip
+    path = write(
+        tmp_path / "d.jsonl", {"prompt": talk, "completion": "a"}, {"messages": [*talk, says("a")]}
+    )
     assert list(read_demonstrations(path, on_bad=left.append)) == []
     path = write(tmp_path / "p.jsonl", {"prompt": talk}, {"prompt": text})
     assert list(read_prompts(path, on_bad=left.append)) == []
@@ -183,10 +187,13 @@ NESTED = {
     "meta": {"question": "q", "sys": "s"},
     "corrects": ["a", "x"],
     "wrong.one": "b",
-    "answers": [{"text": "a", "score": 2, "rank": 1}, {"text": "b", "score": 2, "rank": 2},
-                {"text": "c", "score": 0, "rank": 3}],
+    "answers": [
+        {"text": "a", "score": 2, "rank": 1},
+        {"text": "b", "score": 2, "rank": 2},
+        {"text": "c", "score": 0, "rank": 3},
+    ],
     "p": 0.75,
-}  # fmt: skip
+}
 ASK = {"prompt": "meta.question", "system": "meta.sys"}
 
 
@@ -217,26 +224,34 @@ def test_any_row_is_read_by_the_paths_of_its_columns(tmp_path: Path, form: str) 
     assert ranks == [("a", "b", 1.0), ("a", "c", 1.0), ("b", "c", 1.0)]
     (prompt,) = read_prompts(path, columns=ASK)
     (answer,) = read_demonstrations(path, columns={**ASK, "completion": "corrects.0"})
-    assert prompt.messages == answer.prompt.messages == (
-        Message("system", "s"), Message("user", "q"))  # fmt: skip
+    assert (
+        prompt.messages == answer.prompt.messages == (Message("system", "s"), Message("user", "q"))
+    )
     assert answer.text == "a"
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"prompt": "nope", "chosen": "p", "rejected": "p"}, "columns.prompt: there is no 'nope'.*"
-         "got the fields: meta, corrects, wrong.one, answers, p"),
-        ({"prompt": "meta.question", "chosen": "corrects.7", "rejected": "wrong.one"},
-         "no item 7 for 'corrects.7': the list has 2"),
+        (
+            {"prompt": "nope", "chosen": "p", "rejected": "p"},
+            "columns.prompt: there is no 'nope'.*"
+            "got the fields: meta, corrects, wrong.one, answers, p",
+        ),
+        (
+            {"prompt": "meta.question", "chosen": "corrects.7", "rejected": "wrong.one"},
+            "no item 7 for 'corrects.7': the list has 2",
+        ),
         ({"promt": "q", "chosen": "a", "rejected": "b"}, "no 'promt'.*Did you mean 'prompt'"),
         ({"prompt": "q", "chosen": "a"}, "columns: expected prompt, and one of"),
         ({"prompt": "q"}, "columns: expected prompt, and one of"),
         ({"chosen": "corrects.0", "rejected": "wrong.one"}, "no prompt in it"),
-        ({"prompt": "meta.question", "completions": "corrects", "scores": "answers[].score"},
-         "expected 'scores' to be a list of 2"),
+        (
+            {"prompt": "meta.question", "completions": "corrects", "scores": "answers[].score"},
+            "expected 'scores' to be a list of 2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_columns_that_lead_nowhere_are_told(
     tmp_path: Path, columns: dict[str, str], message: str
 ) -> None:
@@ -253,13 +268,23 @@ def test_the_config_and_the_command_line_name_columns(tmp_path: Path) -> None:
     from rlaif.files.readers.formats import FORMATS
     from rlaif.store import RunStore
 
-    path = write(tmp_path / "rows.jsonl", {"ask": "What is a lock pick?", "good": "A tool.",
-                                           "bad": "No idea.", "sys": "Be brief."})  # fmt: skip
+    path = write(
+        tmp_path / "rows.jsonl",
+        {"ask": "What is a lock pick?", "good": "A tool.", "bad": "No idea.", "sys": "Be brief."},
+    )
     for said in (
-        ["--column", "prompt=ask", "--column", "chosen=good", "--column", "rejected=bad",
-         "--column", "system=sys"],
+        [
+            "--column",
+            "prompt=ask",
+            "--column",
+            "chosen=good",
+            "--column",
+            "rejected=bad",
+            "--column",
+            "system=sys",
+        ],
         ["--set", "pairs.columns={prompt: ask, chosen: good, rejected: bad, system: sys}"],
-    ):  # fmt: skip
+    ):
         out = str(tmp_path / f"run-{said[0]}")
         result = CliRunner().invoke(app, ["label", "--pairs", str(path), "--out", out, *said])
         assert result.exit_code == 0, result.output
@@ -269,6 +294,9 @@ def test_the_config_and_the_command_line_name_columns(tmp_path: Path) -> None:
         assert (pair.first, pair.second) == ("A tool.", "No idea.")
     schema = load_config().model_json_schema()["$defs"]
     assert tuple(schema["PairsConfig"]["properties"]["format"]["anyOf"][0]["enum"]) == FORMATS
-    for section, roles in (("PairColumns", named.PAIR_ROLES), ("PromptColumns", named.PROMPT_ROLES),
-                           ("AnswerColumns", named.ANSWER_ROLES)):  # fmt: skip
+    for section, roles in (
+        ("PairColumns", named.PAIR_ROLES),
+        ("PromptColumns", named.PROMPT_ROLES),
+        ("AnswerColumns", named.ANSWER_ROLES),
+    ):
         assert schema[section]["properties"].keys() == set(roles)

@@ -74,8 +74,11 @@ EXPECTED: dict[str, list[Read]] = {
     "rewardbench1": CLEAR,
     "rewardbench2": [
         *((None, q, GOOD[q], bad, 1.0) for q in QUESTIONS for bad in (BAD[q], UNKNOWN, LATER)),
-        *((None, "Name a primary colour.", good, bad, 1.0)
-          for good in ("Red.", "Blue.") for bad in ("Tuesday.", "Nine.")),
+        *(
+            (None, "Name a primary colour.", good, bad, 1.0)
+            for good in ("Red.", "Blue.")
+            for bad in ("Tuesday.", "Nine.")
+        ),
     ],
     "sharegpt_lists": CLEAR,
     "stack_exchange": CLEAR,
@@ -83,15 +86,20 @@ EXPECTED: dict[str, list[Read]] = {
     "ultrafeedback": plain((0.0,) * 4, turned=QUESTIONS),
     "ultrafeedback_binarized": TIED,
     "webgpt": TIED,
-}  # fmt: skip
+}
 
 
 def told(pair: Pair) -> Read:
     *before, last = pair.prompt.messages
     assert last.role == "user"
     assert [m.role for m in before] in ([], ["system"])
-    return (before[0].content if before else None, last.content, pair.first, pair.second,
-            pair.label)  # fmt: skip
+    return (
+        before[0].content if before else None,
+        last.content,
+        pair.first,
+        pair.second,
+        pair.label,
+    )
 
 
 def as_parquet(rows: list[Any], path: Path) -> Path | None:
@@ -160,110 +168,268 @@ TALK = [user("q0"), said("a0"), user("q")]
 SCHEMAS: dict[str, tuple[list[dict[str, Any]], list[Any]]] = {
     "argilla/distilabel-intel-orca-dpo-pairs": (
         [
-            {"system": s, "input": "q", "chosen": "a", "rejected": f"b{i}", "order": ["chosen"],
-             "generations": ["a", "b"], "labelling_prompt": [user("rate")], "rating": rating,
-             "status": status, "original_chosen": "a", "chosen_score": 9.0,
-             "in_gsm8k_train": False}
-            for i, (s, rating, status) in enumerate([
-                ("Be brief.", [9.0, 2.0], "unchanged"), ("", [8.0, 8.0], "tie"),
-                ("", [2.0, 9.0], "swapped"),
-            ])
+            {
+                "system": s,
+                "input": "q",
+                "chosen": "a",
+                "rejected": f"b{i}",
+                "order": ["chosen"],
+                "generations": ["a", "b"],
+                "labelling_prompt": [user("rate")],
+                "rating": rating,
+                "status": status,
+                "original_chosen": "a",
+                "chosen_score": 9.0,
+                "in_gsm8k_train": False,
+            }
+            for i, (s, rating, status) in enumerate(
+                [
+                    ("Be brief.", [9.0, 2.0], "unchanged"),
+                    ("", [8.0, 8.0], "tie"),
+                    ("", [2.0, 9.0], "swapped"),
+                ]
+            )
         ],
-        [("Be brief.", "q", "a", "b0", 1.0), (None, "q", "a", "b1", 0.5),
-         (None, "q", "a", "b2", 1.0)],
+        [
+            ("Be brief.", "q", "a", "b0", 1.0),
+            (None, "q", "a", "b1", 0.5),
+            (None, "q", "a", "b2", 1.0),
+        ],
     ),
     "argilla/ultrafeedback-binarized-preferences": (
-        [{"source": "s", "instruction": "q", "chosen_response": "a", "rejected_response": f"b{i}",
-          "chosen_avg_rating": 4.5, "rejected_avg_rating": r, "chosen_model": "m"}
-         for i, r in enumerate((4.5, 3.0))],
+        [
+            {
+                "source": "s",
+                "instruction": "q",
+                "chosen_response": "a",
+                "rejected_response": f"b{i}",
+                "chosen_avg_rating": 4.5,
+                "rejected_avg_rating": r,
+                "chosen_model": "m",
+            }
+            for i, r in enumerate((4.5, 3.0))
+        ],
         [(None, "q", "a", "b0", 0.5), (None, "q", "a", "b1", 1.0)],
     ),
     "argilla/distilabel-math-preference-dpo": (
-        [{"metadata": "{}", "instruction": "q", "chosen_response": "a", "chosen_rating": 8.0,
-          "rejected_response": "b", "rejected_rating": 8.0}],
+        [
+            {
+                "metadata": "{}",
+                "instruction": "q",
+                "chosen_response": "a",
+                "chosen_rating": 8.0,
+                "rejected_response": "b",
+                "rejected_rating": 8.0,
+            }
+        ],
         [(*ONE, 0.5)],
     ),
     "argilla/distilabel-capybara-dpo-7k-binarized": (
-        [{"source": "s", "conversation": [{"input": "q0", "output": "a0"},
-                                          {"input": "q", "output": "x"}],
-          "original_response": "x", "prompt": "q", "chosen": [*TALK, said("a")],
-          "rejected": [*TALK, said(f"b{i}")], "rating_chosen": 5, "rating_rejected": r}
-         for i, r in enumerate((5, 1))],
+        [
+            {
+                "source": "s",
+                "conversation": [{"input": "q0", "output": "a0"}, {"input": "q", "output": "x"}],
+                "original_response": "x",
+                "prompt": "q",
+                "chosen": [*TALK, said("a")],
+                "rejected": [*TALK, said(f"b{i}")],
+                "rating_chosen": 5,
+                "rating_rejected": r,
+            }
+            for i, r in enumerate((5, 1))
+        ],
         [(["q0", "a0", "q"], "a", "b0", 0.5), (["q0", "a0", "q"], "a", "b1", 1.0)],
     ),
     "openbmb/UltraInteract_pair": (
-        [{"task": "Coding", "dataset": "d", "id": "1", "parent_id": "0", "chosen": "a",
-          "rejected": "b", "trajectory": [
-              {"from": "user", "value": "q0"}, {"from": "assistant", "value": "a0"},
-              {"from": "user", "value": "q"}]}],
+        [
+            {
+                "task": "Coding",
+                "dataset": "d",
+                "id": "1",
+                "parent_id": "0",
+                "chosen": "a",
+                "rejected": "b",
+                "trajectory": [
+                    {"from": "user", "value": "q0"},
+                    {"from": "assistant", "value": "a0"},
+                    {"from": "user", "value": "q"},
+                ],
+            }
+        ],
         [(["q0", "a0", "q"], "a", "b", 1.0)],
     ),
     "messages as one list a field": (
-        [{"trajectory": {"from": ["user", "gpt", "user"], "value": ["q0", "a0", "q"]},
-          "chosen": "a", "rejected": "b"}],
+        [
+            {
+                "trajectory": {"from": ["user", "gpt", "user"], "value": ["q0", "a0", "q"]},
+                "chosen": "a",
+                "rejected": "b",
+            }
+        ],
         [(["q0", "a0", "q"], "a", "b", 1.0)],
     ),
     "jondurbin/truthy-dpo": (
-        [{"id": "1", "source": "s", "system": s, "prompt": "q", "chosen": "a", "rejected": r}
-         for s, r in (("You are an AI.", "b"), ("", "c"))],
+        [
+            {"id": "1", "source": "s", "system": s, "prompt": "q", "chosen": "a", "rejected": r}
+            for s, r in (("You are an AI.", "b"), ("", "c"))
+        ],
         [("You are an AI.", "q", "a", "b", 1.0), (None, "q", "a", "c", 1.0)],
     ),
     "nvidia/HelpSteer3": (
-        [{"domain": "general", "language": "english", "context": TALK, "response1": "a",
-          "response2": f"b{p}", "overall_preference": p, "individual_preference": [{"score": p}]}
-         for p in (-3, 0, 2)],
+        [
+            {
+                "domain": "general",
+                "language": "english",
+                "context": TALK,
+                "response1": "a",
+                "response2": f"b{p}",
+                "overall_preference": p,
+                "individual_preference": [{"score": p}],
+            }
+            for p in (-3, 0, 2)
+        ],
         [(["q0", "a0", "q"], "a", f"b{p}", label) for p, label in ((-3, 1.0), (0, 0.5), (2, 0.0))],
     ),
     "nvidia/HelpSteer2, several turns and four responses": (
-        [{"prompt": "q0\n<extra_id_1>Assistant\na0\n<extra_id_1>User\nq", "response": text,
-          "helpfulness": h, "correctness": 1, "coherence": 4, "complexity": 1, "verbosity": 1}
-         for text, h in (("x", 1), ("y", 3), ("z", 3))],
-        [(["q0", "a0", "q"], "x", "y", 0.0), (["q0", "a0", "q"], "x", "z", 0.0),
-         (["q0", "a0", "q"], "y", "z", 0.5)],
+        [
+            {
+                "prompt": "q0\n<extra_id_1>Assistant\na0\n<extra_id_1>User\nq",
+                "response": text,
+                "helpfulness": h,
+                "correctness": 1,
+                "coherence": 4,
+                "complexity": 1,
+                "verbosity": 1,
+            }
+            for text, h in (("x", 1), ("y", 3), ("z", 3))
+        ],
+        [
+            (["q0", "a0", "q"], "x", "y", 0.0),
+            (["q0", "a0", "q"], "x", "z", 0.0),
+            (["q0", "a0", "q"], "y", "z", 0.5),
+        ],
     ),
     "stanfordnlp/SHP": (
-        [{"post_id": "p", "domain": "askculinary_train", "history": "q", "human_ref_A": "a",
-          "human_ref_B": f"b{i}", "labels": label, "score_A": 3, "score_B": 9,
-          "score_ratio": 3.0, "seconds_difference": 1.0} for i, label in enumerate((1, 0))],
+        [
+            {
+                "post_id": "p",
+                "domain": "askculinary_train",
+                "history": "q",
+                "human_ref_A": "a",
+                "human_ref_B": f"b{i}",
+                "labels": label,
+                "score_A": 3,
+                "score_B": 9,
+                "score_ratio": 3.0,
+                "seconds_difference": 1.0,
+            }
+            for i, label in enumerate((1, 0))
+        ],
         [(None, "q", "a", "b0", 1.0), (None, "q", "a", "b1", 0.0)],
     ),
     "lmsys/lmsys-arena-human-preference-55k": (
-        [{"id": i, "model_a": "m", "model_b": "n", "prompt": '["q"]', "response_a": '["a"]',
-          "response_b": json.dumps([second]), "winner_model_a": int(w == "a"),
-          "winner_model_b": int(w == "b"), "winner_tie": int(w == "t")}
-         for i, (w, second) in enumerate([("a", "b1"), ("b", "b2"), ("t", "b3"), ("a", None)])],
-        [(None, "q", "a", "b1", 1.0), (None, "q", "a", "b2", 0.0), (None, "q", "a", "b3", 0.5),
-         (None, "q", "a", "", 1.0)],
+        [
+            {
+                "id": i,
+                "model_a": "m",
+                "model_b": "n",
+                "prompt": '["q"]',
+                "response_a": '["a"]',
+                "response_b": json.dumps([second]),
+                "winner_model_a": int(w == "a"),
+                "winner_model_b": int(w == "b"),
+                "winner_tie": int(w == "t"),
+            }
+            for i, (w, second) in enumerate([("a", "b1"), ("b", "b2"), ("t", "b3"), ("a", None)])
+        ],
+        [
+            (None, "q", "a", "b1", 1.0),
+            (None, "q", "a", "b2", 0.0),
+            (None, "q", "a", "b3", 0.5),
+            (None, "q", "a", "", 1.0),
+        ],
     ),
     "lmsys/mt_bench_human_judgments": (
-        [{"question_id": 81, "model_a": "m", "model_b": "n", "winner": winner, "judge": "j",
-          "conversation_a": [user("q"), said("a"), user("more"), said("A")],
-          "conversation_b": [user("q"), said(f"b{i}"), user("more"), said("B")], "turn": 1}
-         for i, winner in enumerate(("model_b", "tie", "tie (inconsistent)"))],
+        [
+            {
+                "question_id": 81,
+                "model_a": "m",
+                "model_b": "n",
+                "winner": winner,
+                "judge": "j",
+                "conversation_a": [user("q"), said("a"), user("more"), said("A")],
+                "conversation_b": [user("q"), said(f"b{i}"), user("more"), said("B")],
+                "turn": 1,
+            }
+            for i, winner in enumerate(("model_b", "tie", "tie (inconsistent)"))
+        ],
         [(None, "q", "a", "b0", 0.0), (None, "q", "a", "b1", 0.5), (None, "q", "a", "b2", 0.5)],
     ),
     "berkeley-nest/Nectar, equal ranks": (
-        [{"prompt": "\n\nHuman: q0\n\nAssistant: a0\n\nHuman: q\n\nAssistant: ", "turns": 2,
-          "num_responses": 3, "source": ["s"], "good_natured": True,
-          "answers": [{"answer": t, "model": "m", "rank": r}
-                      for t, r in (("x", 2.0), ("y", 1.0), ("z", 2.0))]}],
-        [(["q0", "a0", "q"], "x", "y", 0.0), (["q0", "a0", "q"], "x", "z", 0.5),
-         (["q0", "a0", "q"], "y", "z", 1.0)],
+        [
+            {
+                "prompt": "\n\nHuman: q0\n\nAssistant: a0\n\nHuman: q\n\nAssistant: ",
+                "turns": 2,
+                "num_responses": 3,
+                "source": ["s"],
+                "good_natured": True,
+                "answers": [
+                    {"answer": t, "model": "m", "rank": r}
+                    for t, r in (("x", 2.0), ("y", 1.0), ("z", 2.0))
+                ],
+            }
+        ],
+        [
+            (["q0", "a0", "q"], "x", "y", 0.0),
+            (["q0", "a0", "q"], "x", "z", 0.5),
+            (["q0", "a0", "q"], "y", "z", 1.0),
+        ],
     ),
     "HuggingFaceH4/stack-exchange-preferences, equal scores": (
-        [{"qid": 1, "question": "q", "date": "d", "metadata": ["m"], "answers": [
-            {"answer_id": i, "author": "u", "author_id": 1, "pm_score": s, "selected": False,
-             "text": t} for i, (t, s) in enumerate((("a", 2), ("b", 2), ("c", 4)))]}],
+        [
+            {
+                "qid": 1,
+                "question": "q",
+                "date": "d",
+                "metadata": ["m"],
+                "answers": [
+                    {
+                        "answer_id": i,
+                        "author": "u",
+                        "author_id": 1,
+                        "pm_score": s,
+                        "selected": False,
+                        "text": t,
+                    }
+                    for i, (t, s) in enumerate((("a", 2), ("b", 2), ("c", 4)))
+                ],
+            }
+        ],
         [(None, "q", "a", "b", 0.5), (None, "q", "a", "c", 0.0), (None, "q", "b", "c", 0.0)],
     ),
     "LLaMA-Factory, history and system": (
-        [{"instruction": "q", "input": "", "chosen": "a", "rejected": "b", "system": "s",
-          "history": [["q0", "a0"]]}],
+        [
+            {
+                "instruction": "q",
+                "input": "",
+                "chosen": "a",
+                "rejected": "b",
+                "system": "s",
+                "history": [["q0", "a0"]],
+            }
+        ],
         [(["s", "q0", "a0", "q"], "a", "b", 1.0)],
     ),
     "LLaMA-Factory, sharegpt with a system column": (
-        [{"conversations": [{"from": "human", "value": "q"}], "system": "s", "tools": "",
-          "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}],
+        [
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "system": "s",
+                "tools": "",
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            }
+        ],
         [("s", "q", "a", "b", 1.0)],
     ),
     "TRL, prompt as messages and repeated": (
@@ -271,13 +437,19 @@ SCHEMAS: dict[str, tuple[list[dict[str, Any]], list[Any]]] = {
         [(["q0", "a0", "q"], "a", "b", 1.0)],
     ),
     "TRL, text parts and the role developer": (
-        [{"prompt": [{"role": "developer", "content": [{"type": "text", "text": "s"}]},
-                     {"role": "user", "content": [{"type": "text", "text": "q"}]}],
-          "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "a"}]}],
-          "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "b"}]}]}],
+        [
+            {
+                "prompt": [
+                    {"role": "developer", "content": [{"type": "text", "text": "s"}]},
+                    {"role": "user", "content": [{"type": "text", "text": "q"}]},
+                ],
+                "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "a"}]}],
+                "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "b"}]}],
+            }
+        ],
         [("s", "q", "a", "b", 1.0)],
     ),
-}  # fmt: skip
+}
 
 
 def told_shortly(pair: Pair, expected: Any) -> Any:
@@ -304,9 +476,12 @@ def test_rows_in_a_published_schema_read_by_value(tmp_path: Path, name: str, for
 
 
 def test_arena_conversations_that_part_early_are_left_out_and_named(tmp_path: Path) -> None:
-    row = {"winner": "model_a", "turn": 2,
-           "conversation_a": [user("q"), said("a"), user("more"), said("A")],
-           "conversation_b": [user("q"), said("b"), user("more"), said("B")]}  # fmt: skip
+    row = {
+        "winner": "model_a",
+        "turn": 2,
+        "conversation_a": [user("q"), said("a"), user("more"), said("A")],
+        "conversation_b": [user("q"), said("b"), user("more"), said("B")],
+    }
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "winner": "neither"}))
     bad: list[BadRow] = []
@@ -318,16 +493,28 @@ def test_arena_conversations_that_part_early_are_left_out_and_named(tmp_path: Pa
 # ------------------------------------------------------------------ trees
 
 TREE = [  # message, parent, role, text, rank
-    ("p", None, "prompter", "q0", None), ("a", "p", "assistant", "a0", 1),
-    ("b", "p", "assistant", "b0", 0), ("c", "p", "assistant", "c0", None),
-    ("d", "a", "prompter", "q1", 0), ("e", "a", "prompter", "q2", 1),
-    ("f", "d", "assistant", "x", 0), ("g", "d", "assistant", "y", 1),
-]  # fmt: skip
+    ("p", None, "prompter", "q0", None),
+    ("a", "p", "assistant", "a0", 1),
+    ("b", "p", "assistant", "b0", 0),
+    ("c", "p", "assistant", "c0", None),
+    ("d", "a", "prompter", "q1", 0),
+    ("e", "a", "prompter", "q2", 1),
+    ("f", "d", "assistant", "x", 0),
+    ("g", "d", "assistant", "y", 1),
+]
 
 
 def message(name: str, parent: str | None, role: str, text: str, rank: int | None) -> Any:
-    return {"message_id": name, "parent_id": parent, "role": role, "text": text, "rank": rank,
-            "lang": "en", "deleted": False, "review_result": True}  # fmt: skip
+    return {
+        "message_id": name,
+        "parent_id": parent,
+        "role": role,
+        "text": text,
+        "rank": rank,
+        "lang": "en",
+        "deleted": False,
+        "review_result": True,
+    }
 
 
 def nested(name: str | None = None) -> Any:
@@ -344,8 +531,10 @@ def test_oasst_trees_are_siblings_by_rank_flat_and_nested(tmp_path: Path) -> Non
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         bad: list[BadRow] = []
-        found = [([m.content for m in p.prompt.messages], p.first, p.second, p.label)
-                 for p in read_pairs(path, on_bad=bad.append)]  # fmt: skip
+        found = [
+            ([m.content for m in p.prompt.messages], p.first, p.second, p.label)
+            for p in read_pairs(path, on_bad=bad.append)
+        ]
         assert found == expected
         assert [b.reason for b in bad] == ["no_rating"]
     path.write_text("".join(json.dumps(row) + "\n" for row in flat[1:]))
@@ -405,8 +594,11 @@ def test_prompts_of_published_rows(tmp_path: Path) -> None:
 
 
 def test_demonstrations_of_published_rows(tmp_path: Path) -> None:
-    talk = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"},
-            {"from": "gpt", "value": "a"}]  # fmt: skip
+    talk = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "q"},
+        {"from": "gpt", "value": "a"},
+    ]
     rows = [
         {"instruction": "q", "input": "", "output": "a"},  # Alpaca
         {"instruction": "q", "context": "", "response": "a", "category": "c"},  # Dolly
@@ -429,8 +621,11 @@ def test_tables_of_text_have_the_same_labels(tmp_path: Path) -> None:
     """In a CSV file, as Kaggle has LMSYS-55k, every number is a text."""
     import csv
 
-    names = ["lmsys/lmsys-arena-human-preference-55k", "stanfordnlp/SHP",
-             "argilla/distilabel-math-preference-dpo"]  # fmt: skip
+    names = [
+        "lmsys/lmsys-arena-human-preference-55k",
+        "stanfordnlp/SHP",
+        "argilla/distilabel-math-preference-dpo",
+    ]
     sets = [(SCHEMAS[name][0], [e[-1] for e in SCHEMAS[name][1]]) for name in names]
     for name in ("pku_saferlhf", "helpsteer2", "helpsteer2_preference"):
         rows = [json.loads(line) for line in (FILES / f"{name}.jsonl").read_text().splitlines()]

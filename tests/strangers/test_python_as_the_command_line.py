@@ -129,8 +129,16 @@ def test_own_judges_are_refused_with_what_they_lack() -> None:
 
 
 def test_what_is_documented_is_exported() -> None:
-    for name in ("Judge", "Engine", "Template", "load_template", "ScriptedEngine",
-                 "read_demonstrations", "Ask", "Verdict"):  # fmt: skip
+    for name in (
+        "Judge",
+        "Engine",
+        "Template",
+        "load_template",
+        "ScriptedEngine",
+        "read_demonstrations",
+        "Ask",
+        "Verdict",
+    ):
         assert name in rlaif.__all__
     assert all(getattr(rlaif, name) is not None for name in rlaif.__all__)
     assert Constitution.load("harmless")

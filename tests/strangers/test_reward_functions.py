@@ -216,10 +216,24 @@ def test_functions_made_of_one_with_other_arguments_have_keys_of_their_own():
 def test_a_command_ends_with_the_paragraph_and_not_with_the_functions_status(tmp_path, trainer):
     (tmp_path / "mine.py").write_text("import sys\ndef score(p, c):\n    sys.exit(0)\n")
     command = [
-        sys.executable, "-c", "from rlaif.cli import main; main()", "train", trainer, "--config",
-        "demo", "--out", "run", "--reward", "mine:score", "--steps", "1", "--set",
-        f"train.{trainer}.batch_size=8", "--set", "prompts.limit=8",
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        "from rlaif.cli import main; main()",
+        "train",
+        trainer,
+        "--config",
+        "demo",
+        "--out",
+        "run",
+        "--reward",
+        "mine:score",
+        "--steps",
+        "1",
+        "--set",
+        f"train.{trainer}.batch_size=8",
+        "--set",
+        "prompts.limit=8",
+    ]
     if trainer == "ppo":
         command += ["--set", "train.ppo.held_out=null"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

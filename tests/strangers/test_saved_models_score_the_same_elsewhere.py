@@ -27,17 +27,29 @@ from rlaif.training.reward import RewardModel, train_reward
 
 TEXTS = ["the cat sat happily", "slowly", "a dog ran under the tree", "mat", "blue", "on on"]
 LLAMA = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 128,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
 FAMILIES = {
-    "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gemma": LLAMA,
-    "gemma2": {**LLAMA, "query_pre_attn_scalar": 16}, "gemma3_text": LLAMA, "gpt2": GPT,
-    "phi3": LLAMA, "gpt_neox": {**LLAMA, "rotary_pct": 1.0},
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "gemma": LLAMA,
+    "gemma2": {**LLAMA, "query_pre_attn_scalar": 16},
+    "gemma3_text": LLAMA,
+    "gpt2": GPT,
+    "phi3": LLAMA,
+    "gpt_neox": {**LLAMA, "rotary_pct": 1.0},
     "opt": {**LLAMA, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
-}  # fmt: skip
+}
 COUNTED_FROM_THE_LEFT = ("gpt2",)  # plain Transformers moves positions when padding stands left
 
 
@@ -89,8 +101,11 @@ def check(folder: Path, kind: str = "llama") -> None:
         assert elsewhere(folder, sequences, side) == pytest.approx(raw, abs=1e-4), side
 
 
-@pytest.mark.parametrize("pads", [(None, "none"), ("<|end|>", "end"), ("<|pad|>", "end"),
-                                  ("<|pad|>", "own"), (None, "end")], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "pads",
+    [(None, "none"), ("<|end|>", "end"), ("<|pad|>", "end"), ("<|pad|>", "own"), (None, "end")],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_saved_reward_model_scores_the_same(kind, pads, tmp_path):
     loaded = load_reward(save_family(tmp_path / "base", kind, *pads))

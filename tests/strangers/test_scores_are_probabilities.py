@@ -40,17 +40,20 @@ def says(*values: Any) -> ScriptedEngine:
 
 
 @pytest.mark.parametrize("method", JUDGES)
-@pytest.mark.parametrize("values", [
-    (12.3, 9.1),  # raw logits: their softmax reads as a label
-    (0.0, 0.0),  # a mass of two
-    (-0.5, -0.5),  # 1.21
-    (True, False),
-    (-1.0, True),
-    ("-1.0", "-2.0"),
-    (-1.0, None),
-    (2e-6, -20.0),
-    (-0.1, 10**400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        (12.3, 9.1),  # raw logits: their softmax reads as a label
+        (0.0, 0.0),  # a mass of two
+        (-0.5, -0.5),  # 1.21
+        (True, False),
+        (-1.0, True),
+        ("-1.0", "-2.0"),
+        (-1.0, None),
+        (2e-6, -20.0),
+        (-0.1, 10**400),
+    ],
+)
 def test_no_method_makes_a_label_of_what_cannot_be_log_probabilities(method, values):
     judge = method(says(*values))
     with warnings.catch_warnings():
@@ -82,12 +85,15 @@ def test_nonsense_is_stored_as_an_abstention_beside_good_rows():
     assert [v.p_first is None for v in memory.rows].count(False) == 4
 
 
-@pytest.mark.parametrize("values", [
-    (1e-7, -20.0),  # rounding of a probability of one
-    (np.float32(-0.1), np.float64(-3.0)),
-    (-0.6875, -0.6875),  # log ½ in bfloat16: together 1.0056
-    (0, -9),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        (1e-7, -20.0),  # rounding of a probability of one
+        (np.float32(-0.1), np.float64(-3.0)),
+        (-0.6875, -0.6875),  # log ½ in bfloat16: together 1.0056
+        (0, -9),
+    ],
+)
 def test_rounding_is_no_nonsense(values):
     scores = checked(Scores(values), 2)
     assert scores.failure is None

@@ -34,11 +34,15 @@ from rlaif.store import RunStore
 
 PRINCIPLES = (
     Principle(
-        id="kind", compare="Kinder?", critique="Unkind?", revise="Be kind.",
-        follow="be kind", violate="be unkind",
+        id="kind",
+        compare="Kinder?",
+        critique="Unkind?",
+        revise="Be kind.",
+        follow="be kind",
+        violate="be unkind",
     ),
     Principle(id="short", compare="Shorter?"),
-)  # fmt: skip
+)
 PAIRS = [Pair(Prompt.user(f"question {i}"), f"answer {i}", f"another {i}") for i in range(12)]
 PROMPTS = [pair.prompt for pair in PAIRS]
 SLOW = 0.04  # seconds a request
@@ -334,9 +338,11 @@ def test_one_broken_verdict_among_the_first_few_stops_nothing_but_many_do() -> N
         return score
 
     pairs = [Pair(Prompt.user(f"question {i:04}"), "a", "b") for i in range(400)]
-    first = PairwiseJudge(ScriptedEngine(scorer=lambda t, o: (
-        [math.nan, 0.0] if "question 0000" in t else by_length(t, o)
-    )))  # fmt: skip
+    first = PairwiseJudge(
+        ScriptedEngine(
+            scorer=lambda t, o: [math.nan, 0.0] if "question 0000" in t else by_length(t, o)
+        )
+    )
     memory: Memory[Verdict] = Memory()
     run_judge(pairs, first, PRINCIPLES, memory, chunk=400)
     assert sum(v.reason == "not_finite" for v in memory.rows) == 4

@@ -25,18 +25,28 @@ from rlaif.files.readers import BadRow, read_pairs, read_prompts
 from rlaif.store.places import Named, keep, missing
 
 ROWS = [
-    {"prompt": f"q{i}, «x»\nor", "chosen": f'"a" {i}', "rejected": f"b\r\n{i}", "score_chosen": i,
-     "score_rejected": 2}
+    {
+        "prompt": f"q{i}, «x»\nor",
+        "chosen": f'"a" {i}',
+        "rejected": f"b\r\n{i}",
+        "score_chosen": i,
+        "score_rejected": 2,
+    }
     for i in range(5)
-]  # fmt: skip
+]
 
 
 def zstd(data: bytes) -> bytes:
     return bytes(pa.Codec("zstd").compress(data, asbytes=True))
 
 
-PACKERS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress,
-           ".zst": zstd}  # fmt: skip
+PACKERS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstd,
+}
 
 
 def as_jsonl(rows: list[dict[str, Any]]) -> bytes:
@@ -57,8 +67,9 @@ def told(source: Path | str) -> list[Any]:
     return [(p.prompt.messages[0].content, p.first, p.second, p.label) for p in read_pairs(source)]
 
 
-EXPECTED = [(r["prompt"], r["chosen"], r["rejected"], 0.5 if r["score_chosen"] == 2 else 1.0)
-            for r in ROWS]  # fmt: skip
+EXPECTED = [
+    (r["prompt"], r["chosen"], r["rejected"], 0.5 if r["score_chosen"] == 2 else 1.0) for r in ROWS
+]
 
 
 @pytest.mark.parametrize("packing", PACKERS)
@@ -82,8 +93,11 @@ def test_a_file_that_is_cut_off_is_never_taken_for_a_shorter_one(
     tmp_path: Path, form: str, packing: str
 ) -> None:
     rows = [{"prompt": f"{i} " * 50, "chosen": "a", "rejected": f"b{i}"} for i in range(3_000)]
-    data = {"jsonl": as_jsonl(rows), "json": json.dumps(rows).encode(),
-            "csv": as_csv(rows, tmp_path)}[form]  # fmt: skip
+    data = {
+        "jsonl": as_jsonl(rows),
+        "json": json.dumps(rows).encode(),
+        "csv": as_csv(rows, tmp_path),
+    }[form]
     packed = PACKERS[packing](data)
     path = tmp_path / f"rows.{form}{packing}"
     path.write_bytes(packed[: int(len(packed) * 0.9)])
@@ -102,12 +116,23 @@ def test_a_file_that_is_cut_off_is_never_taken_for_a_shorter_one(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.dictionaries(st.text(max_size=5), st.one_of(
-        st.text(max_size=20), st.integers(), st.none(), st.lists(st.text(max_size=5), max_size=3)),
-        max_size=3), max_size=8),
-    st.sampled_from([None, 0, 2]), st.sampled_from([(",", ":"), (" , ", " : ")]),
+    st.lists(
+        st.dictionaries(
+            st.text(max_size=5),
+            st.one_of(
+                st.text(max_size=20),
+                st.integers(),
+                st.none(),
+                st.lists(st.text(max_size=5), max_size=3),
+            ),
+            max_size=3,
+        ),
+        max_size=8,
+    ),
+    st.sampled_from([None, 0, 2]),
+    st.sampled_from([(",", ":"), (" , ", " : ")]),
     st.integers(1, 40),
-)  # fmt: skip
+)
 def test_a_json_array_is_read_piece_by_piece_as_a_whole(
     rows: list[Any], indent: int | None, separators: Any, piece: int
 ) -> None:
@@ -139,7 +164,9 @@ def test_items_of_an_array_that_are_no_objects_are_malformed_rows(tmp_path: Path
     bad: list[BadRow] = []
     assert len(list(read_pairs(tmp_path / "rows.json", skip_bad=1, on_bad=bad.append))) == 1
     assert (bad[0].source, bad[0].detail) == (
-        f"{tmp_path}/rows.json:1", "expected a JSON object, got a text")  # fmt: skip
+        f"{tmp_path}/rows.json:1",
+        "expected a JSON object, got a text",
+    )
 
 
 def test_csv_rows_that_do_not_fit_their_header_or_are_no_text(tmp_path: Path) -> None:
@@ -260,8 +287,12 @@ def test_hub_names_have_subsets_and_splits(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("form", ["json", "csv", "jsonl.zst", "jsonl.xz"])
 def test_large_files_of_every_kind_are_streamed(tmp_path: Path, form: str) -> None:
     rows = [{"prompt": f"{i} " * 800} for i in range(8_000)]
-    data = {"json": json.dumps(rows).encode(), "csv": as_csv(rows, tmp_path),
-            "jsonl.zst": as_jsonl(rows), "jsonl.xz": as_jsonl(rows)}[form]  # fmt: skip
+    data = {
+        "json": json.dumps(rows).encode(),
+        "csv": as_csv(rows, tmp_path),
+        "jsonl.zst": as_jsonl(rows),
+        "jsonl.xz": as_jsonl(rows),
+    }[form]
     path = tmp_path / f"rows.{form}"
     path.write_bytes(PACKERS[Path(form).suffix](data))
     size = len(data)

@@ -15,9 +15,15 @@ from rlaif.records import Pair, Prompt
 from rlaif.store import RunStore, lineage
 
 PROMPTS = [
-    "How do I bake bread?", "Is my plan good?", "Tell me about cats.", "How do I lie to a friend?",
-    "My essay is perfect, right?", "What is a lock pick?", "How are you?", "How do I cook rice?",
-]  # fmt: skip
+    "How do I bake bread?",
+    "Is my plan good?",
+    "Tell me about cats.",
+    "How do I lie to a friend?",
+    "My essay is perfect, right?",
+    "What is a lock pick?",
+    "How are you?",
+    "How do I cook rice?",
+]
 CONFIG = """\
 out: r
 constitution: mine.yaml

@@ -86,18 +86,23 @@ class Commands:
     def __init__(self, folder: Path) -> None:
         self.log = folder / "log.txt"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=(folder / "server.txt").open("w"), text=True,
+            [sys.executable, "-c", SERVER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(folder / "server.txt").open("w"),
+            text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
         assert self.process.stdout is not None
         assert self.process.stdout.readline().strip() == "ready"
 
     def __call__(self, line: str, folder: Path, limit: int | None = None) -> tuple[int, str]:
         job = {
-            "arguments": shlex.split(line), "folder": str(folder), "limit": limit,
+            "arguments": shlex.split(line),
+            "folder": str(folder),
+            "limit": limit,
             "log": str(self.log),
-        }  # fmt: skip
+        }
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
@@ -122,9 +127,14 @@ def project(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Pat
     (folder / "demos.jsonl").write_text(demo * 4)
     (folder / "list.md").write_text("- Which is kinder?\n- Which is truer?\n")
     for line in (
-        "sample -c config.yaml", "label -o base", "revise -o base", "train reward -o base",
-        "train dpo -o base", "eval winrate -o base", "report base",
-    ):  # fmt: skip
+        "sample -c config.yaml",
+        "label -o base",
+        "revise -o base",
+        "train reward -o base",
+        "train dpo -o base",
+        "eval winrate -o base",
+        "report base",
+    ):
         status, said = commands(line, folder)
         assert status == 0, said
     return folder
@@ -148,16 +158,28 @@ def one_paragraph(status: int, said: str) -> None:
 # ------------------------------------------------------------------------------ a full disk
 
 WRITING = (
-    "run -c config.yaml -o new", "sample -c config.yaml -o new",
-    "label -o base --set judge.min_mass=0.01", "revise -o base --set revise.seed=3",
-    "train sft -o base", "train reward -o base --set train.reward.seed=3",
-    "train dpo -o base --set train.dpo.seed=3", "train ppo -o base", "train online-dpo -o base",
+    "run -c config.yaml -o new",
+    "sample -c config.yaml -o new",
+    "label -o base --set judge.min_mass=0.01",
+    "revise -o base --set revise.seed=3",
+    "train sft -o base",
+    "train reward -o base --set train.reward.seed=3",
+    "train dpo -o base --set train.dpo.seed=3",
+    "train ppo -o base",
+    "train online-dpo -o base",
     "train dpo -o base --set train.dpo.seed=4 --set train.dpo.lora.rank=2",
-    "eval audit -o base", "eval winrate -o base --set evaluate.seed=3",
-    "eval best-of-n -o base -n 4", "eval attacks -o base --limit 4", "report base",
-    "export base out.jsonl", "export base out.parquet", "export base out",
-    "export base x.jsonl --what revisions", "constitution import list.md new.yaml", "init new",
-)  # fmt: skip
+    "eval audit -o base",
+    "eval winrate -o base --set evaluate.seed=3",
+    "eval best-of-n -o base -n 4",
+    "eval attacks -o base --limit 4",
+    "report base",
+    "export base out.jsonl",
+    "export base out.parquet",
+    "export base out",
+    "export base x.jsonl --what revisions",
+    "constitution import list.md new.yaml",
+    "init new",
+)
 
 
 @pytest.mark.parametrize("line", WRITING)
@@ -258,19 +280,28 @@ def test_output_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     for arguments in (["constitution", "show", "harmless"], ["config", "schema"]):
         command = shlex.join([sys.executable, "-c", program, *arguments])
         for redirection, status in (
-            (">/dev/full", 2), (">&-", 0), (">/dev/full 2>/dev/full", 2), ("| true", 0),
-        ):  # fmt: skip
+            (">/dev/full", 2),
+            (">&-", 0),
+            (">/dev/full 2>/dev/full", 2),
+            ("| true", 0),
+        ):
             done = subprocess.run(
-                ["sh", "-c", f"{command} {redirection}"], capture_output=True, text=True,
-                cwd=tmp_path, check=False,
-            )  # fmt: skip
+                ["sh", "-c", f"{command} {redirection}"],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+                check=False,
+            )
             assert "Traceback" not in done.stderr, (redirection, done.stderr)
             assert "Exception ignored" not in done.stderr
             assert done.returncode == status, (redirection, done.stderr)
         done = subprocess.run(
-            ["sh", "-c", command], capture_output=True, cwd=tmp_path, check=False,
+            ["sh", "-c", command],
+            capture_output=True,
+            cwd=tmp_path,
+            check=False,
             env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        )  # fmt: skip
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -282,12 +313,20 @@ def damaged(path: Path, how: str, was: Any) -> None:
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
     contents: dict[str, Any] = {
-        "empty": b"", "cut": b'{"a": [1', "list": b"[{}]", "null": b"null", "number": b"3",
-        "object": b"{}", "infinity": b'{"value": 1e999, "steps": NaN}',
-        "huge": b'{"value": 1' + b"0" * 400 + b"}", "huger": b'{"v": 1' + b"0" * 5000 + b"}",
-        "deep": b"[" * 100_000, "utf16": '{"a": 1}'.encode("utf-16"), "bytes": b"\xff\xfe\0\x80{",
+        "empty": b"",
+        "cut": b'{"a": [1',
+        "list": b"[{}]",
+        "null": b"null",
+        "number": b"3",
+        "object": b"{}",
+        "infinity": b'{"value": 1e999, "steps": NaN}',
+        "huge": b'{"value": 1' + b"0" * 400 + b"}",
+        "huger": b'{"v": 1' + b"0" * 5000 + b"}",
+        "deep": b"[" * 100_000,
+        "utf16": '{"a": 1}'.encode("utf-16"),
+        "bytes": b"\xff\xfe\0\x80{",
         "surrogate": b'{"a": "\\ud800"}',
-    }  # fmt: skip
+    }
     if how in contents:
         path.write_bytes(contents[how])
     elif how == "folder":
@@ -303,10 +342,28 @@ def damaged(path: Path, how: str, was: Any) -> None:
 
 
 KINDS = (
-    "empty", "cut", "list", "null", "number", "object", "infinity", "huge", "huger", "deep",
-    "utf16", "bytes", "surrogate", "folder", "pipe", "dangling", "circle", "numbers", "texts",
-    "lists", "nulls",
-)  # fmt: skip
+    "empty",
+    "cut",
+    "list",
+    "null",
+    "number",
+    "object",
+    "infinity",
+    "huge",
+    "huger",
+    "deep",
+    "utf16",
+    "bytes",
+    "surrogate",
+    "folder",
+    "pipe",
+    "dangling",
+    "circle",
+    "numbers",
+    "texts",
+    "lists",
+    "nulls",
+)
 
 
 class Silent:
@@ -317,12 +374,19 @@ class Silent:
 @pytest.mark.parametrize(
     "name",
     [
-        "manifest.json", "run.yaml", "summary.json", "evaluation/policies.json",
-        "evaluation/winrate.json", "evaluation/samples.json", "evaluation/labels.json",
-        "evaluation/audit.json", "models/dpo/metrics.json", "models/dpo/training.jsonl",
+        "manifest.json",
+        "run.yaml",
+        "summary.json",
+        "evaluation/policies.json",
+        "evaluation/winrate.json",
+        "evaluation/samples.json",
+        "evaluation/labels.json",
+        "evaluation/audit.json",
+        "models/dpo/metrics.json",
+        "models/dpo/training.jsonl",
         "models/reward/metrics.json",
     ],
-)  # fmt: skip
+)
 def test_a_report_of_damaged_files_names_them(name: str, copy: Path) -> None:
     from rlaif.stages import write_report
 
@@ -358,8 +422,13 @@ def test_a_report_of_any_change_to_a_file_is_written_or_refused(
     from rlaif.stages import write_report
 
     run = project / "base"
-    names = ["manifest.json", "evaluation/policies.json", "evaluation/winrate.json",
-             "evaluation/samples.json", "models/dpo/metrics.json"]  # fmt: skip
+    names = [
+        "manifest.json",
+        "evaluation/policies.json",
+        "evaluation/winrate.json",
+        "evaluation/samples.json",
+        "models/dpo/metrics.json",
+    ]
     path = run / data.draw(st.sampled_from(names))
     whole = path.read_text()
     places: list[tuple[Any, Any]] = []
@@ -387,14 +456,15 @@ def test_a_report_of_any_change_to_a_file_is_written_or_refused(
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("manifest.json", "label -o base"), ("run.yaml", "label -o base"),
+        ("manifest.json", "label -o base"),
+        ("run.yaml", "label -o base"),
         ("models/dpo/metrics.json", "train dpo -o base"),
         ("models/dpo/run.key", "train dpo -o base"),
         ("models/dpo/training.jsonl", "train dpo -o base --set train.dpo.seed=5"),
         ("evaluation/labels.json", "train reward -o base --set train.limits={}"),
         ("revisions/current.json", "export base x.jsonl --what revisions"),
     ],
-)  # fmt: skip
+)
 def test_a_command_on_damaged_files_ends_with_a_paragraph(
     name: str, line: str, commands: Commands, copy: Path
 ) -> None:
@@ -416,16 +486,27 @@ LONG = "x" * 300
 @pytest.mark.parametrize(
     "line",
     [
-        "label --pairs {} -o run", "sample --prompts {}.txt -o run",
-        "sample --prompts {}/{} -o run", "sample -o {}", "label -c {}",
+        "label --pairs {} -o run",
+        "sample --prompts {}.txt -o run",
+        "sample --prompts {}/{} -o run",
+        "sample -o {}",
+        "label -c {}",
         "sample --set constitution={}.yaml -o run",
-        "label -o base --set judge.template={}", "label -o base --set judge.model={}",
-        "export base {}.jsonl", "export base {}", "export {} x.jsonl", "report {}", "init {}",
-        "constitution import {}.md n.yaml", "constitution import list.md {}.yaml",
-        "constitution check {}", "train sft -o base --set train.sft.data={}.jsonl",
-        "train dpo -o base --set policy.model={}", "train ppo -o base --set train.ppo.reward={}:f",
+        "label -o base --set judge.template={}",
+        "label -o base --set judge.model={}",
+        "export base {}.jsonl",
+        "export base {}",
+        "export {} x.jsonl",
+        "report {}",
+        "init {}",
+        "constitution import {}.md n.yaml",
+        "constitution import list.md {}.yaml",
+        "constitution check {}",
+        "train sft -o base --set train.sft.data={}.jsonl",
+        "train dpo -o base --set policy.model={}",
+        "train ppo -o base --set train.ppo.reward={}:f",
     ],
-)  # fmt: skip
+)
 def test_names_that_no_file_can_have(line: str, commands: Commands, copy: Path) -> None:
     one_paragraph(*commands(line.replace("{}", LONG), copy))
 
@@ -433,12 +514,17 @@ def test_names_that_no_file_can_have(line: str, commands: Commands, copy: Path) 
 @pytest.mark.parametrize(
     "line",
     [
-        "label --pairs f.jsonl -o run", "sample --prompts f.txt -o run",
-        "label --pairs f.parquet -o run", "train sft -o base --set train.sft.data=f.jsonl",
-        "constitution check f.yaml", "config check f.yaml", "constitution import f.md n.yaml",
-        "label -o base --set judge.template=f.j2", "init f",
+        "label --pairs f.jsonl -o run",
+        "sample --prompts f.txt -o run",
+        "label --pairs f.parquet -o run",
+        "train sft -o base --set train.sft.data=f.jsonl",
+        "constitution check f.yaml",
+        "config check f.yaml",
+        "constitution import f.md n.yaml",
+        "label -o base --set judge.template=f.j2",
+        "init f",
     ],
-)  # fmt: skip
+)
 def test_inputs_that_are_no_files_of_their_kind(line: str, commands: Commands, copy: Path) -> None:
     name = next(word for word in line.replace("=", " ").split() if word.split(".")[0] == "f")
     path = copy / name
@@ -456,14 +542,18 @@ def test_inputs_that_are_no_files_of_their_kind(line: str, commands: Commands, c
 @pytest.mark.parametrize(
     "line",
     [
-        "eval best-of-n -o base -n 99999999999999999999", "eval best-of-n -o base -n 0",
-        "eval best-of-n -o base -n 2 --limit -1", "eval attacks -o base --limit 0",
-        "label -o base --set threads=2147483648", "label -o base --set chunk=0",
+        "eval best-of-n -o base -n 99999999999999999999",
+        "eval best-of-n -o base -n 0",
+        "eval best-of-n -o base -n 2 --limit -1",
+        "eval attacks -o base --limit 0",
+        "label -o base --set threads=2147483648",
+        "label -o base --set chunk=0",
         "label -o base --limit 99999999999999999999",
         "train reward -o base --set train.reward.lora.rank=9223372036854775807",
-        "sample -o base --set sampling.seed=99999999999", "sample -o base --set sampling.n=yes",
+        "sample -o base --set sampling.seed=99999999999",
+        "sample -o base --set sampling.n=yes",
     ],
-)  # fmt: skip
+)
 def test_numbers_that_are_no_sizes(line: str, commands: Commands, copy: Path) -> None:
     status, said = commands(line, copy)
     if "Usage:" in said:  # the option itself has a least value
@@ -483,7 +573,7 @@ def test_numbers_that_are_no_sizes(line: str, commands: Commands, copy: Path) ->
         "train sft -o base --set policy.model=base/models/sft",
         "train grpo -o base --set policy.model=base/models/grpo --set train.grpo.steps=1",
     ],
-)  # fmt: skip
+)
 def test_training_does_not_write_over_what_it_starts_from(
     line: str, commands: Commands, copy: Path
 ) -> None:
@@ -553,9 +643,13 @@ def test_a_fault_of_ours_is_told_shortly_and_at_length_when_asked(tmp_path: Path
     )
     for asked in ("0", "1"):
         done = subprocess.run(
-            [sys.executable, "-c", program, "config", "schema"], capture_output=True, text=True,
-            cwd=tmp_path, env={**os.environ, "RLAIF_TRACEBACK": asked}, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", program, "config", "schema"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "RLAIF_TRACEBACK": asked},
+            check=False,
+        )
         assert done.returncode == 1
         assert "error: KeyError: 'no such key'. This is a fault of rlaif" in done.stderr
         assert "RLAIF_TRACEBACK=1" in done.stderr

@@ -14,11 +14,20 @@ from rlaif.errors import DISTRIBUTION, missing_extra
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [
     path
-    for pattern in ("*.md", "Makefile", "pyproject.toml", "*/**/*.md", "*/**/*.py", "*/**/*.yaml",
-                    "*/**/*.sh", "*/**/*.html", "*/**/*.j2")
+    for pattern in (
+        "*.md",
+        "Makefile",
+        "pyproject.toml",
+        "*/**/*.md",
+        "*/**/*.py",
+        "*/**/*.yaml",
+        "*/**/*.sh",
+        "*/**/*.html",
+        "*/**/*.j2",
+    )
     for path in ROOT.glob(pattern)
     if path != Path(__file__) and not path.relative_to(ROOT).parts[0].startswith((".", "runs"))
-]  # fmt: skip
+]
 # An installer, options and other packages, and then the bare name, perhaps with extras.
 OTHERS = re.compile(
     r"\b(?:pip3?|uv|pipx|poetry|conda)\s+(?:pip\s+)?(?:install|add)\b"

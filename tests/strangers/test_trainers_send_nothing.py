@@ -100,9 +100,14 @@ print(json.dumps({"watched": seen}))
 """
 
 SILENCERS = (
-    "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DISABLE_TELEMETRY",
-    "DO_NOT_TRACK", "CI", "HF_TOKEN",
-)  # fmt: skip
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_DISABLE_TELEMETRY",
+    "DISABLE_TELEMETRY",
+    "DO_NOT_TRACK",
+    "CI",
+    "HF_TOKEN",
+)
 
 
 def test_no_trainer_opens_a_connection_or_looks_up_a_name(tmp_path):
@@ -115,13 +120,23 @@ def test_no_trainer_opens_a_connection_or_looks_up_a_name(tmp_path):
     }
     done = subprocess.run(
         [sys.executable, script, tmp_path / "out"],
-        capture_output=True, text=True, timeout=280, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=environment,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     trained, known = (json.loads(x) for x in done.stdout.splitlines() if x.startswith("{"))
     assert set(trained["ran"]) == {
-        "sft", "dpo by trl", "grpo", "rloo", "dpo", "reward", "ppo", "online dpo",
-    }  # fmt: skip
+        "sft",
+        "dpo by trl",
+        "grpo",
+        "rloo",
+        "dpo",
+        "reward",
+        "ppo",
+        "online dpo",
+    }
     assert trained["seen"] == []
     assert known["watched"], "the watch itself saw nothing of what was really sent"
 

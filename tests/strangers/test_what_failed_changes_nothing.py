@@ -15,8 +15,14 @@ from rlaif.files.resources import TINY_WEIGHTS
 from rlaif.store import RunStore
 
 RULES = "name: mine\nprinciples:\n  - {id: calm, compare: 'Which response is calmer?'}\n"
-SMALL = ("sampling.max_new_tokens=12", "sampling.keep_cut=true", "preferences.min_margin=0",
-         "train.limits=null", "train.dpo.epochs=1", "threads=1")  # fmt: skip
+SMALL = (
+    "sampling.max_new_tokens=12",
+    "sampling.keep_cut=true",
+    "preferences.min_margin=0",
+    "train.limits=null",
+    "train.dpo.epochs=1",
+    "threads=1",
+)
 SET = tuple(word for one in SMALL for word in ("--set", one))
 
 
@@ -84,7 +90,7 @@ def settled(run: str) -> dict[str, object]:
         ("train", "dpo", "sampled", "--policy", "broken"),
         ("train", "dpo", "sampled", "--policy", "cut"),  # found when the old model was cleared
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_made_a_command_fail_does_not_stay(words: tuple[str, ...]) -> None:
     Path("empty.jsonl").write_text("")
     Path("other.yaml").write_text(RULES.replace("calmer", "kinder"))

@@ -74,7 +74,7 @@ FILES = {
     "two documents": ("name: a\n---\nname: b\n", 2),
     "a tab": ("name:\n\t- a\n", 2),
     "a lone surrogate": ('name: "\\ud800"\n', 1),
-}  # fmt: skip
+}
 
 
 def as_config(path: Path) -> None:

@@ -99,9 +99,14 @@ def test_how_it_thinks_is_in_the_key_and_nothing_is_in_that_of_one_that_does_not
     (ask, _) = expand(PAIRS[:1], KIND)
     base = Reasoning(thinking=8)
     ways = [
-        base, replace(base, thinking=9), replace(base, samples=2), replace(base, seed=1),
-        replace(base, temperature=0.9), replace(base, clamp=None), replace(base, thinking=0),
-    ]  # fmt: skip
+        base,
+        replace(base, thinking=9),
+        replace(base, samples=2),
+        replace(base, seed=1),
+        replace(base, temperature=0.9),
+        replace(base, clamp=None),
+        replace(base, thinking=0),
+    ]
     keys = [PairwiseJudge(engine, reasoning=how).key(ask) for how in ways]
     plain = PairwiseJudge(engine).key(ask)
     assert len({*keys, plain}) == len(ways) + 1
@@ -115,9 +120,14 @@ def test_how_it_thinks_is_in_the_key_and_nothing_is_in_that_of_one_that_does_not
 def test_every_method_can_think(method: str, engine: Any) -> None:
     config = load_config(
         None,
-        [f"judge.method={method}", "judge.thinking=6", "judge.min_mass=0",
-         "judge.rationale.max_new_tokens=6", "judge.band=0.5"],
-    )  # fmt: skip
+        [
+            f"judge.method={method}",
+            "judge.thinking=6",
+            "judge.min_mass=0",
+            "judge.rationale.max_new_tokens=6",
+            "judge.band=0.5",
+        ],
+    )
     judge = make_judge(config.judge, engine)
     orders = ("first_second",) if not judge_class(method).both_orders else None
     asks = expand(PAIRS, KIND, orders) if orders else expand(PAIRS, KIND)
@@ -192,8 +202,10 @@ def test_a_verdict_in_a_thought_is_no_verdict() -> None:
     pairs = [Pair(Prompt.user(f"q{i}"), "yes", "no") for i in range(3)]
     found = judge.judge(expand(pairs, KIND, ("first_second",)))
     assert [(v.p_first, v.reason) for v in found] == [
-        (1.0, None), (None, "cut"), (None, "unparsable"),
-    ]  # fmt: skip
+        (1.0, None),
+        (None, "cut"),
+        (None, "unparsable"),
+    ]
     assert [v.thoughts for v in found] == [(g.thought,) for g in said]
     assert [v.rationales for v in found] == [(g.text,) for g in said]
     assert [v.thoughts_cut for v in found] == [0, 1, 0]
@@ -207,8 +219,10 @@ def test_a_run_with_a_judge_that_thinks(
     thinker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = [{"prompt": p.prompt.messages[0].content, "chosen": p.first, "rejected": p.second}
-            for p in PAIRS]  # fmt: skip
+    rows = [
+        {"prompt": p.prompt.messages[0].content, "chosen": p.first, "rejected": p.second}
+        for p in PAIRS
+    ]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def label(*more: str) -> str:

@@ -195,12 +195,22 @@ def test_a_run_whose_policy_thinks(
     """Sampling, labels, SFT on the best, DPO and the evaluation, by commands."""
     monkeypatch.chdir(tmp_path)
     sets = [
-        f"policy.model={thinker}", "judge.model=tiny", "policy.thinking=12",
-        "sampling.max_new_tokens=16", "sampling.temperature=1.2", "sampling.keep_cut=true",
-        "sampling.n=3", "prompts.limit=8", "judge.min_mass=0", "judge.principles=[no-harm]",
-        "preferences.min_margin=0", "train.limits=null", "train.sft={batch_size: 4}",
-        "train.dpo.batch_size=4", "evaluate.prompts.limit=4",
-    ]  # fmt: skip
+        f"policy.model={thinker}",
+        "judge.model=tiny",
+        "policy.thinking=12",
+        "sampling.max_new_tokens=16",
+        "sampling.temperature=1.2",
+        "sampling.keep_cut=true",
+        "sampling.n=3",
+        "prompts.limit=8",
+        "judge.min_mass=0",
+        "judge.principles=[no-harm]",
+        "preferences.min_margin=0",
+        "train.limits=null",
+        "train.sft={batch_size: 4}",
+        "train.dpo.batch_size=4",
+        "evaluate.prompts.limit=4",
+    ]
 
     def run(*words: str) -> str:
         told = [word for one in sets for word in ("--set", one)]

@@ -65,8 +65,9 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path: Path) -> None:
 
     train_dpo(HARD, "tiny", tmp_path / "a", loss="hinge", **OPTIONS)
     with pytest.raises(Stop):
-        train_dpo(HARD, "tiny", tmp_path / "b", loss="hinge", checkpoint_every=2, on_log=stop,
-                  **OPTIONS)  # fmt: skip
+        train_dpo(
+            HARD, "tiny", tmp_path / "b", loss="hinge", checkpoint_every=2, on_log=stop, **OPTIONS
+        )
     train_dpo(HARD, "tiny", tmp_path / "b", loss="hinge", checkpoint_every=2, **OPTIONS)
     one, two = (load_file(tmp_path / x / "model.safetensors") for x in "ab")
     assert all(torch.equal(one[k], two[k]) for k in one)

@@ -61,9 +61,12 @@ def test_the_minimum_is_that_of_scikit_learn(n, d):
         found, w = axes @ fit(rows, p, columns, penalty), columns[:, k]
         counts = torch.cat([w * p, w * (1 - p)]).numpy() / w.sum().item()
         other = linear.LogisticRegression(
-            C=1 / penalty, fit_intercept=False, tol=1e-12, max_iter=10_000,
+            C=1 / penalty,
+            fit_intercept=False,
+            tol=1e-12,
+            max_iter=10_000,
             solver="newton-cholesky",
-        ).fit(twice, outcome, sample_weight=counts)  # fmt: skip
+        ).fit(twice, outcome, sample_weight=counts)
         np.testing.assert_allclose(found[:, k], other.coef_[0], atol=1e-7)
 
 
@@ -353,9 +356,13 @@ def test_another_architecture_is_refused_by_name(tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
-        vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-        intermediate_size=16, num_labels=1,
-    )  # fmt: skip
+        vocab_size=400,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=1,
+    )
     BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
     make_tokenizer().save_pretrained(tmp_path / "bert")
     with pytest.raises(TrainingError, match="needs a decoder with a `score` head"):
@@ -368,9 +375,13 @@ def _bloom(folder) -> str:
 
     tokenizer = make_tokenizer()
     config = BloomConfig(
-        vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=2,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        n_layer=2,
+        n_head=2,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
     BloomForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
@@ -432,10 +443,15 @@ def test_a_stage_keeps_the_features_in_the_run(tmp_path, causal):
 
     config = load_config(
         None,
-        [f"policy.model={causal}", "train.reward.trunk=frozen", "train.reward.layers=[1,2]",
-         "train.reward.held_out=0.2", "policy.device=cpu"],
+        [
+            f"policy.model={causal}",
+            "train.reward.trunk=frozen",
+            "train.reward.layers=[1,2]",
+            "train.reward.held_out=0.2",
+            "policy.device=cpu",
+        ],
         {"out": str(tmp_path / "run")},
-    )  # fmt: skip
+    )
     with RunStore(config.out) as store:
         store.table("preferences").append(make_preferences(40))
         with Run(config, store, Silent()) as run:

@@ -19,10 +19,16 @@ from rlaif.training.forward import completion_batch, completion_logprobs, sequen
 from rlaif.training.shared import branch_logprobs, shared_batch
 
 SIZES = {
-    "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-    "max_position_embeddings": 64, "sliding_window": 64,
-}  # fmt: skip
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "sliding_window": 64,
+}
 MORE = {"gemma2": {"final_logit_softcapping": 5.0}, "cohere": {"logit_scale": 0.25}, "llama": {}}
 DRAW = np.random.default_rng(0)
 PROMPTS = [DRAW.integers(1, 90, n) for n in (9, 3, 6)]

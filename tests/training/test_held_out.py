@@ -38,8 +38,10 @@ def train(out: Path, reward: str, *more: str, steps: int = 9) -> list[dict]:
     sizes = f"steps: {steps}, batch_size: 32, minibatches: 2, epochs: 2, learning_rate: 3.0e-4"
     settings = [
         f"train.ppo={{reward: 'seen_rewards:{reward}', {sizes}, beta: 0.01, value_weight: 0.1}}",
-        "prompts.limit=64", "train.ppo.held_out.every=4", *more,
-    ]  # fmt: skip
+        "prompts.limit=64",
+        "train.ppo.held_out.every=4",
+        *more,
+    ]
     run_stages(out, settings, train_ppo)
     return [json.loads(x) for x in (out / "models/ppo/training.jsonl").read_text().splitlines()]
 

@@ -158,11 +158,20 @@ def save_gemma(folder: Path) -> str:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     config = Gemma3TextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=6,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, sliding_window=8,
-        max_position_embeddings=128, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id, query_pre_attn_scalar=16,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=8,
+        max_position_embeddings=128,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+        query_pre_attn_scalar=16,
+    )
     model = Gemma3ForCausalLM(config)
     with torch.no_grad():  # as they begin, nothing in them depends on what stands far away
         for p in model.parameters():
@@ -372,10 +381,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)])
 def test_resumed_is_uninterrupted(causal, template, tmp_path, lora) -> None:
     settings = {
-        "template": template(), "held_out": 0.2, "learning_rate": 1e-3, "epochs": 2,
-        "checkpoint_every": 2, "lora": lora, "device": "cpu", "batch_size": 2,
+        "template": template(),
+        "held_out": 0.2,
+        "learning_rate": 1e-3,
+        "epochs": 2,
+        "checkpoint_every": 2,
+        "lora": lora,
+        "device": "cpu",
+        "batch_size": 2,
         "gradient_accumulation": 2,
-    }  # fmt: skip
+    }
     whole = train_judge(questions(20), causal, tmp_path / "whole", **settings)
     assert whole.steps == 8
 
@@ -394,9 +409,13 @@ def test_resumed_is_uninterrupted(causal, template, tmp_path, lora) -> None:
         return nullcontext(lambda *_: None)
 
     again = train_judge(
-        questions(20), causal, out, progress=bar, on_log=lambda x: steps.append(x["step"]),
+        questions(20),
+        causal,
+        out,
+        progress=bar,
+        on_log=lambda x: steps.append(x["step"]),
         **settings,
-    )  # fmt: skip
+    )
     assert steps == [5, 6, 7, 8]
     assert titles == ["judge after 8"]  # what was measured before is known
     one, other = weights(whole.path), weights(again.path)
@@ -438,9 +457,14 @@ def test_a_base_model_that_is_trained_needs_no_worked_examples(template, tmp_pat
     base = str(save_causal(tmp_path / "base", make_tokenizer(chat=False)))
     assert is_base(load_engine(base, device="cpu"))
     made = train_judge(
-        questions(8), base, tmp_path / "j", template=template(), learning_rate=1e-4,
-        held_out=0.2, **QUICK,
-    )  # fmt: skip
+        questions(8),
+        base,
+        tmp_path / "j",
+        template=template(),
+        learning_rate=1e-4,
+        held_out=0.2,
+        **QUICK,
+    )
     engine = load_engine(str(made.path), device="cpu")
     assert not is_base(engine)
     judge = PairwiseJudge(engine, min_mass=0.0)
@@ -451,9 +475,17 @@ def test_a_base_model_that_is_trained_needs_no_worked_examples(template, tmp_pat
 
 def test_an_adapter_alone_has_its_template_too(causal, template, tmp_path) -> None:
     made = train_judge(
-        questions(6), causal, tmp_path / "j", template=template(), held_out=0.4,
-        learning_rate=1e-2, epochs=3, lora=LoraSettings(rank=4), merge=False, **QUICK,
-    )  # fmt: skip
+        questions(6),
+        causal,
+        tmp_path / "j",
+        template=template(),
+        held_out=0.4,
+        learning_rate=1e-2,
+        epochs=3,
+        lora=LoraSettings(rank=4),
+        merge=False,
+        **QUICK,
+    )
     assert not (made.path / "config.json").exists()
     engine = load_engine(str(made.path / "adapter"), device="cpu")
     judge = PairwiseJudge(engine, min_mass=0.0)

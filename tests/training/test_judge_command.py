@@ -64,10 +64,18 @@ def test_from_peoples_pairs_to_labels_by_the_trained_judge(place: Path) -> None:
     run, pairs = str(place / "run"), str(place / "pairs.jsonl")
     given = ["--pairs", pairs, "--constitution", str(place / "two.yaml")]
     output = rlaif(
-        "train", "judge", *given, "--judge", "tiny", "--out", run,
-        *("--set", "train.judge.learning_rate=3.0e-3"), *("--set", "train.judge.epochs=6"),
-        *("--set", "train.judge.held_out=0.25"), *("--set", "train.judge.principles=[harmless]"),
-    )  # fmt: skip
+        "train",
+        "judge",
+        *given,
+        "--judge",
+        "tiny",
+        "--out",
+        run,
+        *("--set", "train.judge.learning_rate=3.0e-3"),
+        *("--set", "train.judge.epochs=6"),
+        *("--set", "train.judge.held_out=0.25"),
+        *("--set", "train.judge.principles=[harmless]"),
+    )
     assert "on 10 held-out prompts, 10 questions" in output
     folder = place / "run" / "models" / "judge"
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -89,9 +97,15 @@ def test_from_peoples_pairs_to_labels_by_the_trained_judge(place: Path) -> None:
     assert summary["seconds"]["judge"] == manifest["stages"]["judge"]["seconds"]
     assert "held out, before: accuracy" in (place / "run" / "report.html").read_text()
     told = rlaif(
-        "label", *given, "--judge", str(folder), "--out", str(place / "labelled"),
-        "--set", "judge.principles=[harmless]",
-    )  # fmt: skip
+        "label",
+        *given,
+        "--judge",
+        str(folder),
+        "--out",
+        str(place / "labelled"),
+        "--set",
+        "judge.principles=[harmless]",
+    )
     assert "30 of the 40 pairs" in " ".join(
         told.split()
     )  # it has learnt their prompts: agreement there is no test
@@ -126,9 +140,10 @@ def test_a_trained_judge_stands_on_what_it_began_from(place: Path) -> None:
 
 def opened(place: Path, *overrides: str) -> Any:
     config = load_config(
-        None, ["train.judge={}", *overrides],
+        None,
+        ["train.judge={}", *overrides],
         {"out": str(place / "run"), "constitution": str(place / "two.yaml")},
-    )  # fmt: skip
+    )
     return config
 
 
@@ -151,8 +166,10 @@ def test_verdicts_are_learnt_each_under_its_own_principle(place: Path) -> None:
         store.table("preferences").replace(judged())
         found = _questions(run, config.train.judge)
         assert [(q.principle.id, q.p_first) for q in found] == [
-            ("harmless", 0.9), ("polite", 0.5), ("polite", 0.5),
-        ]  # fmt: skip
+            ("harmless", 0.9),
+            ("polite", 0.5),
+            ("polite", 0.5),
+        ]
         assert "4 pairs not trained on: their labels are abstentions" in run.reporter.told
         other = config.train.judge.model_copy(update={"labels": "preferences", "draw": None})
         found = _questions(run, other)

@@ -12,10 +12,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from rlaif.engines.faster.last_layer import _parts, last_layer_at
 
 SIZES = {
-    "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 SHAPES = ["llama", "qwen2", "qwen3", "gemma2", "mistral"]
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 0, 0]])  # the second row is padded
 WHERE = torch.tensor([3, 4, 5, 7, 8, 9])  # of the flat (2 · 6): the completions' states

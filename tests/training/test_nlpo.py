@@ -45,9 +45,14 @@ def test_entropy_of_what_is_allowed_and_its_gradient_are_finite():
 @pytest.mark.parametrize("samples", [1, 2])
 def test_rollouts_choose_what_the_masking_policy_allows(causal, samples):
     ppo = make_ppo(
-        causal, mask_top_p=0.9, temperature=0.8, learning_rate=3e-2, samples=samples,
-        max_new_tokens=20, no_end_score=None,
-    )  # fmt: skip
+        causal,
+        mask_top_p=0.9,
+        temperature=0.8,
+        learning_rate=3e-2,
+        samples=samples,
+        max_new_tokens=20,
+        no_end_score=None,
+    )
     policy, masker = ppo.nets.policy, ppo.masker.model
     end = load_policy(causal).tokenizer.eos_token_id
     with torch.no_grad():  # makes the end likely enough to be met

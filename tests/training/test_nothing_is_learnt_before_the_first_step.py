@@ -73,9 +73,18 @@ def lines(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("share", [True, False], ids=["shared", "apart"])
 def test_dpo(model, tmp_path, bf16, lora, share):
     train_dpo(
-        long_pairs(23), model, tmp_path, share_prompt=share, bf16=bf16, lora=lora,
-        batch_size=3, gradient_accumulation=2, learning_rate=0.0, epochs=2, device="cpu",
-    )  # fmt: skip
+        long_pairs(23),
+        model,
+        tmp_path,
+        share_prompt=share,
+        bf16=bf16,
+        lora=lora,
+        batch_size=3,
+        gradient_accumulation=2,
+        learning_rate=0.0,
+        epochs=2,
+        device="cpu",
+    )
     rows = lines(tmp_path)
     for row in rows[: len(rows) // 2]:  # the first epoch, of a policy that stays as it was
         assert (row["reward_chosen"], row["reward_rejected"], row["margin"]) == (0, 0, 0)
@@ -87,9 +96,18 @@ def test_dpo(model, tmp_path, bf16, lora, share):
 @ways
 def test_dpo_by_trl(model, tmp_path, bf16, lora):
     train_dpo(
-        long_pairs(12, p=1.0), model, tmp_path, loss="apo_zero", bf16=bf16, lora=lora,
-        batch_size=3, gradient_accumulation=2, learning_rate=0.0, epochs=2, device="cpu",
-    )  # fmt: skip
+        long_pairs(12, p=1.0),
+        model,
+        tmp_path,
+        loss="apo_zero",
+        bf16=bf16,
+        lora=lora,
+        batch_size=3,
+        gradient_accumulation=2,
+        learning_rate=0.0,
+        epochs=2,
+        device="cpu",
+    )
     rows = lines(tmp_path)
     for row in rows[: len(rows) // 2]:
         assert (row["reward_chosen"], row["reward_rejected"], row["margin"]) == (0, 0, 0)
@@ -105,9 +123,15 @@ def test_online_dpo(model, tmp_path, bf16, lora):
         return [replace(long_pairs(1)[0], pair=pair) for pair in pairs]
 
     settings = OnlineDPOSettings(
-        steps=2, batch_size=6, minibatches=2, max_new_tokens=40, keep_cut=True, bf16=bf16,
-        lora=lora, learning_rate=0.0,
-    )  # fmt: skip
+        steps=2,
+        batch_size=6,
+        minibatches=2,
+        max_new_tokens=40,
+        keep_cut=True,
+        bf16=bf16,
+        lora=lora,
+        learning_rate=0.0,
+    )
     train_online_dpo(PROMPTS, model, tmp_path, label, "k", settings, device="cpu")
     for row in lines(tmp_path):
         names = ("kl", "reward_chosen", "reward_rejected", "margin")
@@ -117,9 +141,15 @@ def test_online_dpo(model, tmp_path, bf16, lora):
 @ways
 def test_ppo(model, tmp_path, bf16, lora):
     settings = PPOSettings(
-        steps=1, batch_size=8, minibatches=2, epochs=1, max_new_tokens=40, bf16=bf16,
-        lora=lora, value="separate" if lora else "shared",
-    )  # fmt: skip
+        steps=1,
+        batch_size=8,
+        minibatches=2,
+        epochs=1,
+        max_new_tokens=40,
+        bf16=bf16,
+        lora=lora,
+        value="separate" if lora else "shared",
+    )
     train_ppo(PROMPTS, model, tmp_path, SCORER, settings, device="cpu", on_log=lambda _: None)
     row = first_line(tmp_path)
     assert (row["kl"], row["first_ratio_gap"], row["first_approx_kl"]) == (0, 0, 0)
@@ -129,9 +159,15 @@ def test_ppo(model, tmp_path, bf16, lora):
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_grpo_and_rloo(model, tmp_path, bf16, lora, algorithm):
     settings = GroupSettings(
-        algorithm=algorithm, steps=1, batch_size=8, group=2, gradient_accumulation=2,
-        max_new_tokens=40, bf16=bf16, lora=lora,
-    )  # fmt: skip
+        algorithm=algorithm,
+        steps=1,
+        batch_size=8,
+        group=2,
+        gradient_accumulation=2,
+        max_new_tokens=40,
+        bf16=bf16,
+        lora=lora,
+    )
     train_group(PROMPTS, model, tmp_path, SCORER, settings, device="cpu")
     assert first_line(tmp_path)["kl"] == 0
 

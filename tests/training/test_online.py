@@ -120,9 +120,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, algorithm):
     whole = train_group(PROMPTS, "tiny", tmp_path / "whole", scorer, settings, device="cpu")
     with pytest.raises(Interrupted):
         train_group(
-            PROMPTS, "tiny", tmp_path / "cut", scorer, settings, device="cpu", checkpoint_every=1,
+            PROMPTS,
+            "tiny",
+            tmp_path / "cut",
+            scorer,
+            settings,
+            device="cpu",
+            checkpoint_every=1,
             on_log=stop_after(3),
-        )  # fmt: skip
+        )
     train_group(
         PROMPTS, "tiny", tmp_path / "cut", scorer, settings, device="cpu", checkpoint_every=1
     )
@@ -199,9 +205,16 @@ def test_online_dpo_stopped_ends_with_the_same_weights(tmp_path):
     train_online_dpo(PROMPTS, "tiny", tmp_path / "whole", shorter, "k", settings, device="cpu")
     with pytest.raises(Interrupted):
         train_online_dpo(
-            PROMPTS, "tiny", tmp_path / "cut", shorter, "k", settings, device="cpu",
-            checkpoint_every=1, on_log=stop_after(2),
-        )  # fmt: skip
+            PROMPTS,
+            "tiny",
+            tmp_path / "cut",
+            shorter,
+            "k",
+            settings,
+            device="cpu",
+            checkpoint_every=1,
+            on_log=stop_after(2),
+        )
     train_online_dpo(
         PROMPTS, "tiny", tmp_path / "cut", shorter, "k", settings, device="cpu", checkpoint_every=1
     )

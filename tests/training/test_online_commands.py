@@ -22,10 +22,12 @@ from rlaif.stages import (
 
 GROUP = "{steps: 2, batch_size: 4, group: 2, learning_rate: 0.0001"
 SETTINGS = [
-    f"train.grpo={GROUP}}}", f"train.rloo={GROUP}, against: reference}}",
+    f"train.grpo={GROUP}}}",
+    f"train.rloo={GROUP}, against: reference}}",
     "train.online_dpo={steps: 2, batch_size: 4, learning_rate: 0.0001}",
-    "prompts.limit=8", "evaluate.prompts.limit=4",
-]  # fmt: skip
+    "prompts.limit=8",
+    "evaluate.prompts.limit=4",
+]
 
 
 def journal(folder, name):

@@ -19,8 +19,9 @@ QUICK, MARKS = "{name: quick, weight: 3}", "{name: marks, method: rubric}"
 MUTE = "{name: mute, method: text, rationale: {max_new_tokens: 4}}"
 SMALL = [
     "train.online_dpo={steps: 2, batch_size: 4, learning_rate: 0.0001}",
-    "train.grpo={steps: 2, batch_size: 4, group: 2, learning_rate: 0.0001}", "prompts.limit=8",
-]  # fmt: skip
+    "train.grpo={steps: 2, batch_size: 4, group: 2, learning_rate: 0.0001}",
+    "prompts.limit=8",
+]
 
 
 def jury(*jurors: str) -> list[str]:

@@ -34,9 +34,19 @@ def test_a_reward_model_of_peoples_pairs(tmp_path: Path) -> None:
     rows = people(120)
     pairs, out = write(tmp_path / "pairs.jsonl", rows[:100]), tmp_path / "run"
     told = command(
-        "train", "reward", "--pairs", pairs, "--labels", "own", "--out", str(out),
-        "--set", "train.reward.trunk=frozen", "--set", "threads=1",
-    )  # fmt: skip
+        "train",
+        "reward",
+        "--pairs",
+        pairs,
+        "--labels",
+        "own",
+        "--out",
+        str(out),
+        "--set",
+        "train.reward.trunk=frozen",
+        "--set",
+        "threads=1",
+    )
     assert "held-out accuracy" in told
     store = RunStore.open_readonly(out)
     assert not len(store.table("verdicts"))
@@ -59,9 +69,19 @@ def test_a_reward_model_of_peoples_pairs(tmp_path: Path) -> None:
 def test_dpo_on_peoples_pairs(tmp_path: Path) -> None:
     pairs, out = write(tmp_path / "pairs.jsonl", people(12)), tmp_path / "run"
     command(
-        "train", "dpo", "--pairs", pairs, "--labels", "own", "--out", str(out),
-        "--set", "train.dpo.learning_rate=1e-4", "--set", "threads=1",
-    )  # fmt: skip
+        "train",
+        "dpo",
+        "--pairs",
+        pairs,
+        "--labels",
+        "own",
+        "--out",
+        str(out),
+        "--set",
+        "train.dpo.learning_rate=1e-4",
+        "--set",
+        "threads=1",
+    )
     metrics = json.loads((out / "models" / "dpo" / "metrics.json").read_text())
     assert metrics["pairs"] == 12
     assert not len(RunStore.open_readonly(out).table("preferences"))
@@ -77,10 +97,19 @@ def test_pairs_without_labels_are_told(tmp_path: Path) -> None:
     with pytest.raises((DataError, ConfigError), match="none of its 4 pairs has a label"):
         CliRunner().invoke(
             app,
-            ["train", "reward", "--pairs", pairs, "--labels", "own", "--out", str(tmp_path / "r"),
-             *where],
+            [
+                "train",
+                "reward",
+                "--pairs",
+                pairs,
+                "--labels",
+                "own",
+                "--out",
+                str(tmp_path / "r"),
+                *where,
+            ],
             catch_exceptions=False,
-        )  # fmt: skip
+        )
 
 
 def test_a_run_without_labels_is_told_of_both_ways(tmp_path: Path) -> None:

@@ -17,10 +17,15 @@ from rlaif.training.rl import packing
 from rlaif.training.rl.packing import learn_packing, packed
 
 SIZES = {
-    "vocab_size": 90, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "vocab_size": 90,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 GPT2 = {"vocab_size": 90, "n_embd": 32, "n_layer": 2, "n_head": 2}
 SHAPES = ["llama", "qwen2", "qwen3", "gemma2", "mistral", "gpt2", "mixtral"]
 SEQUENCES = [np.arange(5, 12), np.array([40]), np.arange(60, 64), np.arange(20, 33)]

@@ -35,8 +35,12 @@ from rlaif.training.rl.scorers import FunctionScorer, JudgeScorer, load_function
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in WORDS[:5] for b in WORDS[5:9]]
 QUIET = AlarmLimits(None, None, None, None)
 SMALL = {
-    "steps": 2, "batch_size": 8, "max_new_tokens": 8, "learning_rate": 1e-3, "alarms": QUIET,
-}  # fmt: skip
+    "steps": 2,
+    "batch_size": 8,
+    "max_new_tokens": 8,
+    "learning_rate": 1e-3,
+    "alarms": QUIET,
+}
 
 
 def vowels(prompts: list[Prompt], completions: list[str]) -> list[float | None]:
@@ -51,9 +55,14 @@ def make_ppo(causal: str, scorer=None, ptx=(), **options) -> PPO:
         loaded, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens
     )
     nets = ActorCritic(
-        loaded, "cpu", temperature=settings.temperature, value=settings.value,
-        value_model=settings.value_model, lora=settings.lora, bf16=settings.bf16,
-    )  # fmt: skip
+        loaded,
+        "cpu",
+        temperature=settings.temperature,
+        value=settings.value,
+        value_model=settings.value_model,
+        lora=settings.lora,
+        bf16=settings.bf16,
+    )
     return PPO(nets, sampler, scorer or FunctionScorer(vowels), settings, ptx)
 
 
@@ -189,8 +198,12 @@ def scores_of(ppo: PPO) -> list[dict]:
 
 
 EAGER = {
-    "steps": 10, "batch_size": 32, "learning_rate": 3e-2, "beta": 0.0, "no_end_score": None,
-}  # fmt: skip
+    "steps": 10,
+    "batch_size": 32,
+    "learning_rate": 3e-2,
+    "beta": 0.0,
+    "no_end_score": None,
+}
 
 
 def test_ppo_raises_what_it_is_rewarded_for(causal):
@@ -243,9 +256,7 @@ def test_a_separate_value_model_starts_as_the_reward_model(causal, tmp_path):
     train_reward(make_preferences(16), causal, tmp_path / "rm", device="cpu", learning_rate=1e-3)
     ppo = make_ppo(causal, value="separate", value_model=str(tmp_path / "rm"))
     model = RewardModel(tmp_path / "rm", device="cpu")
-    episodes = [
-        e for e in ppo.sampler.sample(ppo.nets.policy, PROMPTS, seed=1, n=4) if e.ended
-    ][:4]  # fmt: skip
+    episodes = [e for e in ppo.sampler.sample(ppo.nets.policy, PROMPTS, seed=1, n=4) if e.ended][:4]
     assert episodes
     old = ppo.experience(episodes, ppo.plan(0, episodes)[0])
     for row, episode in enumerate(episodes):
@@ -369,9 +380,13 @@ def test_a_run_killed_with_9_ends_with_the_same_weights(causal, tmp_path):
     (tmp_path / "scores.py").write_text(SCORES)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", SERVER, causal], cwd=tmp_path, env=environment,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", SERVER, causal],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == ["0", "-9", "-9", "0"] * 2, done.stderr
     for kind in ("0", "1"):  # all weights; LoRA
         whole, killed = tmp_path / f"whole-{kind}", tmp_path / f"killed-{kind}"

@@ -44,9 +44,11 @@ def run_stages(out: Path, settings: list[str], *stages) -> list[str]:
 def test_ppo_on_a_live_judge_is_evaluated_and_summarised(tmp_path):
     settings = [
         "train.ppo={reward: judge, steps: 2, batch_size: 4, minibatches: 2, epochs: 2}",
-        "prompts.limit=8", "evaluate.prompts.limit=6", "train.ppo.alarms.ended=1.0",
+        "prompts.limit=8",
+        "evaluate.prompts.limit=6",
+        "train.ppo.alarms.ended=1.0",
         "train.ppo.learning_rate=0.0001",
-    ]  # fmt: skip
+    ]
     said = run_stages(tmp_path / "r", settings, train_ppo, evaluate)
     assert any(text.startswith("ppo: 2 steps") for text in said)
     write_report(tmp_path / "r", Silent())
@@ -78,9 +80,11 @@ def test_a_judge_of_single_completions_rewards_them_directly(tmp_path):
     )
     settings = [
         "train.ppo={reward: judge, steps: 2, batch_size: 4, minibatches: 2, epochs: 2}",
-        "prompts.limit=8", "judge.method=pointwise", f"judge.template={marks}",
+        "prompts.limit=8",
+        "judge.method=pointwise",
+        f"judge.template={marks}",
         "judge.min_mass=0.0",
-    ]  # fmt: skip
+    ]
     run_stages(tmp_path / "r", settings, train_ppo)
     lines = (tmp_path / "r/models/ppo/training.jsonl").read_text().splitlines()
     scores = [json.loads(x)["score"] for x in lines]
@@ -98,9 +102,11 @@ def test_ptx_takes_demonstrations_and_counts_those_that_do_not_fit(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = [
         "train.ppo={reward: judge, steps: 4, batch_size: 4, minibatches: 2, epochs: 2}",
-        "prompts.limit=8", f"train.ppo.ptx={file}", "train.ppo.ptx_weight=1.0",
+        "prompts.limit=8",
+        f"train.ppo.ptx={file}",
+        "train.ppo.ptx_weight=1.0",
         "train.ppo.learning_rate=0.001",
-    ]  # fmt: skip
+    ]
     said = run_stages(tmp_path / "r", settings, train_ppo)
     assert any(text.startswith("1 demonstrations of train.ppo.ptx") for text in said)
     journal = (tmp_path / "r/models/ppo/training.jsonl").read_text().splitlines()

@@ -250,12 +250,16 @@ def test_the_stage_reads_references_and_a_human_test_set(causal, tmp_path):
         (tmp_path / f"{name}.jsonl").write_text(text)
     settings = {
         "train.reward": {
-            "learning_rate": 3e-3, "epochs": 3, "held_out": 0.0, "normalise_first": True,
+            "learning_rate": 3e-3,
+            "epochs": 3,
+            "held_out": 0.0,
+            "normalise_first": True,
             "references": {"path": str(tmp_path / "refs.jsonl")},
             "test": {"path": str(tmp_path / "human.jsonl"), "limit": 8},
         },
-        "policy": {"model": causal, "device": "cpu"}, "out": str(tmp_path / "run"),
-    }  # fmt: skip
+        "policy": {"model": causal, "device": "cpu"},
+        "out": str(tmp_path / "run"),
+    }
     config, told = load_config(None, (), settings), Told()
     with RunStore(config.out) as store, Run(config, store, told) as run:
         store.table("preferences").append(rows)

@@ -87,10 +87,12 @@ def test_demonstrations_are_read_in_both_shapes_and_bad_rows_are_named(tmp_path)
     rows = [
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
         {"prompt": "a", "completion": "b"},
-        {"prompt": [{"role": "user", "content": "a"}],
-         "completion": [{"role": "assistant", "content": "b"}]},
+        {
+            "prompt": [{"role": "user", "content": "a"}],
+            "completion": [{"role": "assistant", "content": "b"}],
+        },
         {"messages": [{"role": "user", "content": "a"}]},
-    ]  # fmt: skip
+    ]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     left = []
@@ -111,10 +113,13 @@ def test_the_best_answer_wins_its_pairs_on_average():
     one, two, three = PROMPTS[:3]
     found = best_answers(
         [
-            judged(one, "a", "b", 0.9), judged(one, "a", "c", 0.2), judged(one, "b", "c", 0.4),
+            judged(one, "a", "b", 0.9),
+            judged(one, "a", "c", 0.2),
+            judged(one, "b", "c", 0.4),
             judged(two, "x", "y", 0.5, "tie"),
-            judged(three, "x", "y", 0.1), judged(three, "x", "z", None, "abstained"),
+            judged(three, "x", "y", 0.1),
+            judged(three, "x", "z", None, "abstained"),
         ]
-    )  # fmt: skip
+    )
     # a: (0.9 + 0.2) / 2; b: (0.1 + 0.4) / 2; c: (0.8 + 0.6) / 2
     assert [(d.prompt, d.text) for d in found] == [(one, "c"), (three, "y")]

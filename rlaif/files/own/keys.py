@@ -40,11 +40,23 @@ _GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _HASHES = ("_original_object_hash",)  # attributes that Transformers gives a `hash()` of its process
 # What a class has beside what was written into it.
 _OF_EVERY_CLASS = {
-    "__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__firstlineno__",
-    "__static_attributes__", "__annotations__", "__annotate__", "__annotate_func__",
-    "__annotations_cache__", "__abstractmethods__", "_abc_impl", "__orig_bases__",
-    "__parameters__", "__match_args__",
-}  # fmt: skip
+    "__dict__",
+    "__weakref__",
+    "__doc__",
+    "__module__",
+    "__qualname__",
+    "__firstlineno__",
+    "__static_attributes__",
+    "__annotations__",
+    "__annotate__",
+    "__annotate_func__",
+    "__annotations_cache__",
+    "__abstractmethods__",
+    "_abc_impl",
+    "__orig_bases__",
+    "__parameters__",
+    "__match_args__",
+}
 
 
 def function_key(function: Callable[..., Any]) -> tuple[str, list[str]]:
@@ -148,9 +160,14 @@ class _Reader:
         more = {k: v for k, v in vars(function).items() if k != "__wrapped__"}
         wrapped = getattr(function, "__wrapped__", None)
         return [
-            "function", self.digest(function.__code__, way), *self._held(function, way),
-            *self._items(read, way), "", *self._items(more, way), self.digest(wrapped, way),
-        ]  # fmt: skip
+            "function",
+            self.digest(function.__code__, way),
+            *self._held(function, way),
+            *self._items(read, way),
+            "",
+            *self._items(more, way),
+            self.digest(wrapped, way),
+        ]
 
     def _held(self, function: FunctionType, way: list[str]) -> list[str]:
         """Defaults, and what a closure closes over."""
@@ -202,9 +219,13 @@ class _Reader:
         state, items, pairs = [*rest, None, None, None][:3]
         before = len(self.unread)
         parts = [
-            "object", *self._each((function, given), way), self._state(state, way),
-            *self._each(items or (), way), "", *self._items(dict(pairs or ()), way),
-        ]  # fmt: skip
+            "object",
+            *self._each((function, given), way),
+            self._state(state, way),
+            *self._each(items or (), way),
+            "",
+            *self._items(dict(pairs or ()), way),
+        ]
         if len(self.unread) > before + 1:  # one word for all that it hides
             del self.unread[before:]
             self.unread.append(f"{'.'.join(way) or 'itself'} (of type {kind.__qualname__})")

@@ -55,9 +55,15 @@ from rlaif.files.readers.sources import open_source
 from rlaif.records import Demonstration, Message, Pair, Prompt
 
 __all__ = [
-    "BadReason", "BadRow", "Columns", "Format", "OnBad",
-    "read_demonstrations", "read_pairs", "read_prompts",
-]  # fmt: skip
+    "BadReason",
+    "BadRow",
+    "Columns",
+    "Format",
+    "OnBad",
+    "read_demonstrations",
+    "read_pairs",
+    "read_prompts",
+]
 
 R = TypeVar("R", Pair, Prompt, Demonstration)
 Placed = Sequence[tuple[str, Row]]

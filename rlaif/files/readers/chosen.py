@@ -39,11 +39,14 @@ Made = Iterator[Pair | Left]  # several pairs of one row may each be unusable by
 # Names of the two sides, and of what each was rated with: equal ratings are a tie.
 SIDES = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
 RATINGS = (
-    ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
-    ("chosen_rating", "rejected_rating"), ("chosen-rating", "rejected-rating"),
-    ("rating_chosen", "rating_rejected"), ("chosen-score", "rejected-score"),
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("chosen-rating", "rejected-rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen-score", "rejected-score"),
     ("chosen_avg_rating", "rejected_avg_rating"),
-)  # fmt: skip
+)
 _RATED = frozenset(one for one, _ in RATINGS)
 
 
@@ -184,9 +187,22 @@ def _sides(row: Row, *sides: str, shared_words: bool) -> tuple[Prefix, str, str]
 
 
 _MARKS = {
-    "system", "user", "human", "assistant", "gpt", "model", "question", "answer", "im_start",
-    "im_end", "start_of_turn", "end_of_turn", "inst", "sys", "s",
-}  # fmt: skip
+    "system",
+    "user",
+    "human",
+    "assistant",
+    "gpt",
+    "model",
+    "question",
+    "answer",
+    "im_start",
+    "im_end",
+    "start_of_turn",
+    "end_of_turn",
+    "inst",
+    "sys",
+    "s",
+}
 
 
 def _require_inside(prompt: Prefix, turns: Prefix) -> None:

@@ -17,9 +17,20 @@ Columns = Mapping[str, str]  # what a column is → its path
 PROMPT_ROLES = ("prompt", "system")
 ANSWER_ROLES = ("prompt", "system", "completion", "messages")
 PAIR_ROLES = (
-    "prompt", "system", "chosen", "rejected", "p_chosen", "score_chosen", "score_rejected",
-    "first", "second", "label", "completions", "scores", "ranks",
-)  # fmt: skip
+    "prompt",
+    "system",
+    "chosen",
+    "rejected",
+    "p_chosen",
+    "score_chosen",
+    "score_rejected",
+    "first",
+    "second",
+    "label",
+    "completions",
+    "scores",
+    "ranks",
+)
 _OPTIONAL = {"system", "p_chosen", "score_chosen", "score_rejected", "label"}
 
 
@@ -35,8 +46,12 @@ def check(columns: Columns, roles: tuple[str, ...]) -> None:
         whole = "messages" in columns or {"prompt", "completion"} <= columns.keys()
         expected = "messages, or prompt and completion"
     else:
-        sets = ({"chosen", "rejected"}, {"first", "second"}, {"completions", "scores"},
-                {"completions", "ranks"})  # fmt: skip
+        sets = (
+            {"chosen", "rejected"},
+            {"first", "second"},
+            {"completions", "scores"},
+            {"completions", "ranks"},
+        )
         found = sum(names <= columns.keys() for names in sets)
         # Chosen and rejected may be whole conversations: these have their prompt in them.
         whole = found == 1 and ("prompt" in columns or "chosen" in columns)
@@ -51,8 +66,9 @@ def check(columns: Columns, roles: tuple[str, ...]) -> None:
 def heads(columns: Columns) -> frozenset[str]:
     """The names of a table's columns that these paths may begin at."""
     paths = columns.values()
-    return frozenset({*paths, *(p.partition(".")[0].removesuffix("[]") for p in paths),
-                      *UNSUPPORTED})  # fmt: skip
+    return frozenset(
+        {*paths, *(p.partition(".")[0].removesuffix("[]") for p in paths), *UNSUPPORTED}
+    )
 
 
 def mapped(row: Row, columns: Columns) -> Row:

@@ -27,14 +27,26 @@ from rlaif.records import Message, Pair, Prompt, Role
 Prefix = tuple[Message, ...]
 
 _ROLES: dict[str, Role] = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
-}  # fmt: skip
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+}
 _TOOL_ROLES = {
-    "tool", "function", "function_call", "function_response", "observation", "ipython",
-    "tool_call", "tool_response",
-}  # fmt: skip
+    "tool",
+    "function",
+    "function_call",
+    "function_response",
+    "observation",
+    "ipython",
+    "tool_call",
+    "tool_response",
+}
 
 _THOUGHTS = ("reasoning", "thinking", "reasoning_details")  # of a row, they may tell of its making
 
@@ -145,9 +157,16 @@ def turns(transcript: str) -> Prefix:
 
 # Columns that people keep a prompt in, as a text or as messages.
 PROMPT_COLUMNS = (
-    "prompt", "instruction", "question", "query", "input", "context",
-    "conversations", "conversation", "trajectory",
-)  # fmt: skip
+    "prompt",
+    "instruction",
+    "question",
+    "query",
+    "input",
+    "context",
+    "conversations",
+    "conversation",
+    "trajectory",
+)
 
 
 def prompt_of(row: Row, *more: str) -> Prefix | None:

@@ -56,9 +56,11 @@ def read_examples(path: Path) -> tuple[Example, ...]:
             f"{path}: worked examples are {', '.join(_KINDS)}, got '{path.suffix}': rename or "
             "convert it"
         )
-    rows = _yaml_rows(path) if path.suffix in (".yaml", ".yml") else open_source(
-        str(path), (), allow_text=False
-    )  # fmt: skip
+    rows = (
+        _yaml_rows(path)
+        if path.suffix in (".yaml", ".yml")
+        else open_source(str(path), (), allow_text=False)
+    )
     found: dict[Example, str] = {}
     for where, raw in rows:
         try:

@@ -31,9 +31,18 @@ Row = Mapping[str, Any]
 # What a conversation of texts cannot hold. Where one of these is not empty, the row is refused:
 # without it, the texts that remain say something else.
 UNSUPPORTED = (
-    "tools", "functions", "tool_calls", "function_call", "reasoning_content",
-    "images", "image", "videos", "video", "audios", "audio",
-)  # fmt: skip
+    "tools",
+    "functions",
+    "tool_calls",
+    "function_call",
+    "reasoning_content",
+    "images",
+    "image",
+    "videos",
+    "video",
+    "audios",
+    "audio",
+)
 _UNSUPPORTED = frozenset(UNSUPPORTED)
 
 

@@ -24,10 +24,25 @@ from rlaif.files.readers.fields import (
 
 # The names of formats: the one list of them. `module:function` is a reader of somebody's own.
 Format = Literal[
-    "auto", "hh", "hhh", "webgpt", "ultrafeedback", "summarize", "rewardbench", "trl",
-    "pku", "pku_safer", "helpsteer", "helpsteer_preference", "nectar", "shp", "arena",
-    "arena_55k", "oasst", "stack_exchange",
-]  # fmt: skip
+    "auto",
+    "hh",
+    "hhh",
+    "webgpt",
+    "ultrafeedback",
+    "summarize",
+    "rewardbench",
+    "trl",
+    "pku",
+    "pku_safer",
+    "helpsteer",
+    "helpsteer_preference",
+    "nectar",
+    "shp",
+    "arena",
+    "arena_55k",
+    "oasst",
+    "stack_exchange",
+]
 FORMATS: tuple[str, ...] = get_args(Format)
 Placed = Sequence[tuple[str, Row]]  # rows with their places
 
@@ -61,13 +76,29 @@ _TELLING: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 # The columns that are read of a table; others only lend their names to errors.
-COLUMNS: frozenset[str] = frozenset({
-    *PROMPT_COLUMNS, *UNSUPPORTED, "system", "history", "p_chosen", "status", "rating",
-    *(name for names in (*SIDES, *RATINGS) for name in names),
-    *(name for _, names in _TELLING for name in names),
-    "score_1", "safer_response_id", "winner_model_b", "winner_tie", "turn",
-    "message_id", "parent_id", "text", "rank", "deleted",
-})  # fmt: skip
+COLUMNS: frozenset[str] = frozenset(
+    {
+        *PROMPT_COLUMNS,
+        *UNSUPPORTED,
+        "system",
+        "history",
+        "p_chosen",
+        "status",
+        "rating",
+        *(name for names in (*SIDES, *RATINGS) for name in names),
+        *(name for _, names in _TELLING for name in names),
+        "score_1",
+        "safer_response_id",
+        "winner_model_b",
+        "winner_tie",
+        "turn",
+        "message_id",
+        "parent_id",
+        "text",
+        "rank",
+        "deleted",
+    }
+)
 
 
 def pairs_of(rows: Placed, format: str) -> Made:

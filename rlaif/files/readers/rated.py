@@ -89,8 +89,9 @@ def summarize(row: Row, where: str) -> Made:
     two = len(summaries) == 2 and all(isinstance(s, dict) for s in summaries)
     expect(two, "summaries", "two summaries {text, policy}", summaries)
     expect(type(choice) is int and choice in (0, 1), "choice", "0 or 1", choice)
-    first, second = (text_of(s.get("text"), f"summaries[{i}].text").strip()
-                     for i, s in enumerate(summaries))  # fmt: skip
+    first, second = (
+        text_of(s.get("text"), f"summaries[{i}].text").strip() for i, s in enumerate(summaries)
+    )
     yield make_pair(plain(_asked_summary(info)), first, second, 1.0 - choice, where)
 
 

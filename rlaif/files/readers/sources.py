@@ -372,9 +372,12 @@ def _folder(folder: Path, split: str, columns: Collection[str], known: str) -> P
         raise DataError(
             f"{folder}: expected a folder saved by datasets.save_to_disk, with state.json or "
             "dataset_dict.json, or one of .parquet, .jsonl, .json or .csv files, got "
-            + (f"a mixture of {', '.join(kinds)}: name one kind, {folder}/*{kinds[0]}"
-               if kinds else "one with neither; name one of the files in it instead")
-        )  # fmt: skip
+            + (
+                f"a mixture of {', '.join(kinds)}: name one kind, {folder}/*{kinds[0]}"
+                if kinds
+                else "one with neither; name one of the files in it instead"
+            )
+        )
     splits: dict[str, list[Path]] = {}
     for path in shards:
         splits.setdefault(_split_of(path), []).append(path)

@@ -141,9 +141,13 @@ def train_group(
     arguments = one_gpu(_arguments(s, argument_values(loop, folder)))
     fingerprint = fingerprint_of(model, adapter)
     key = content_id(
-        s.algorithm, fingerprint, [p.id for p in prompts], scorer.key, asdict(s),
+        s.algorithm,
+        fingerprint,
+        [p.id for p in prompts],
+        scorer.key,
+        asdict(s),
         *thinking_key(thinking),
-    )  # fmt: skip
+    )
     done = prepare(folder, key, resume, (model, adapter))
     if done is not None:
         return GroupResult(folder, done["steps"], done["seconds"], done)

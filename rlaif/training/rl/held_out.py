@@ -59,9 +59,13 @@ def held_out_alarm(
     if limit is None or len(lines) <= every or lines[-1].get("held_out") is None:
         return None
     first = next(line["held_out"] for line in lines if line.get("held_out") is not None)
-    before, now = (math.fsum(x["score"] for x in part) / every for part in (
-        lines[:every], lines[-every:],
-    ))  # fmt: skip
+    before, now = (
+        math.fsum(x["score"] for x in part) / every
+        for part in (
+            lines[:every],
+            lines[-every:],
+        )
+    )
     judged = lines[-1]["held_out"]
     if now <= before or first - judged <= limit:
         return None

@@ -256,9 +256,15 @@ class OnlineDPO:
         rows, left_out = self._label(pairs)
         tokens = self._spent() - before if self._spent is not None else 0.0
         share_of = [
-            (rows, left_out, tokens, float((now - then).sum()), sum(e.ended for e in mine),
-             sum(len(e.ids) for e in mine))
-        ]  # fmt: skip
+            (
+                rows,
+                left_out,
+                tokens,
+                float((now - then).sum()),
+                sum(e.ended for e in mine),
+                sum(len(e.ids) for e in mine),
+            )
+        ]
         every = gathered(share_of)
         found = [row for part in every for row in part[0]]
         why: Counter[str] = sum((part[1] for part in every), Counter())
@@ -307,10 +313,14 @@ class OnlineDPO:
                 continue
             rows.append(
                 Row(
-                    label.pair.id, first.prompt.id, first.prompt_ids, good.ids, bad.ids,
+                    label.pair.id,
+                    first.prompt.id,
+                    first.prompt_ids,
+                    good.ids,
+                    bad.ids,
                     label.p_chosen,
                 )
-            )  # fmt: skip
+            )
         return rows, left_out
 
     def _logprobs(self, episodes: Sequence[Episode]) -> tuple[Any, Any]:
@@ -391,9 +401,14 @@ class OnlineDPO:
 
 # what `learn` tells of the pairs, whether or not this process had any
 STATISTICS = (
-    "loss", "accuracy", "margin", "reward_chosen", "reward_rejected", "logp_chosen",
+    "loss",
+    "accuracy",
+    "margin",
+    "reward_chosen",
+    "reward_rejected",
+    "logp_chosen",
     "logp_rejected",
-)  # fmt: skip
+)
 
 
 def _means(sums: dict[str, Any], device: Any) -> dict[str, float]:

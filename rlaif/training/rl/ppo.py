@@ -242,9 +242,13 @@ class PPO:
         plan = self.plan(index, episodes)
         old = self.experience(episodes, plan[0])
         rewards = token_rewards(
-            scores, old.log_ratio, old.states, self.kl.beta,
-            estimator=s.kl_estimator, score_weight=s.score_weight,
-        )  # fmt: skip
+            scores,
+            old.log_ratio,
+            old.states,
+            self.kl.beta,
+            estimator=s.kl_estimator,
+            score_weight=s.score_weight,
+        )
         if s.whiten_rewards:
             rewards = whiten(rewards, old.states, shift_mean=False)
         advantages, returns = gae(rewards, old.values, s.gamma, s.trace)
@@ -273,9 +277,13 @@ class PPO:
         seed = int(content_id("rollout", s.seed, index)[:15], 16)
         with self.nets.autocast():
             mine = self.sampler.sample(
-                self.nets.policy, share(prompts), seed, s.samples, self.masker,
+                self.nets.policy,
+                share(prompts),
+                seed,
+                s.samples,
+                self.masker,
                 draws=share(occurrences(prompts)),
-            )  # fmt: skip
+            )
         found = score_all(self.scorer, mine)
         scores = without_reward(found, [e.ended for e in mine], s.no_end_score)
         sampled = gathered(list(zip(mine, scores, strict=True)))
