@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
-    WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from rlaif.engines.load import ENGINES, unknown_engine
 from rlaif.engines.thinking import ON_BUDGET
 from rlaif.errors import ConfigError, nearest
-from rlaif.files.own import PATTERN, is_named, look_beside
+from rlaif.files.own import is_named, look_beside
 from rlaif.files.readers.formats import FORMATS, unknown_format
 from rlaif.files.resources import find
+from rlaif.files.settings import Section, Seed, one_of
 from rlaif.files.yamlfile import (
     Location,
-    Written,
     YamlFile,
     known_keys,
     parse_yaml,
@@ -45,28 +41,6 @@ from rlaif.judges.preferences import MIN_MARGIN
 from rlaif.store import RunStore
 from rlaif.store.places import Place, is_code, seen_from
 from rlaif.store.places import named as places
-
-
-def one_of(names: Collection[str], unknown: Callable[[str], str | None]) -> tuple[Any, Any]:
-    """What checks a field against a list of names, `module:name` being allowed beside them, and
-    tells editors which there are. `unknown` says what is wrong with a name, if anything is."""
-
-    def check(name: str) -> str:
-        if said := unknown(name):
-            raise PydanticCustomError("unknown_name", "{said}", {"said": said})
-        return name
-
-    choices = [{"enum": list(names)}, {"pattern": PATTERN}]
-    return AfterValidator(check), WithJsonSchema({"type": "string", "anyOf": choices})
-
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's generators take no other
-
-
-class Section(Written):
-    """Base of every section: frozen, unknown keys refused, docstrings are the documentation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Columns(Section):

@@ -1,6 +1,6 @@
 """A setting is declared once: in its section, whose object the code takes.
 
-A section is a frozen pydantic class (`Section`, in `rlaif.config` to this day). A dataclass, a
+A section is a frozen pydantic class (`rlaif.files.settings.Section`). A dataclass, a
 TypedDict or a signature that gives three or more of one section's fields again, each with a default
 or in a TypedDict, declares them a second time: the two can come apart, and did.
 """
@@ -28,26 +28,26 @@ STILL: dict[tuple[str, str], int] = {
     ("HTTPConfig", "engines.http.HTTPEngine()"): 17,
     ("VLLMConfig", "engines.vllm.VLLMEngine()"): 7,
     ("LimitsConfig", "evaluation.audit.failed()"): 3,
-    ("PreferencesConfig", "executors.label_pairs()"): 3,
-    ("RayConfig", "executors_ray.Workers"): 3,
+    ("PreferencesConfig", "steps.executors.label_pairs()"): 3,
+    ("RayConfig", "steps.executors_ray.Workers"): 3,
     ("JudgingConfig", "judges.adaptive.AdaptiveJudge()"): 3,
     ("JudgingConfig", "judges.listwise.ListwiseJudge()"): 3,
     ("RationaleConfig", "judges.reasoning.Reasoning"): 5,
-    ("PreferencesConfig", "preferences.aggregate()"): 7,
-    ("PairsConfig", "readers.__init__.read_pairs()"): 4,
-    ("PromptsConfig", "readers.__init__.read_prompts()"): 3,
-    ("PromptsConfig", "readers.__init__.read_demonstrations()"): 3,
-    ("PPOConfig", "training.actor_critic.ActorCritic()"): 6,
+    ("PreferencesConfig", "judges.preferences.aggregate()"): 7,
+    ("PairsConfig", "files.readers.__init__.read_pairs()"): 4,
+    ("PromptsConfig", "files.readers.__init__.read_prompts()"): 3,
+    ("PromptsConfig", "files.readers.__init__.read_demonstrations()"): 3,
+    ("PPOConfig", "training.rl.actor_critic.ActorCritic()"): 6,
     ("DPOConfig", "training.dpo.train_dpo()"): 5,
-    ("GRPOConfig", "training.group.GroupSettings"): 19,
-    ("EngineConfig", "training.group.train_group()"): 3,
+    ("GRPOConfig", "training.rl.group.GroupSettings"): 19,
+    ("EngineConfig", "training.rl.group.train_group()"): 3,
     ("JudgeTrainConfig", "training.judge.train_judge()"): 3,
     ("LoraConfig", "training.models.LoraSettings"): 5,
-    ("OnlineDPOConfig", "training.online_dpo.OnlineDPOSettings"): 13,
-    ("EngineConfig", "training.online_dpo.train_online_dpo()"): 3,
-    ("AlarmsConfig", "training.ppo.AlarmLimits"): 5,
-    ("PPOConfig", "training.ppo.PPOSettings"): 33,
-    ("EngineConfig", "training.ppo_run.train_ppo()"): 4,
+    ("OnlineDPOConfig", "training.rl.online_dpo.OnlineDPOSettings"): 13,
+    ("EngineConfig", "training.rl.online_dpo.train_online_dpo()"): 3,
+    ("AlarmsConfig", "training.rl.ppo.AlarmLimits"): 5,
+    ("PPOConfig", "training.rl.ppo.PPOSettings"): 33,
+    ("EngineConfig", "training.rl.ppo_run.train_ppo()"): 4,
     ("RewardConfig", "training.reward.train_reward()"): 9,
     ("TrainConfig", "training.settings.LoopOptions"): 14,
     ("TrainConfig", "training.settings.LoopSettings"): 14,

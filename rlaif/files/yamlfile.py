@@ -292,8 +292,13 @@ def examine(model: type[M], file: YamlFile) -> tuple[M | None, list[Fault]]:
     try:
         return model.model_validate(file.data), []
     except ValidationError as error:
-        errors = sorted(error.errors(), key=lambda e: file.position(tuple(e["loc"])))
-        return None, [Fault(file.position(tuple(e["loc"])), _fault(model, file, e)) for e in errors]
+        return None, faults_of(model, file, error)
+
+
+def faults_of(model: type[BaseModel], file: YamlFile, error: ValidationError) -> list[Fault]:
+    """What pydantic found wrong in the file, in its order."""
+    errors = sorted(error.errors(), key=lambda e: file.position(tuple(e["loc"])))
+    return [Fault(file.position(tuple(e["loc"])), _fault(model, file, e)) for e in errors]
 
 
 def _fault(model: type[BaseModel], file: YamlFile, error: Any) -> str:
