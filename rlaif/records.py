@@ -95,7 +95,8 @@ class Completion:
         return content_id("completion", self.prompt_id, self.policy, self.index, self.text)
 
 
-def _mirror(pair_id: str) -> str:
+def mirrored(pair_id: str) -> str:
+    """The id of the same pair with its completions exchanged."""
     return pair_id[1:] if pair_id.startswith("~") else "~" + pair_id
 
 
@@ -190,7 +191,7 @@ class Verdict:
         other: Order = "second_first" if self.order == "first_second" else "first_second"
         return replace(
             self,
-            pair_id=_mirror(self.pair_id),
+            pair_id=mirrored(self.pair_id),
             order=other,
             p_first=None if self.p_first is None else 1.0 - self.p_first,
             logprob_first=self.logprob_second,
@@ -270,6 +271,16 @@ class Preference:
     @property
     def rejected(self) -> str:
         return self.pair.second if self.first_is_chosen else self.pair.first
+
+    def swap(self) -> Preference:
+        """The same label, told of the mirrored pair. swap∘swap = identity, up to rounding."""
+        return replace(
+            self,
+            pair=self.pair.swap(),
+            p_first=None if self.p_first is None else 1.0 - self.p_first,
+            p_principles=tuple(1.0 - p for p in self.p_principles),
+            p_raw=None if self.p_raw is None else 1.0 - self.p_raw,
+        )
 
     @property
     def p_chosen(self) -> float:

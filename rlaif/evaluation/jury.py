@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from rlaif.judges.ensembles import OrderRule
 from rlaif.judges.preferences import debias
 from rlaif.records import Order, Pair, Verdict
-from rlaif.statistics.agreement import kappa_of_table
-from rlaif.statistics.intervals import bootstrap_of, share
+from rlaif.statistics.agreement import SideAgreement
 from rlaif.steps.executors import Judged
 
 
@@ -40,9 +35,8 @@ class JuryAgreement:
         self.questions = self.short = 0
         self.opinions: Counter[str] = Counter()
         self._both: Counter[tuple[str, str]] = Counter()  # questions of which two had an opinion
-        # Of each question on which two lean: their sides, as a cell of their table, and its prompt
-        self._cells = {two: array("B") for two in combinations(sorted(orders), 2)}
-        self._prompts = {two: array("Q") for two in self._cells}
+        # Of each question on which two lean
+        self._sides = {two: SideAgreement() for two in combinations(sorted(orders), 2)}
 
     def add(self, pairs: Iterable[Pair], verdicts: Iterable[Verdict]) -> None:
         """Some pairs and all their verdicts, with the jurors' names as judges."""
@@ -57,13 +51,12 @@ class JuryAgreement:
             opinions = debias(columns, self.orders, self.rule)
             self.opinions.update(opinions.keys())
             self.short += len(opinions) < self.quorum
-            for two, cells in self._cells.items():
+            for two, sides in self._sides.items():
                 if all(name in opinions for name in two):
                     self._both[two] += 1
                     p, q = (opinions[name] for name in two)
                     if self._leans(p) and self._leans(q):
-                        cells.append(2 * (p < 0.5) + (q < 0.5))
-                        self._prompts[two].append(prompts[pair_id])
+                        sides.add(p, q, prompts[pair_id])
 
     def counted(self, stream: Iterable[Judged]) -> Iterator[Judged]:
         """The same chunks, counted as they pass."""
@@ -82,9 +75,9 @@ class JuryAgreement:
             {
                 "jurors": list(two),
                 "questions": self._both[two],
-                **_agreement(np.array(cells, dtype=np.int64), self._prompts[two].tolist()),
+                **_agreement(sides),
             }
-            for two, cells in self._cells.items()
+            for two, sides in self._sides.items()
         ]
 
     def result(self) -> dict[str, Any]:
@@ -98,17 +91,12 @@ class JuryAgreement:
         }
 
 
-def _agreement(cells: NDArray[np.int64], prompts: Sequence[int]) -> dict[str, Any]:
-    if not len(cells):
+def _agreement(sides: SideAgreement) -> dict[str, Any]:
+    found = sides.result()
+    if found is None:
         return {"same_side": None, "kappa": None, "kappa_interval": None}
-    same = (cells == 0) | (cells == 3)
-
-    def kappa(weights: NDArray[np.float64]) -> float:
-        return kappa_of_table(np.bincount(cells, weights, minlength=4).reshape(2, 2))
-
-    found = bootstrap_of(kappa, len(cells), prompts)
     return {
-        "same_side": share(same.astype(np.float64), prompts).as_dict(),
-        "kappa": found.value,
-        "kappa_interval": [found.low, found.high],
+        "same_side": found.same_side.as_dict(),
+        "kappa": found.kappa.value,
+        "kappa_interval": [found.kappa.low, found.kappa.high],
     }

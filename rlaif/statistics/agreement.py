@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlaif.errors import DataError
-from rlaif.statistics.intervals import as_floats, same_length
+from rlaif.statistics.intervals import Interval, as_floats, bootstrap_of, same_length, share
 
 
 def accuracy(p: ArrayLike, y: ArrayLike) -> float:
@@ -40,3 +42,36 @@ def kappa_of_table(table: ArrayLike) -> float:
     observed = float(np.trace(counts) / n)
     expected = float((counts.sum(axis=0) * counts.sum(axis=1)).sum() / (n * n))
     return 1.0 if expected == 1 else (observed - expected) / (1 - expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """The share of items on which two raters take the same side, and Cohen's κ, with intervals."""
+
+    same_side: Interval
+    kappa: Interval
+
+
+class SideAgreement:
+    """Two raters' sides, counted item by item; memory grows by nine bytes an item."""
+
+    def __init__(self) -> None:
+        self._cells, self._clusters = array("B"), array("Q")  # cells of their table, row by row
+
+    def add(self, p: float, q: float, cluster: int) -> None:
+        """One item's probabilities. One of exactly ½ takes no side, and the item does not count."""
+        if p != 0.5 and q != 0.5:
+            self._cells.append(2 * (p < 0.5) + (q < 0.5))
+            self._clusters.append(cluster)
+
+    def result(self) -> Agreement | None:
+        """What they agree on, with intervals over clusters; None without an item."""
+        if not self._cells:
+            return None
+        cells, clusters = np.array(self._cells, dtype=np.int64), self._clusters.tolist()
+        same = ((cells == 0) | (cells == 3)).astype(np.float64)
+
+        def kappa(weights: NDArray[np.float64]) -> float:
+            return kappa_of_table(np.bincount(cells, weights, minlength=4).reshape(2, 2))
+
+        return Agreement(share(same, clusters), bootstrap_of(kappa, len(cells), clusters))
