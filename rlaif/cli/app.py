@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from rlaif.cli import bench, config, constitution, evaluate, files, revise, status, steps, train
+from rlaif.cli import (
+    bench,
+    config,
+    constitution,
+    evaluate,
+    files,
+    looking,
+    revise,
+    status,
+    steps,
+    train,
+)
 from rlaif.cli.options import App
 
 app = App(
@@ -28,6 +39,8 @@ for command in (
     files.export,
     files.report,
     status.status,
+    looking.show,
+    looking.compare,
     files.init,
 ):
     app.command()(command)

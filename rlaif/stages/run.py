@@ -67,6 +67,13 @@ def _set_up_torch(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def orders_asked(section: JudgingConfig) -> tuple[Order, ...]:
+    """The orders in which the judge of a section is asked."""
+    if not judge_class(section.method).both_orders:
+        return ("first_second",)  # the other would be the same verdict again
+    return ORDERS if section.orders == "both" else ("first_second",)
+
+
 @dataclass
 class Run:
     """One run at work: its config, its directory, and the engines that are loaded."""
@@ -129,10 +136,7 @@ class Run:
 
     def orders(self, section: JudgingConfig | None = None) -> tuple[Order, ...]:
         """Those in which the run's judge, or the juror of a section, is asked."""
-        section = section or self.config.judge
-        if not judge_class(section.method).both_orders:
-            return ("first_second",)  # the other would be the same verdict again
-        return ORDERS if section.orders == "both" else ("first_second",)
+        return orders_asked(section or self.config.judge)
 
     def close(self) -> None:
         for engine in self._engines.values():

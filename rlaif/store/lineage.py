@@ -177,6 +177,13 @@ def _reasons(of: Facts, now: Facts, found: Mapping[str, Stale]) -> Iterator[str]
             yield f"{title(name)} {'have' if name in _MANY else 'has'} changed since"
 
 
+def differences(one: Facts, other: Facts) -> list[str]:
+    """What the config said otherwise when the other run's product was made, option by option."""
+    common = [name for name in one if name in other and name in ASKED]
+    changed = [name for name in common if _differ(one[name], other[name])]
+    return [line for name in changed for line in _told(name, one[name], other[name])]
+
+
 def _differ(then: Any, now: Any) -> bool:
     """Whether the config says something else. A setting that did not exist yet when a product was
     made, and is null or off now, says nothing else."""

@@ -1,0 +1,154 @@
+"""What a run holds on each of its pairs, read without a model: its label and its verdicts.
+
+Verdicts of a principle's former wording and of a former judge stay in the store, and are left out:
+those that are read have the keys that the judge of the labels would give them now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rlaif.config import Config, JudgingConfig, load_config
+from rlaif.constitution import Principle
+from rlaif.errors import DataError
+from rlaif.evaluation.cases import Case
+from rlaif.evaluation.compare import LabelRule
+from rlaif.judges.base import Ask, Principles, expand
+from rlaif.judges.draw import Draw
+from rlaif.judges.methods import judge_class
+from rlaif.judges.preferences import Orders
+from rlaif.records import ORDERS, Order, Pair, Verdict
+from rlaif.stages.run import orders_asked
+from rlaif.steps.executors import judging_chunks
+from rlaif.store import RunStore, lineage
+
+READ_PAIRS = 1_024  # pairs read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A judge that labelled a run: its section, its orders, and the fingerprint of its verdicts.
+
+    `name` is that in the jury, None for a judge without one.
+    """
+
+    name: str | None
+    section: JudgingConfig
+    orders: tuple[Order, ...]
+    fingerprint: str
+
+    def keys(self, asks: Sequence[Ask]) -> list[str]:
+        """The keys of its verdicts on these asks."""
+        key_by = judge_class(self.section.method).key_by
+        return [key_by(self.fingerprint, ask, self.section.show_thoughts) for ask in asks]
+
+    def named(self, verdict: Verdict) -> Verdict:
+        """A verdict under its name in the jury."""
+        return verdict if self.name is None else replace(verdict, judge=self.name)
+
+
+class Stored:
+    """The labels of a run and their verdicts, as the last `rlaif label` left them."""
+
+    def __init__(self, root: Path) -> None:
+        self.store = RunStore.open_readonly(root)
+        self.manifest = self.store.read_manifest()
+        path = self.store.path("run.yaml")
+        if not path.is_file():
+            raise DataError(f"{root}: no run.yaml: nothing was run here yet. `rlaif label` labels")
+        self.config: Config = load_config(str(path))
+
+    @property
+    def constitution(self) -> Mapping[str, Any]:
+        """The manifest's section on the constitution, as it was when the labels were made."""
+        return self.manifest.get("labelled") or self.manifest.get("constitution") or {}
+
+    @cached_property
+    def principles(self) -> tuple[Principle, ...]:
+        """Those that the pairs were judged under."""
+        said = self.constitution.get("principles") or ()
+        return tuple(Principle.model_validate(one) for one in said)
+
+    @property
+    def made(self) -> Mapping[str, Any]:
+        """What the manifest records of what the labels were made from."""
+        return (self.manifest.get("made") or {}).get(lineage.LABELS) or {}
+
+    @cached_property
+    def rule(self) -> LabelRule:
+        """How the labels were made of the principles' opinions."""
+        name = (self.made.get("rule") or {}).get("aggregate", "mean")
+        return LabelRule(name, {p.id: p.weight for p in self.principles})
+
+    @cached_property
+    def judges(self) -> list[Judged]:
+        """Who labelled: one, or the jurors; empty where no judge did (pairs of `contrast`)."""
+        said, config = self.manifest.get("judge") or {}, self.config
+        jury = said.get("jury") or {}
+        found: list[tuple[str | None, JudgingConfig, Any]] = []
+        if jury:
+            found = [(j.name, j, jury[j.name]) for j in config.jury if j.name in jury]
+        elif said:
+            found = [(None, config.judge, said)]
+        return [
+            Judged(name, section, orders_asked(section), str(about.get("fingerprint")))
+            for name, section, about in found
+        ]
+
+    @property
+    def orders(self) -> Orders:
+        """The orders asked, as the aggregation takes them."""
+        named = {judge.name: judge.orders for judge in self.judges if judge.name is not None}
+        return named or (self.judges[0].orders if self.judges else ORDERS)
+
+    @property
+    def asked(self) -> Principles:
+        """Those that a pair was asked about."""
+        judge = self.config.judge
+        if judge.draw is None:
+            return self.principles
+        return Draw(self.principles, judge.draw, judge.draw_weighted, judge.draw_seed)
+
+    @property
+    def _together(self) -> bool:
+        """Whether a judge saw all pairs of a prompt side by side: then they are read so."""
+        return any(judge_class(judge.section.method).together for judge in self.judges)
+
+    def case(self, pair_id: str) -> Case:
+        """The pair of an id, with its label and verdicts."""
+        if self._together:
+            return next(case for case in self.cases() if case.pair.id == pair_id)
+        return next(self._cases(iter([self.store.table("pairs").finder()([pair_id])[pair_id]])))
+
+    def cases(self, *, verdicts: bool = True) -> Iterator[Case]:
+        """Every pair of the run in its order, with its label; `verdicts=False` leaves these out,
+        which is faster."""
+        pairs = chain.from_iterable(self.store.table("pairs").iter_batches(READ_PAIRS))
+        return self._cases(pairs, verdicts)
+
+    def _cases(self, pairs: Iterator[Pair], verdicts: bool = True) -> Iterator[Case]:
+        preference = self.store.table("preferences").finder()
+        find = self.store.table("verdicts").finder() if verdicts else None
+        over_orders = (self.made.get("rule") or {}).get("orders", "mean")
+        for part in judging_chunks(pairs, READ_PAIRS, together=self._together):
+            labels = preference([pair.id for pair in part])
+            said = self._verdicts(part, find) if find is not None else {}
+            for pair in part:
+                label, rows = labels.get(pair.id), said.get(pair.id, ())
+                yield Case(pair, label, rows, self.rule, self.orders, over_orders)
+
+    def _verdicts(self, pairs: Sequence[Pair], find: Any) -> dict[str, list[Verdict]]:
+        found: dict[str, list[Verdict]] = {pair.id: [] for pair in pairs}
+        for judge in self.judges:
+            together = judge_class(judge.section.method).together
+            keys = judge.keys(expand(pairs, self.asked, judge.orders, together=together))
+            rows = find(keys)
+            for key in dict.fromkeys(keys):
+                if key in rows:
+                    found[rows[key].pair_id].append(judge.named(rows[key]))
+        return found
