@@ -23,6 +23,7 @@ from pydantic import (
 from rlaif.engines.load import ENGINES, unknown_engine
 from rlaif.engines.thinking import ON_BUDGET
 from rlaif.errors import ConfigError, nearest
+from rlaif.evaluation.settings import RewardBenchSettings
 from rlaif.files.own import is_named, look_beside
 from rlaif.files.readers.formats import FORMATS, unknown_format
 from rlaif.files.resources import find
@@ -975,6 +976,8 @@ class EvaluateConfig(Section):
     top-p 1; where these are others, it draws some."""
     seed: Seed = 11
     """Sampling and bootstrap."""
+    rewardbench: RewardBenchSettings = RewardBenchSettings()
+    """Of `rlaif eval rewardbench`."""
 
 
 class RayConfig(Section):

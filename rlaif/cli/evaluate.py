@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlaif.cli.common import execute
-from rlaif.cli.options import App, on_a_run
+from rlaif.cli.options import App, Named, on_a_run
+from rlaif.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlaif.config import Config
+
+
+def _who_is_measured(named: Named, as_it_is: Callable[[], Any]) -> Named:
+    """The options of `rewardbench`, which say by themselves whether a judge is measured, a reward
+    model, or the reward that a policy implies."""
+    del as_it_is
+    section = "evaluate.rewardbench"
+    given = {
+        "judge": named["judge.model"],
+        "reward": named[f"{section}.reward"],
+        "dpo": named[f"{section}.policy"] or named[f"{section}.reference"],
+    }
+    who = [by for by, value in given.items() if value is not None]
+    if len(who) > 1:
+        raise ConfigError(
+            "one is measured at a time: give --judge MODEL, --reward-model FOLDER, or --policy "
+            f"FOLDER with --reference MODEL; got those of {' and '.join(who)}"
+        )
+    return {**named, **({f"{section}.by": who[0]} if who else {})}
+
 
 app = App(help="Measure labels, and what was trained.", no_args_is_help=True)
 
@@ -97,6 +119,35 @@ def best_of_n(
     from rlaif.stages.best_of_n import best_of_n
 
     execute(config, partial(best_of_n, n=samples, reward=proxy, gold=gold))
+
+
+@app.command("rewardbench")
+@on_a_run(
+    "constitution",
+    "judge",
+    "method",
+    rows="evaluate.rewardbench.path",
+    reward_model="evaluate.rewardbench.reward",
+    policy="evaluate.rewardbench.policy",
+    reference="evaluate.rewardbench.reference",
+    limit="evaluate.rewardbench.per_subset",
+    skip_bad="evaluate.rewardbench.skip_bad",
+    seed="evaluate.seed",
+    resolve=_who_is_measured,
+)
+def rewardbench(config: Config) -> None:
+    """RewardBench 1 and 2, RM-Bench or JudgeBench: a judge, a reward model, or DPO's reward.
+
+    Sections are scored as published, with intervals over prompts (docs/evaluation.md). `--limit` is
+    of each subset.
+
+    Example: rlaif eval rewardbench --rows allenai/reward-bench-2 --reward-model my-reward
+
+    Example: rlaif eval rewardbench --rows judgebench.jsonl --judge my-model --constitution hhh
+    """
+    from rlaif.stages.rewardbench import rewardbench
+
+    execute(config, rewardbench)
 
 
 @app.command("attacks")

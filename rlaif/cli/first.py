@@ -45,6 +45,7 @@ _READS = {
     "train_online_dpo": ("prompts", "policy"),
     "evaluate": ("evaluate.prompts", "policy"),
     "best_of_n": ("evaluate.prompts", "policy"),
+    "rewardbench": ("evaluate.rewardbench",),
 }
 _PAID_FOR = ("completions", "verdicts", "revisions", "models", "evaluation")  # by a model's work
 
@@ -124,6 +125,8 @@ def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingConfig]:
         asks = asks or (section is not None and section.reward == "judge")
         if stage == "train_ppo" and train.ppo is not None:
             asks = asks or train.ppo.held_out is not None
+        if stage == "rewardbench":
+            asks = config.evaluate.rewardbench.by == "judge"
         if stage == "evaluate" and config.evaluate.winrate:
             found |= own if other is None else {"evaluate.judge": other}
         if asks:

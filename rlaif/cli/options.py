@@ -90,8 +90,13 @@ SETTINGS = {
         "Rows with `messages`, or `prompt` and `completion`; or `best`.",
         "train.sft.data",
     ),
+    "rows": Setting(str, "FILE", "Rows: a file, folder or glob of files, or a hub name."),
     "reward": Setting(
         str, "NAME", "`model`, `judge`, a reward model's folder, or `module:function`."
+    ),
+    "reward_model": Setting(str, "FOLDER", "A reward model; the run's own unless given."),
+    "reference": Setting(
+        str, "MODEL", "What the policy was trained from; `policy.model` unless given."
     ),
     "n": Setting(int, "N", "Completions a prompt.", "sampling.n", ("-n",)),
     "rounds": Setting(int, "N", "Revisions of each response.", "revise.rounds"),

@@ -64,7 +64,7 @@ def kl_to_base(
     """
     from rlaif.training.forward import sequence_logprobs
 
-    _same_vocabulary(policy, base)
+    require_same_vocabulary(policy, base)
     ends = end_tokens(policy.model.generation_config, policy.tokenizer)
     encoder = RowEncoder(policy.encoder, end_of_turn(policy.tokenizer, ends), ends, thinking)
     unended, limit = frozenset(cut), min(policy.max_length, base.max_length)
@@ -109,7 +109,8 @@ def divergence(
     )
 
 
-def _same_vocabulary(policy: HFEngine, base: HFEngine) -> None:
+def require_same_vocabulary(policy: HFEngine, base: HFEngine) -> None:
+    """DataError unless two engines have the same tokens."""
     if policy.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise DataError(
             f"{policy.name} and {base.name} have unlike vocabularies: their divergence has no "

@@ -10,14 +10,15 @@ from typing import Any
 from rlaif.engines.base import Engine, Sampling, weights_of
 from rlaif.errors import ConfigError, DataError
 from rlaif.records import Completion, Pair, Preference, Prompt
+from rlaif.stages.asking import ask
 from rlaif.stages.inputs import held_out, held_out_section, is_tiny, sampling_of, tiny_target
 from rlaif.stages.jury import Bench, bench, of_one
-from rlaif.stages.labelling import current_verdicts, prefer
+from rlaif.stages.labelling import prefer
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run, is_finished
 from rlaif.stages.temperature import require_temperature
-from rlaif.steps.executors import run_judge, run_sampling
+from rlaif.steps.executors import run_sampling
 from rlaif.steps.sampling import completion_keys
 from rlaif.store import RunStore, lineage, write_json
 
@@ -167,22 +168,7 @@ def _winrate(
     def label(pairs: Sequence[Pair]) -> list[Preference]:
         known = store.table("pairs").keys()
         store.table("pairs").append([pair for pair in pairs if pair.id not in known])
-        verdicts = []
-        for juror, judge in judges.seats:
-            with run.reporter.progress(juror.title("win rate"), len(pairs)) as progress:
-                run_judge(
-                    pairs,
-                    judge,
-                    run.asked(),
-                    store.table("verdicts"),
-                    orders=juror.orders,
-                    chunk=run.config.chunk,
-                    max_not_finite=juror.section.max_not_finite,
-                    total=len(pairs),
-                    on_progress=progress,
-                )
-            said = current_verdicts(store, pairs, judge, run.asked(), juror.orders)
-            verdicts += juror.named(said)
+        verdicts = ask(run, store, judges, pairs, "win rate")
         return prefer(run.config, pairs, verdicts, principles, judges.orders, temperature)
 
     a, b = [c.text for c in samples[name]], [c.text for c in samples["base"]]

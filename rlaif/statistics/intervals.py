@@ -98,7 +98,8 @@ def share(
     size = float(k)
     if k > 1 and (array != array[0]).any():
         variance, factor = float((w * (array - mean) ** 2).sum()) / total**2, 1.0
-        if k < total or not np.isin(array, (0, 1)).all():  # else it is known to be binomial
+        uneven = bool((w != w[0]).any())
+        if k < total or uneven or not np.isin(array, (0, 1)).all():  # else known to be binomial
             variance = max(variance, _between(w * (array - mean), index, k) / total**2)
             factor = NormalDist().inv_cdf((1 + level) / 2) / t_quantile((1 + level) / 2, k - 1)
         size = mean * (1 - mean) / variance * factor**2

@@ -573,6 +573,10 @@ class RewardModel:
             return "no_label"
         if not pair.first.strip() or not pair.second.strip():
             return "empty_response"
-        encode = self._loaded.encoder.sequence
-        longest = max(sum(map(len, encode(pair.prompt, x))) for x in (pair.first, pair.second))
-        return "too_long" if longest > self._loaded.max_length else ""
+        long = any(self.too_long(pair.prompt, x) for x in (pair.first, pair.second))
+        return "too_long" if long else ""
+
+    def too_long(self, prompt: Prompt, completion: str) -> bool:
+        """Whether a completion with its prompt does not fit the model's context."""
+        before, after = self._loaded.encoder.sequence(prompt, completion)
+        return len(before) + len(after) > self._loaded.max_length

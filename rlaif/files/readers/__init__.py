@@ -12,12 +12,9 @@ ever dropped silently.
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rlaif.errors import DataError
 from rlaif.files.own import is_named
@@ -34,16 +31,12 @@ from rlaif.files.readers.conversations import (
     with_system,
 )
 from rlaif.files.readers.fields import (
-    STOPPING,
     BadReason,
     BadRow,
     Left,
     OnBad,
-    Raw,
     Row,
-    excerpt,
     fields_of,
-    parse,
     refuse_unsupported,
     say_which,
 )
@@ -51,6 +44,7 @@ from rlaif.files.readers.formats import COLUMNS, Format, group_of, pairs_of, unk
 from rlaif.files.readers.own import EVERY, own_reader
 from rlaif.files.readers.rated import listed, nvidia_prompt, oasst_prompt
 from rlaif.files.readers.repeats import Repeats
+from rlaif.files.readers.rows import Placed, read_units
 from rlaif.files.readers.sources import open_source
 from rlaif.records import Demonstration, Message, Pair, Prompt
 
@@ -64,10 +58,6 @@ __all__ = [
     "read_pairs",
     "read_prompts",
 ]
-
-R = TypeVar("R", Pair, Prompt, Demonstration)
-Placed = Sequence[tuple[str, Row]]
-Convert = Callable[[Placed], Iterable[R | Left]]
 
 _TALKS = ("messages", "text")  # where prompts stand beside the columns known to hold one
 _ANSWERS = ("completion", "response", "output", "answer")
@@ -113,7 +103,7 @@ def read_pairs(
     def group(row: Row) -> Any:
         return None if columns or reader else group_of(format, row)
 
-    return _read(str(source), raw, convert, limit, skip_bad, on_bad, group, Repeats())
+    return read_units(str(source), raw, convert, limit, skip_bad, on_bad, group, Repeats())
 
 
 def _named_pairs(rows: Placed, columns: Columns) -> Iterable[Pair | Left]:
@@ -148,7 +138,7 @@ def read_prompts(
     def convert(rows: Placed) -> Iterable[Prompt | Left]:
         return _prompt(*rows[0], columns)
 
-    return _read(str(source), raw, convert, limit, skip_bad, on_bad)
+    return read_units(str(source), raw, convert, limit, skip_bad, on_bad)
 
 
 def read_demonstrations(
@@ -174,7 +164,7 @@ def read_demonstrations(
     def convert(rows: Placed) -> Iterable[Demonstration | Left]:
         return _demonstration(*rows[0], columns)
 
-    return _read(str(source), raw, convert, limit, skip_bad, on_bad)
+    return read_units(str(source), raw, convert, limit, skip_bad, on_bad)
 
 
 def _demonstration(where: str, row: Row, columns: Columns | None) -> Iterator[Demonstration]:
@@ -246,107 +236,3 @@ def _prompt_of_pair(where: str, row: Row) -> tuple[Message, ...] | None:
     if isinstance(found, Left):
         raise found
     return found.prompt.messages
-
-
-# ---------------------------------------------------------------------------- the loop of all
-
-
-def _read(
-    source: str,
-    raw: Iterator[tuple[str, Raw]],
-    convert: Convert[R],
-    limit: int | None,
-    skip_bad: int,
-    on_bad: OnBad | None,
-    group: Callable[[Row], Any] = lambda _: None,
-    repeats: Repeats | None = None,
-) -> Iterator[R]:
-    left: Counter[str] = Counter()
-    made = 0
-
-    def tell(where: str, reason: BadReason, content: Raw, detail: str) -> None:
-        left[reason] += 1
-        stopped = sum(left[r] for r in STOPPING)
-        if reason in STOPPING and stopped > skip_bad:
-            raise DataError(_malformed(where, detail, skip_bad))
-        if on_bad:
-            on_bad(BadRow(where, reason, excerpt(content), detail))
-
-    if limit is not None and limit <= 0:
-        return
-    for unit in _units(raw, group):
-        where, content, _ = unit[0]
-        for found in _made(unit, convert):
-            if isinstance(found, Left):
-                tell(where, found.reason, content, found.detail)
-                continue
-            earlier = repeats.opposed(found, where) if repeats and isinstance(found, Pair) else None
-            if earlier:
-                tell(where, "contradicts", content, f"says the opposite of {earlier}")
-            yield found
-            made += 1
-            if made == limit:
-                break
-        if made == limit:
-            break
-    if left and on_bad is None:
-        _sum_up(source, left)
-
-
-_Unit = list[tuple[str, Raw, Row | Left]]
-
-
-def _units(raw: Iterable[tuple[str, Raw]], group: Callable[[Row], Any]) -> Iterator[_Unit]:
-    """Rows one by one, and those that belong together in one list."""
-    waiting: _Unit = []
-    common: Any = None
-    for where, content in raw:
-        row: Row | Left
-        try:
-            row = parse(content)
-            its = group(row)
-        except Left as reason:
-            row, its = reason, None
-        if waiting and (its is None or its != common):
-            yield waiting
-            waiting = []
-        if its is None:
-            yield [(where, content, row)]
-        else:
-            waiting.append((where, content, row))
-            common = its
-    if waiting:
-        yield waiting
-
-
-def _made(unit: _Unit, convert: Convert[R]) -> list[R | Left]:
-    """What rows make. A malformed one makes nothing, even where some of it could be read."""
-    rows = []
-    for where, _, row in unit:
-        if isinstance(row, Left):
-            return [row]
-        rows.append((os.path.basename(where), row))
-    try:
-        return list(convert(rows))
-    except Left as reason:
-        return [reason]
-    except RecursionError:
-        return [Left("malformed", "expected a row of some depth, got one nested without end")]
-
-
-def _malformed(where: str, detail: str, skipped: int) -> str:
-    after = f" (after {skipped} skipped ones)" if skipped else ""
-    return f"{where}: {detail}{after}. Fix the row, or leave it out: --skip-bad {skipped + 1}"
-
-
-def _sum_up(source: str, left: Counter[str]) -> None:
-    opposed = left.pop("contradicts", 0)
-    if left:
-        counts = ", ".join(f"{reason} {n}" for reason, n in sorted(left.items()))
-        warnings.warn(f"{source}: {left.total()} rows left out ({counts})", stacklevel=3)
-    if opposed:
-        warnings.warn(
-            f"{source}: {opposed} rows say the opposite of an earlier row of the same two "
-            "responses; on_bad is told which",
-            stacklevel=3,
-        )
