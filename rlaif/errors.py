@@ -51,10 +51,11 @@ class TrainingError(RlaifError):
 
 def missing_extra(package: str, extra: str, why: str) -> ConfigError:
     """The error for an optional package that is not installed, with the command to install it."""
-    return ConfigError(f'{why} needs {package}: pip install "{_wanted(extra) or package.lower()}"')
+    wanted = " ".join(f'"{one}"' for one in _wanted(extra) or [package.lower()])
+    return ConfigError(f"{why} needs {package}: pip install {wanted}")
 
 
-def _wanted(extra: str) -> str:
+def _wanted(extra: str) -> list[str]:
     """What `extra` asks for, such as `vllm>=0.24`, read off the installed distribution.
 
     The package itself is named, not `rlaif-toolkit[vllm]`: that is right from a checkout and from
@@ -65,9 +66,9 @@ def _wanted(extra: str) -> str:
     try:
         lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError:  # run from a checkout that is not installed
-        return ""
+        return []
     found = (line.split(";") for line in lines if extra in line.partition("extra ==")[2])
-    return " ".join(requirement.strip() for requirement, *_ in found)
+    return [requirement.strip() for requirement, *_ in found]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ FLOORS = {
     "rlaif.report": 6,
     "rlaif.config": 7,
     "rlaif.stages": 7,
+    "rlaif.view": 7,
     "rlaif.bench": 7,
     "rlaif.cli": 8,
 }

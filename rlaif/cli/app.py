@@ -20,6 +20,7 @@ from rlaif.cli import (
     status,
     steps,
     train,
+    view,
 )
 from rlaif.cli.options import App
 
@@ -38,6 +39,7 @@ for command in (
     revise.contrast,
     files.export,
     files.report,
+    view.view,
     status.status,
     looking.show,
     looking.compare,

@@ -370,6 +370,13 @@ class Table(Generic[R]):
         hashes = hash_all(self.key_batches())
         return len(self.keys()) if repeated(hashes) else len(hashes)
 
+    def files(self) -> list[Path]:
+        """The Parquet files that hold the rows now, in their order, for readers such as DuckDB.
+
+        A writer that replaces the rows may remove them meanwhile.
+        """
+        return self._live()
+
     def finder(self) -> Callable[[Sequence[str]], dict[str, R]]:
         """A function that finds rows by key, among those that are there now.
 

@@ -1,0 +1,19 @@
+// What the page does beside htmx: it says when the server is out of reach, and hears keys.
+"use strict";
+(function () {
+  const trouble = document.getElementById("trouble");
+
+  function tell(text) {
+    trouble.textContent = text;
+    trouble.hidden = !text;
+  }
+
+  document.body.addEventListener("htmx:sendError", () =>
+    tell("The server does not answer. What you did last was not saved: start `rlaif view` again, then repeat it."));
+  document.body.addEventListener("htmx:responseError", (event) => {
+    const said = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html");
+    const text = said.querySelector("main .text") || said.body;
+    tell("Not done: " + text.textContent.trim().slice(0, 500));
+  });
+  document.body.addEventListener("htmx:afterOnLoad", () => tell(""));
+})();
