@@ -34,6 +34,7 @@ from rlaif.training.reward import train_reward
 from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import ModelScorer
+from rlaif.training.settings import DPOSettings, Runtime
 
 TRAIT = "harmless"
 LENGTH = 64  # tokens of a completion at most
@@ -163,7 +164,11 @@ def run(out: Path, labels: int, samples: int, held_out: int) -> dict[str, Any]:
     for epochs, rate in ((1, 3e-5), (1, 1e-4), (2, 2e-4), (4, 5e-4)):
         folder = out / f"dpo-{epochs}-{rate:g}"
         train_dpo(
-            judged, "tiny", folder, beta=0.05, epochs=epochs, learning_rate=rate, device="cpu"
+            judged,
+            "tiny",
+            folder,
+            DPOSettings(beta=0.05, epochs=epochs, learning_rate=rate),
+            runtime=Runtime(device="cpu"),
         )
         points["DPO"].append(measured(folder, base, proxy, test))
     for steps in (2, 4, 6, 8, 12):

@@ -38,19 +38,15 @@ STILL: dict[tuple[str, str], int] = {
     ("PromptsConfig", "files.readers.__init__.read_prompts()"): 3,
     ("PromptsConfig", "files.readers.__init__.read_demonstrations()"): 3,
     ("PPOConfig", "training.rl.actor_critic.ActorCritic()"): 6,
-    ("DPOConfig", "training.dpo.train_dpo()"): 5,
     ("GRPOConfig", "training.rl.group.GroupSettings"): 19,
     ("EngineConfig", "training.rl.group.train_group()"): 3,
     ("JudgeTrainConfig", "training.judge.train_judge()"): 3,
-    ("LoraConfig", "training.models.LoraSettings"): 5,
     ("OnlineDPOConfig", "training.rl.online_dpo.OnlineDPOSettings"): 13,
     ("EngineConfig", "training.rl.online_dpo.train_online_dpo()"): 3,
     ("AlarmsConfig", "training.rl.ppo.AlarmLimits"): 5,
     ("PPOConfig", "training.rl.ppo.PPOSettings"): 33,
     ("EngineConfig", "training.rl.ppo_run.train_ppo()"): 4,
     ("RewardConfig", "training.reward.train_reward()"): 9,
-    ("TrainConfig", "training.settings.LoopOptions"): 14,
-    ("TrainConfig", "training.settings.LoopSettings"): 14,
 }
 
 Fields = dict[str, str]  # names and defaults, as they are written

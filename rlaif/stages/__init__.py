@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from rlaif.stages.labelling import prefer_stream as prefer_stream
     from rlaif.stages.labelling import read as read
     from rlaif.stages.learning import cut_completions as cut_completions
-    from rlaif.stages.learning import lora_of as lora_of
     from rlaif.stages.learning import train_dpo as train_dpo
     from rlaif.stages.learning import train_reward as train_reward
     from rlaif.stages.online import train_grpo as train_grpo
@@ -82,7 +81,6 @@ _HOME = {
     "label": "labelling",
     "live_label": "rewards",
     "load_prompts": "inputs",
-    "lora_of": "learning",
     "prefer": "labelling",
     "prefer_stream": "labelling",
     "read": "labelling",

@@ -13,7 +13,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
 from rlaif.stages.labelling import known
-from rlaif.stages.learning import judged, lora_of
+from rlaif.stages.learning import judged
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts
@@ -51,7 +51,7 @@ def train_judge(run: Run) -> None:
             template=template,
             adapter=start.adapter,
             device=start.device,
-            lora=lora_of(config.lora),
+            lora=config.lora,
             order_rule=run.config.preferences.orders,
             log_to=run.config.train.log_to,
             on_log=on_log,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif.config import LoraConfig, PairsConfig, PreferenceTrainConfig
+from rlaif.config import PairsConfig, RewardConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_pairs
 from rlaif.files.readers.repeats import Votes
 from rlaif.files.small import read_bytes, read_object
-from rlaif.records import Pair, Preference, content_id
+from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.stages.audit import require_fit
 from rlaif.stages.inputs import reading
 from rlaif.stages.labelling import known
@@ -22,7 +24,8 @@ from rlaif.stages.trained_on import record_prompts, starts
 from rlaif.store import RunStore, lineage, write_json
 
 if TYPE_CHECKING:
-    from rlaif.training.models import LoraSettings
+    from rlaif.training.data import Samples
+    from rlaif.training.settings import Runtime
 
 
 def train_reward(run: Run) -> None:
@@ -32,24 +35,45 @@ def train_reward(run: Run) -> None:
     settings = run.config.train.reward
     if settings is None:
         raise ConfigError("train.reward is null in this config: give it settings, or {}")
-    options: dict[str, Any] = {"references": ()}
-    if settings.references is not None:
-        pairs = _read(run, settings.references, "references")
-        sided = [pair for pair in pairs if pair.label not in (None, 0.5)]
-        if len(sided) < len(pairs):
-            run.reporter.warn(
-                f"{len(pairs) - len(sided):,} pairs of {settings.references.path} are ties or have "
-                "no label: none of their completions is a reference"
-            )
-        if not sided:
-            raise DataError(f"{settings.references.path}: no pair in it has a chosen completion")
-        options["references"] = [(pair.prompt, _chosen(pair)) for pair in sided]
-    options["features"] = run.store.path("features")
+    model, references = settings.model or run.config.policy.model, _references(run, settings)
+    options = settings.model_dump(exclude={"model", "lora", "labels", "references", "test"})
     if settings.model is None:
         options["adapter"] = run.config.policy.adapter
-    _train(run, "reward", fit, settings, settings.model or run.config.policy.model, **options)
+
+    def train(preferences: Sequence[Preference], out: Path, runtime: Runtime) -> Any:
+        return fit(
+            preferences,
+            model,
+            out,
+            cut=cut_completions(run.store),
+            references=references,
+            lora=settings.lora,
+            device=runtime.device,
+            log_to=runtime.log_to,
+            on_log=runtime.on_log,
+            features=runtime.cache,
+            **options,
+        )
+
+    _train(run, "reward", train, settings.labels, model, [prompt for prompt, _ in references])
     if settings.test is not None and run.main:
         _test_reward(run, settings.test)
+
+
+def _references(run: Run, settings: RewardConfig) -> list[tuple[Prompt, str]]:
+    """The completions whose mean reward is to be 0; none where the config names none."""
+    if settings.references is None:
+        return []
+    pairs = _read(run, settings.references, "references")
+    sided = [pair for pair in pairs if pair.label not in (None, 0.5)]
+    if len(sided) < len(pairs):
+        run.reporter.warn(
+            f"{len(pairs) - len(sided):,} pairs of {settings.references.path} are ties or have "
+            "no label: none of their completions is a reference"
+        )
+    if not sided:
+        raise DataError(f"{settings.references.path}: no pair in it has a chosen completion")
+    return [(pair.prompt, _chosen(pair)) for pair in sided]
 
 
 def _read(run: Run, config: PairsConfig, what: str) -> list[Pair]:
@@ -109,52 +133,37 @@ def train_dpo(run: Run) -> None:
     if settings is None:
         raise ConfigError("train.dpo is null in this config: give it settings, or {}")
     policy = run.config.policy
-    _train(
-        run,
-        "dpo",
-        fit,
-        settings,
-        policy.model,
-        adapter=policy.adapter,
-        thinking=policy.thought_tokens,
-        sampled=sampled_tokens(run.store),
-    )
+
+    def train(preferences: Sequence[Preference], out: Path, runtime: Runtime) -> Any:
+        return fit(
+            preferences,
+            policy.model,
+            out,
+            settings,
+            adapter=policy.adapter,
+            thinking=policy.thought_tokens,
+            samples=samples_of(run.store),
+            runtime=runtime,
+        )
+
+    _train(run, "dpo", train, settings.labels, policy.model)
 
 
 def _train(
     run: Run,
     name: str,
-    fit: Callable[..., Any],
-    settings: PreferenceTrainConfig,
+    fit: Callable[[Sequence[Preference], Path, Runtime], Any],
+    labels: str,
     model: str,
-    **more: Any,
+    others: Sequence[Prompt] = (),
 ) -> None:
+    """Trains on the run's preferences, and records what was read; `others` are prompts besides."""
     clock = time.monotonic()
-    preferences = _own(run) if settings.labels == "own" else judged(run)
-    options = settings.model_dump(exclude={"model", "lora", "labels", "references", "test"}) | more
-    steps_now = 0
-    with run.reporter.progress(name, None) as progress:
-
-        def on_log(row: Mapping[str, Any]) -> None:
-            nonlocal steps_now
-            steps_now += 1
-            progress(row["step"], row["total_steps"], row.get("found", 0))
-
-        result = fit(
-            preferences,
-            model,
-            run.store.path("models", name),
-            cut=cut_completions(run.store),
-            device=run.config.policy.device,
-            lora=lora_of(settings.lora),
-            log_to=run.config.train.log_to,
-            on_log=on_log,
-            **options,
-        )
-    read = [row.pair.prompt for row in preferences]
-    read += [prompt for prompt, _ in options.get("references") or ()]
+    preferences = _own(run) if labels == "own" else judged(run)
+    with fitting(run, name) as (runtime, steps):
+        metrics = fit(preferences, run.store.path("models", name), runtime).metrics
+    read = [*(row.pair.prompt for row in preferences), *others]
     record_prompts(run, name, read, *starts(run), model)
-    metrics = result.metrics
     _tell_training(run, name, metrics)
     refused = {reason: found["n"] for reason, found in metrics["refused"].items()}
     finish(
@@ -163,13 +172,40 @@ def _train(
         clock,
         {
             "rows": metrics["pairs"],
-            "new_rows": metrics["pairs"] if steps_now else 0,
+            "new_rows": metrics["pairs"] if steps else 0,
             "steps": metrics["steps"],
             "model": model,
-            "labels": settings.labels,
+            "labels": labels,
             "rejected_rows": refused,
         },
     )
+
+
+@contextmanager
+def fitting(run: Run, name: str, device: str | None = None) -> Iterator[tuple[Runtime, list[Any]]]:
+    """How a trainer of the run is run, under a bar of its steps, and the steps that it made.
+
+    It is on the policy's device, unless told.
+    """
+    from rlaif.training.settings import Runtime
+
+    steps: list[Any] = []
+    with run.reporter.progress(name, None) as progress:
+
+        def on_log(row: Mapping[str, Any]) -> None:
+            steps.append(row["step"])
+            progress(row["step"], row["total_steps"], row.get("found", 0))
+
+        yield (
+            Runtime(
+                device=run.config.policy.device if device is None else device,
+                log_to=run.config.train.log_to,
+                on_log=on_log,
+                progress=run.reporter.progress,
+                cache=run.store.path("features"),
+            ),
+            steps,
+        )
 
 
 def judged(run: Run, first: str = "run `rlaif label` first") -> list[Preference]:
@@ -188,13 +224,6 @@ def judged(run: Run, first: str = "run `rlaif label` first") -> list[Preference]
 def _own(run: Run) -> list[Preference]:
     """What is known of the run's pairs, as labels."""
     return [Preference(pair, "tie" if p == 0.5 else "preferred", p) for pair, p in known(run)]
-
-
-def lora_of(config: LoraConfig | None) -> LoraSettings | None:
-    """The section as a trainer takes it."""
-    from rlaif.training.models import LoraSettings
-
-    return None if config is None else LoraSettings(**config.model_dump())
 
 
 def _tell_training(run: Run, name: str, metrics: Mapping[str, Any]) -> None:
@@ -232,3 +261,10 @@ def cut_completions(store: RunStore) -> set[tuple[str, str]]:
     """The completions that a length limit cut off: they are given no end of turn in training."""
     rows = store.table("completions").iter_batches()
     return {(c.prompt_id, c.text) for batch in rows for c in batch if c.finish_reason == "length"}
+
+
+def samples_of(store: RunStore) -> Samples:
+    """How the run's completions were sampled."""
+    from rlaif.training.data import Samples
+
+    return Samples(cut_completions(store), sampled_tokens(store))

@@ -10,7 +10,6 @@ from rlaif.config import GRPOConfig, RLOOConfig
 from rlaif.errors import ConfigError
 from rlaif.records import Prompt
 from rlaif.stages.inputs import load_prompts, sampling_of
-from rlaif.stages.learning import lora_of
 from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish, told_kl
 from rlaif.stages.rewards import judge_tokens, live_label, reward_folder, scorer_alone, scorer_of
@@ -50,7 +49,7 @@ def _train_group(
     settings = GroupSettings(
         algorithm=name,
         **options,
-        lora=lora_of(config.lora),
+        lora=config.lora,
         max_new_tokens=sampling_of(run.config).limit,
     )
 
@@ -85,7 +84,7 @@ def train_online_dpo(run: Run) -> None:
     label, key = live_label(run)
     settings = OnlineDPOSettings(
         **config.model_dump(exclude={"lora", "checkpoint_every"}),
-        lora=lora_of(config.lora),
+        lora=config.lora,
         max_new_tokens=sampling_of(run.config).limit,
         keep_cut=run.config.sampling.keep_cut,
     )

@@ -10,7 +10,6 @@ from rlaif.errors import ConfigError
 from rlaif.files.readers import read_demonstrations
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import load_prompts, sampling_of
-from rlaif.stages.learning import lora_of
 from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, finish, told_kl
 from rlaif.stages.rewards import reward_folder, scorer_of
@@ -83,7 +82,7 @@ def train_ppo(run: Run) -> None:
             scorer,
             PPOSettings(
                 **options,
-                lora=lora_of(config.lora),
+                lora=config.lora,
                 alarms=AlarmLimits(**dict(config.alarms)),
                 max_new_tokens=sampling_of(run.config).limit,
             ),

@@ -11,7 +11,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_demonstrations
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import reading
-from rlaif.stages.learning import cut_completions, lora_of, sampled_tokens
+from rlaif.stages.learning import cut_completions, sampled_tokens
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
@@ -50,7 +50,7 @@ def train_sft(run: Run) -> None:
             adapter=run.config.policy.adapter,
             thinking=run.config.policy.thought_tokens,
             device=run.config.policy.device,
-            lora=lora_of(config.lora),
+            lora=config.lora,
             log_to=run.config.train.log_to,
             on_log=on_log,
             **options,

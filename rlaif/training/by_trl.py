@@ -19,10 +19,10 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
-from rlaif.training.loop import Journal, OnLog, collect
+from rlaif.training.loop import Journal, collect
 from rlaif.training.models import Loaded, empty_copy, own_ends, quiet
 from rlaif.training.processes import spread
-from rlaif.training.settings import LoopSettings
+from rlaif.training.settings import Runtime, TrainSettings
 
 IN_ORDER = {"max_length": None, "train_sampling_strategy": "sequential"}  # TRL's arguments
 _ALWAYS = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "learning_rate"}
@@ -50,10 +50,9 @@ def fit(
     arguments: Any,
     loaded: Loaded,
     rows: Sequence[Mapping[str, Any]],
-    settings: LoopSettings,
-    out: Path,
+    settings: TrainSettings,
+    runtime: Runtime,
     names: Mapping[str, str],
-    on_log: OnLog | None,
     filler: Mapping[str, Any] | None = None,
 ) -> Journal:
     """Trains `loaded.model` in place by the trainer that `make` makes of TRL's usual arguments.
@@ -62,6 +61,7 @@ def fit(
     newest checkpoint. `filler` is a row of which nothing is learnt, to fill up the last batches of
     several processes; without one Accelerate fills them with the first rows once more.
     """
+    out = Path(arguments.output_dir).parent
     random = np.random.default_rng(settings.seed)
     order = [i for _ in range(settings.epochs) for i in random.permutation(len(rows)).tolist()]
     size = settings.batch_size * settings.gradient_accumulation * arguments.world_size
@@ -70,7 +70,7 @@ def fit(
         together = settings.batch_size * arguments.world_size
         table += [dict(filler)] * (-len(table) % together)
     total, checkpoint = math.ceil(len(order) / size), last_checkpoint(out)
-    journal = Journal(out / JOURNAL, checkpoint, total, settings.epochs, on_log, settings.log_to)
+    journal = Journal(out / JOURNAL, checkpoint, total, settings.epochs, runtime)
     tokenizer = copy.deepcopy(loaded.tokenizer)  # TRL changes it
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = loaded.filler

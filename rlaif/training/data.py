@@ -26,8 +26,23 @@ Refusal = Literal["too_long", "empty_response", "empty_prompt", "identical", "cu
 Cut = Collection[tuple[str, str]]  # (prompt id, text) of completions that had no end
 # The tokens that completions were sampled as, by (prompt id, text); see `Completion.ids`.
 Sampled = Mapping[tuple[str, str], Sequence[int]]
+
 _STOPS = 64  # tokens that a stop string may stand in
 _CHUNK = 8  # steps that are sorted by length together: less padding, still a fresh mix every epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """How completions were sampled, where that is known: which of them a length limit cut off, and
+    the tokens that they were."""
+
+    cut: Cut = ()
+    tokens: Sampled = field(default_factory=dict)
+
+    def key(self) -> list[Any]:
+        """What a trainer's resume key takes of it."""
+        known = sorted((*name, list(ids)) for name, ids in self.tokens.items())
+        return [sorted(self.cut), *([content_id("sampled", known)] if known else [])]
 
 
 class Trainable(Protocol):
@@ -289,12 +304,6 @@ def encode_rows(
             "raise max_length if the model's context allows"
         )
     return rows, refused
-
-
-def sampled_key(sampled: Sampled | None) -> list[str]:
-    """What a trainer's resume key takes of the tokens that completions were sampled as."""
-    known = sorted((*name, list(ids)) for name, ids in (sampled or {}).items())
-    return [content_id("sampled", known)] if known else []
 
 
 def thinking_key(thinking: int | None) -> list[Any]:

@@ -16,29 +16,27 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rlaif.records import Preference
 from rlaif.training.before import keeps_the_model
 from rlaif.training.data import (
-    Cut,
     Plan,
     Row,
-    Sampled,
+    Samples,
     encode_rows,
     preferred,
     row_key,
-    sampled_key,
     thinking_key,
 )
 from rlaif.training.models import add_lora, load_policy, save_model
-from rlaif.training.settings import LoopOptions, LoopSettings
+from rlaif.training.settings import TRL_LOSSES, DPOLoss, DPOSettings, Runtime
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import TrainingArguments
 
-    from rlaif.training.loop import OnLog, PairLoss
-    from rlaif.training.losses import DPOLoss, TRLLoss
+    from rlaif.training.loop import PairLoss
     from rlaif.training.models import Loaded
 
 # log π_ref of a pair's chosen and rejected completion, by `row_key`
@@ -60,122 +58,94 @@ def train_dpo(
     preferences: Sequence[Preference],
     model: str,
     out: str | Path,
+    settings: DPOSettings = DPOSettings(),
     *,
-    beta: float = 0.1,
-    loss: DPOLoss | TRLLoss = "sigmoid",
-    label_noise: float = 0.0,
-    nll: float = 0.0,
-    share_prompt: bool = True,
     adapter: str | None = None,
     thinking: int | None = None,
-    cut: Cut = (),
-    sampled: Sampled | None = None,
-    resume: bool = True,
-    on_log: OnLog | None = None,
-    **options: Unpack[LoopOptions],
+    samples: Samples = Samples(),
+    runtime: Runtime = Runtime(),
 ) -> DPOResult:
     """Trains a policy on preferences and writes it to `out` as a complete model folder.
 
-    `loss`: one of `DPO_LOSSES`, or one of `TRL_LOSSES`, which TRL computes on hard labels (soft
-    ones raise ConfigError). `label_noise` is the ε of `cdpo`, `robust` and `exo_pair`. `nll` weighs
-    an added −log π(chosen) a token, which holds on to the chosen completions where DPO would sink
-    both (Pang et al. 2024). With `share_prompt` a pair is one row, whose prompt is computed once,
-    where the model can. `adapter` is a LoRA folder to add into the model first, and so into the
-    reference. `thinking`: tokens that a thought of the policy may have, 0 where it is told not to
-    think: its prompts are then those it was sampled with. `cut` names completions, as (prompt id,
-    text), that a length limit cut off: they get no end of turn, and are not preferred to what
-    ended. `sampled` are the tokens of completions, by the same names: they are trained on as they
-    were sampled, others are tokenised.
-
-    With `resume` a killed run goes on from its last checkpoint, `checkpoint_every` steps apart,
-    and a finished one returns at once. `options` are the fields of `LoopSettings`; the learning
-    rate is 5e-7 unless given.
+    A loss of `TRL_LOSSES` is computed by TRL, on hard labels: soft ones raise ConfigError.
+    `adapter` is a LoRA folder to add into the model first, and so into the reference. `thinking`:
+    tokens that a thought of the policy may have, 0 where it is told not to think: its prompts are
+    then those it was sampled with. `samples`: how the completions were sampled, where that is
+    known. What a length limit cut off gets no end of turn, and is not preferred to what ended;
+    tokens are trained on as they were sampled, and text without any is tokenised.
     """
-    from rlaif.training.loop import (
-        finish,
-        make_plan,
-        prepare,
-        run_key,
-        run_loop,
-        training_arguments,
-    )
-    from rlaif.training.losses import TRL_LOSSES, check_dpo_loss
-    from rlaif.training.shared import why_not
+    from rlaif.training.loop import finish, prepare, run_key, training_arguments
 
-    check_dpo_loss(loss, beta, label_noise, nll, by_trl=True)
     kept, folder = preferred(preferences), Path(out)
-    if loss in TRL_LOSSES:
+    if settings.loss in TRL_LOSSES:
         from rlaif.training.dpo_trl import check_hard
 
-        check_hard(kept, loss)
-        share_prompt = False  # its trainer computes the prompt twice
-    options.setdefault("learning_rate", 5e-7)
-    settings = LoopSettings(**options)
-    arguments = training_arguments(settings, folder)
-    chosen = [beta, loss, label_noise, nll, share_prompt, sorted(cut), *sampled_key(sampled)]
-    chosen += thinking_key(thinking)
-    start = (model, adapter)
-    done = prepare(folder, run_key("dpo", model, adapter, kept, settings, chosen), resume, start)
+        check_hard(kept, settings.loss)
+        settings = settings.but(share_prompt=False)  # its trainer computes the prompt twice
+    arguments = training_arguments(settings, runtime, folder)
+    chosen = [*settings.own().values(), *samples.key(), *thinking_key(thinking)]
+    key = run_key("dpo", model, adapter, kept, settings, chosen)
+    done = prepare(folder, key, runtime.resume, (model, adapter))
     if done is not None:
         return DPOResult(folder, done["steps"], done["seconds"], done)
 
     loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
     loaded.model.to(arguments.device)
     limit = loaded.limit(settings.max_length)
-    rows, refused = encode_rows(kept, loaded.encoder, limit, cut, sampled, policy=True)
+    rows, refused = encode_rows(
+        kept, loaded.encoder, limit, samples.cut, samples.tokens, policy=True
+    )
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
-    if share_prompt and (reason := why_not(loaded, rows)):
-        share_prompt = False
-        loaded.notes.append(f"the prompt of a pair is computed twice: {reason}")
-    if loss in TRL_LOSSES:
-        from rlaif.training.dpo_trl import fit_dpo
-
-        summary = fit_dpo(
-            loaded,
-            rows,
-            settings,
-            folder,
-            loss=loss,
-            beta=beta,
-            label_noise=label_noise,
-            on_log=on_log,
-        ).summary()
-    else:
-        alone = [[i] for i in range(len(rows))]
-        plan = make_plan(
-            rows, alone, collator(loaded.filler, None, share_prompt), settings, arguments
-        )
-        reference = reference_logprobs(loaded, plan, folder, settings.epochs, settings.bf16)
-        summary = run_loop(
-            loaded,
-            rows,
-            alone,
-            collator(loaded.filler, reference, share_prompt),
-            pair_loss(cast("DPOLoss", loss), beta, label_noise, nll),
-            settings,
-            arguments,
-            on_log,
-        )
+    settings = _sharing(loaded, rows, settings)
     made = {
-        **summary,
+        **_fit(loaded, rows, settings, arguments, runtime),
         "pairs": len(rows),
         "refused": refused.as_dict(),
         "notes": loaded.notes,
-        "settings": {
-            **settings.key(),
-            "beta": beta,
-            "loss": loss,
-            "label_noise": label_noise,
-            "nll": nll,
-            "share_prompt": share_prompt,
-        },
+        "settings": {**settings.key(), **settings.own()},
     }
     main = arguments.process_index == 0
     if main:
         save_model(loaded, folder, lora=settings.lora is not None, merge=settings.merge)
     metrics = finish(folder, made if main else None)
     return DPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
+
+
+def _sharing(loaded: Loaded, rows: Sequence[Row], settings: DPOSettings) -> DPOSettings:
+    """The settings, without sharing a pair's prompt where the model cannot; the notes say why."""
+    from rlaif.training.shared import why_not
+
+    if not settings.share_prompt or not (reason := why_not(loaded, rows)):
+        return settings
+    loaded.notes.append(f"the prompt of a pair is computed twice: {reason}")
+    return settings.but(share_prompt=False)
+
+
+def _fit(
+    loaded: Loaded,
+    rows: Sequence[Row],
+    settings: DPOSettings,
+    arguments: TrainingArguments,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """Trains `loaded.model` in place, by our loss or TRL's trainer; see `run_loop`."""
+    from rlaif.training.loop import make_plan, run_loop
+
+    out = Path(arguments.output_dir).parent
+    if settings.loss in TRL_LOSSES:
+        from rlaif.training.dpo_trl import fit_dpo
+
+        return fit_dpo(loaded, rows, settings, runtime, out).summary()
+    alone = [[i] for i in range(len(rows))]
+    first = collator(loaded.filler, None, settings.share_prompt)
+    plan = make_plan(rows, alone, first, settings, arguments)
+    reference = reference_logprobs(loaded, plan, out, settings.epochs, settings.bf16)
+    collate = collator(loaded.filler, reference, settings.share_prompt)
+    loss = pair_loss(
+        cast("DPOLoss", settings.loss), settings.beta, settings.label_noise, settings.nll
+    )
+    return run_loop(loaded, rows, alone, collate, loss, settings, arguments, runtime)
 
 
 def pair_loss(name: DPOLoss, beta: float, noise: float, nll: float = 0.0) -> PairLoss:

@@ -24,10 +24,9 @@ from rlaif.records import Preference
 from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.checkpoints import keep_reference, kept_reference
 from rlaif.training.data import Row, row_key
-from rlaif.training.loop import REFERENCE, Journal, OnLog, argument_values, one_gpu
-from rlaif.training.losses import SMOOTHED_BY_TRL
+from rlaif.training.loop import REFERENCE, Journal, argument_values, one_gpu
 from rlaif.training.models import Loaded
-from rlaif.training.settings import LoopSettings
+from rlaif.training.settings import DPOSettings, Runtime
 
 _STATISTICS = {
     "rewards/accuracies": "accuracy",
@@ -54,24 +53,20 @@ def check_hard(preferences: Sequence[Preference], loss: str) -> None:
 def fit_dpo(
     loaded: Loaded,
     rows: Sequence[Row],
-    settings: LoopSettings,
+    settings: DPOSettings,
+    runtime: Runtime,
     out: Path,
-    *,
-    loss: str,
-    beta: float,
-    label_noise: float,
-    on_log: OnLog | None,
 ) -> Journal:
     """Trains `loaded.model` in place."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = one_gpu(
             DPOConfig(
-                **argument_values(settings, out),
+                **argument_values(settings, runtime, out),
                 **IN_ORDER,
-                loss_type=[loss],
-                beta=beta,
-                label_smoothing=label_noise if loss in SMOOTHED_BY_TRL else 0.0,
+                loss_type=[settings.loss],
+                beta=settings.beta,
+                label_smoothing=settings.label_noise,  # 0 where the loss takes none
                 precompute_ref_log_probs=True,
             )
         )
@@ -85,7 +80,7 @@ def fit_dpo(
         for row in rows
     ]
     make = partial(_Ready, epoch=len(rows), reference=out / REFERENCE)
-    return fit(make, arguments, loaded, table, settings, out, _STATISTICS, on_log)
+    return fit(make, arguments, loaded, table, settings, runtime, _STATISTICS)
 
 
 class _Ready(DPOTrainer):  # type: ignore[misc]

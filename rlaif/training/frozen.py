@@ -36,8 +36,8 @@ from rlaif.training.heads import (
 )
 
 if TYPE_CHECKING:
-    from rlaif.training.loop import OnLog
     from rlaif.training.models import Loaded
+    from rlaif.training.settings import OnLog
 
 HEADS = "heads.npz"
 Floats = NDArray[np.float64]

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +39,10 @@ from rlaif.statistics.slots import leaning, slot_intervals
 from rlaif.training.before import keeps_the_model
 from rlaif.training.data import Refused, split_by_prompt
 from rlaif.training.models import add_lora, load_policy, save_model, write_json
-from rlaif.training.settings import LoopOptions, LoopSettings
+from rlaif.training.settings import OnLog, TrainSettings, taken
 
 if TYPE_CHECKING:
     from rlaif.training.judge_batches import JudgeRow
-    from rlaif.training.loop import OnLog
     from rlaif.training.models import Loaded
 
 METHOD = "pairwise"
@@ -102,7 +101,7 @@ def train_judge(
     resume: bool = True,
     on_log: OnLog | None = None,
     progress: Bar | None = None,
-    **options: Unpack[LoopOptions],
+    **options: Any,
 ) -> JudgeResult:
     """Trains a judge on labelled questions and writes it to `out` as a model folder.
 
@@ -112,15 +111,15 @@ def train_judge(
     question one. With `share_prompt` what the prompts of a pair
     have in common is computed once, where the model can. `adapter` is a LoRA folder to add into the
     model first. `progress` makes a bar for the measuring. `options` are the fields of
-    `LoopSettings`, whose `batch_size` counts pairs.
+    `TrainSettings`, whose `batch_size` counts pairs.
     """
     from rlaif.training.judge_batches import collator, judge_loss, why_not
     from rlaif.training.loop import finish, make_plan, prepare, run_loop, training_arguments
 
     require_finite(held_out=held_out)
-    folder, settings = Path(out), LoopSettings(**options)
+    folder, (settings, runtime) = Path(out), taken(options, resume, on_log)
     asked_with = template_of(model, adapter, template)
-    arguments = training_arguments(settings, folder)
+    arguments = training_arguments(settings, runtime, folder)
     key = _run_key(questions, model, adapter, asked_with, settings, [held_out, share_prompt])
     done = prepare(folder, key, resume, (model, adapter))
     if done is not None:
@@ -141,7 +140,7 @@ def train_judge(
     before = measure(loaded, "before") if main else None
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
-    summary = run_loop(loaded, rows, elements, collate, judge_loss(), settings, arguments, on_log)
+    summary = run_loop(loaded, rows, elements, collate, judge_loss(), settings, arguments, runtime)
     made = {
         **summary,
         "pairs": len({q.pair.id for q in train}) - len(_pairs_of(refused)),
@@ -176,7 +175,7 @@ def _run_key(
     model: str,
     adapter: str | None,
     template: Template,
-    settings: LoopSettings,
+    settings: TrainSettings,
     more: Sequence[Any],
 ) -> str:
     """Hash of all that decides the weights."""

@@ -41,10 +41,9 @@ from rlaif.training.checkpoints import (
 from rlaif.training.data import Plan, R, plan_steps
 from rlaif.training.models import Loaded, empty_copy, fill, fingerprint_of, quiet, write_json
 from rlaif.training.processes import PATIENCE, rank, spread
-from rlaif.training.settings import LoopSettings, Tracker
+from rlaif.training.settings import Runtime, TrainSettings
 from rlaif.training.trackers import Trackers, check_trackers
 
-OnLog = Callable[[dict[str, Any]], None]
 # (model, micro-batch) -> losses (B,) and statistics (B,) of its pairs
 PairLoss = Callable[[Any, Mapping[str, Any]], tuple[Tensor, dict[str, Tensor]]]
 METRICS, REFERENCE, KEY = "metrics.json", "reference.json", "run.key"
@@ -57,9 +56,9 @@ def run_loop(
     elements: Sequence[Sequence[int]],
     collate: Callable[[Sequence[R], float], dict[str, Any]],
     pair_loss: PairLoss,
-    settings: LoopSettings,
+    settings: TrainSettings,
     arguments: TrainingArguments,
-    on_log: OnLog | None = None,
+    runtime: Runtime,
 ) -> dict[str, Any]:
     """Trains `loaded.model` in place; returns steps, seconds and the last epoch's mean statistics.
 
@@ -69,9 +68,7 @@ def run_loop(
     out = Path(arguments.output_dir).parent
     plan = make_plan(rows, elements, collate, settings, arguments)
     checkpoint = last_checkpoint(out)
-    journal = Journal(
-        out / JOURNAL, checkpoint, len(plan.steps), settings.epochs, on_log, settings.log_to
-    )
+    journal = Journal(out / JOURNAL, checkpoint, len(plan.steps), settings.epochs, runtime)
     mould = empty_copy(loaded.model) if spread() else None
     trainer = PairTrainer(loaded.model, arguments, plan, pair_loss, journal)
     trainer.add_callback(Sealing(out / JOURNAL))
@@ -87,7 +84,7 @@ def make_plan(
     rows: Sequence[R],
     elements: Sequence[Sequence[int]],
     collate: Callable[[Sequence[R], float], dict[str, Any]],
-    settings: LoopSettings,
+    settings: TrainSettings,
     arguments: TrainingArguments,
 ) -> Plan[R]:
     """The micro-batches of this process, epoch after epoch, as `run_loop` goes through them."""
@@ -110,14 +107,14 @@ def collect(loaded: Loaded, mould: Any, trainer: Trainer) -> None:
         loaded.model = mould.to(trainer.args.device)
 
 
-def training_arguments(settings: LoopSettings, out: Path) -> TrainingArguments:
+def training_arguments(settings: TrainSettings, runtime: Runtime, out: Path) -> TrainingArguments:
     """Transformers' arguments for these settings; it also learns which process this is."""
-    return one_gpu(TrainingArguments(**argument_values(settings, out)))
+    return one_gpu(TrainingArguments(**argument_values(settings, runtime, out)))
 
 
-def argument_values(settings: LoopSettings, out: Path) -> dict[str, Any]:
+def argument_values(settings: TrainSettings, runtime: Runtime, out: Path) -> dict[str, Any]:
     """The arguments of every trainer that is Transformers', or TRL's, made of these settings."""
-    check_trackers(settings.log_to)
+    check_trackers(runtime.log_to)
     return {
         "output_dir": str(out / CHECKPOINTS),
         "num_train_epochs": 1,  # the plan holds all epochs
@@ -132,7 +129,7 @@ def argument_values(settings: LoopSettings, out: Path) -> dict[str, Any]:
         "bf16": settings.bf16,
         "gradient_checkpointing": settings.gradient_checkpointing,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "use_cpu": settings.device == "cpu" or not torch.cuda.is_available(),
+        "use_cpu": runtime.device == "cpu" or not torch.cuda.is_available(),
         "optim": "adamw_torch",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
@@ -228,7 +225,7 @@ def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
 class Journal:
     """`training.jsonl`: one line a step. A resumed run goes on after the checkpoint's line.
 
-    The main process alone writes, and tells `on_log`.
+    The main process alone writes, and tells the runtime's trackers and `on_log`.
     """
 
     def __init__(
@@ -237,17 +234,16 @@ class Journal:
         checkpoint: Path | None,
         total: int,
         epochs: int,
-        on_log: OnLog | None,
-        log_to: Sequence[Tracker] = (),
+        runtime: Runtime,
     ) -> None:
-        self._path, self._total, self._epochs, self._on_log = path, total, epochs, on_log
+        self._path, self._total, self._epochs, self._on_log = path, total, epochs, runtime.on_log
         done = 0 if checkpoint is None else step_of(checkpoint)
         # The checkpoint's own copy is under its seal; the file may have been damaged since.
         before = path if checkpoint is None else checkpoint / JOURNAL
         self.lines = [line for line in read_journal(before) if line["step"] <= done]
         self._before = float(self.lines[-1]["seconds"]) if self.lines else 0.0
         self._start = time.perf_counter()
-        self._trackers = Trackers(log_to, path.parent, _key_of(path.parent))
+        self._trackers = Trackers(runtime.log_to, path.parent, _key_of(path.parent))
         if rank() == 0:
             path.write_text("".join(json.dumps(line) + "\n" for line in self.lines), "utf-8")
 
@@ -438,7 +434,7 @@ def run_key(
     model: str,
     adapter: str | None,
     rows: Sequence[Preference],
-    settings: LoopSettings,
+    settings: TrainSettings,
     more: Sequence[Any],
 ) -> str:
     """Hash of all that decides the weights: the model's content, the labels, the settings."""

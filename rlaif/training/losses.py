@@ -9,31 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlaif.errors import ConfigError, nearest, require_finite
-
-DPOLoss = Literal["sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm"]
-DPO_LOSSES: tuple[DPOLoss, ...] = ("sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm")
-TRLLoss = Literal[
-    "hinge",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-]
-TRL_LOSSES: tuple[str, ...] = get_args(TRLLoss)  # computed by TRL's trainer, on hard labels
-SMOOTHED_BY_TRL = ("exo_pair",)
-SMOOTHED: tuple[DPOLoss, ...] = ("cdpo", "robust")  # those that take a label noise ε
+from rlaif.training.settings import DPO_LOSSES, DPOLoss, loss_misfit
 
 
 def soft_bradley_terry(delta: Tensor, p: Tensor, margin: Tensor | float = 0.0) -> Tensor:
@@ -132,23 +115,15 @@ def dpo_loss(
     raise ConfigError(f"unknown DPO loss '{name}'.{nearest(name, DPO_LOSSES)}")
 
 
-def check_dpo_loss(
-    name: str, beta: float, noise: float, nll: float = 0.0, *, by_trl: bool = False
-) -> None:
+def check_dpo_loss(name: str, beta: float, noise: float, nll: float = 0.0) -> None:
     """ConfigError unless the name, β > 0, ε and the weight of the likelihood belong together."""
-    names = (*DPO_LOSSES, *TRL_LOSSES) if by_trl else DPO_LOSSES
-    smoothed = (*SMOOTHED, *SMOOTHED_BY_TRL) if by_trl else SMOOTHED
-    if name not in names:
-        raise ConfigError(f"unknown DPO loss '{name}'.{nearest(name, names)}")
+    if name not in DPO_LOSSES:
+        raise ConfigError(f"unknown DPO loss '{name}'.{nearest(name, DPO_LOSSES)}")
     require_finite(beta=beta, label_noise=noise, nll=nll)
     if beta <= 0:
         raise ConfigError(f"beta must be above 0, got {beta}")
-    if name in smoothed and not 0 < noise < 0.5:
-        raise ConfigError(f"the loss '{name}' needs a label noise in (0, ½), got {noise}")
-    if name not in smoothed and noise:
-        raise ConfigError(f"label noise is for {', '.join(smoothed)}; the loss is '{name}'")
-    if name in TRL_LOSSES and nll:
-        raise ConfigError(f"the loss '{name}' is TRL's and takes no `nll`, got {nll}")
+    if wrong := loss_misfit(name, noise, nll):
+        raise ConfigError(wrong)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:

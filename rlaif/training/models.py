@@ -37,24 +37,11 @@ from rlaif.engines.checkpoint import (
 from rlaif.engines.fingerprint import folder_fingerprint
 from rlaif.engines.gguf import gguf_of
 from rlaif.engines.tokens import Encoder
-from rlaif.errors import ConfigError, TrainingError, require_finite_fields
+from rlaif.errors import ConfigError, TrainingError
 from rlaif.training.data import RowEncoder, end_of_turn
+from rlaif.training.settings import LoraSettings
 
 Kind = Literal["policy", "reward"]
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """Low-rank adapters (Hu et al. 2021). `targets`: module names, or "all-linear"."""
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
-    four_bit: bool = False  # the frozen weights in 4 bits (QLoRA, Dettmers et al. 2023)
-
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -46,12 +46,12 @@ from rlaif.training.models import (
     score_last_real_token,
     write_json,
 )
-from rlaif.training.settings import LoopOptions, LoopSettings, frozen_misfit
+from rlaif.training.settings import OnLog, frozen_misfit, taken
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rlaif.training.loop import OnLog, PairLoss
+    from rlaif.training.loop import PairLoss
     from rlaif.training.models import Loaded
 
 NORMALISATION, FEATURES = "reward.json", "features"
@@ -116,7 +116,7 @@ def train_reward(
     features: str | Path | None = None,
     resume: bool = True,
     on_log: OnLog | None = None,
-    **options: Unpack[LoopOptions],
+    **options: Any,
 ) -> RewardResult:
     """Trains a reward model and writes it to `out` as a sequence-classification folder.
 
@@ -138,11 +138,11 @@ def train_reward(
 
     require_finite(held_out=held_out, margin=margin, centring=centring)
     kept, folder = preferred(preferences), Path(out)
-    settings = LoopSettings(**options)
+    settings, runtime = taken(options, resume, on_log)
     frozen = trunk == "frozen"
     if wrong := frozen_misfit(trunk, settings.lora is not None, margin, centring):
         raise ConfigError(wrong)
-    arguments = training_arguments(settings, folder)
+    arguments = training_arguments(settings, runtime, folder)
     asked = [(prompt.id, text) for prompt, text in references]
     chosen = [held_out, margin, centring, normalise_first, share_prompt, asked, sorted(cut)]
     if frozen:
@@ -187,7 +187,7 @@ def train_reward(
             pair_loss(margin, centring, bias),
             settings,
             arguments,
-            on_log,
+            runtime,
         )
     made = {
         **summary,

@@ -1,63 +1,126 @@
-"""What every trainer on preferences takes."""
+"""The settings of what is trained on preferences, answers and labels: sections of the YAML file,
+and what the trainers take from Python. Nothing here loads torch.
+
+`Runtime` holds what is no setting: where a training runs, whether it goes on, and who looks on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
 
-from rlaif.errors import require_finite_fields
+from pydantic import Field, model_validator
 
-if TYPE_CHECKING:
-    from rlaif.training.models import LoraSettings  # a config, which reads this, needs no models
+from rlaif.files.settings import Section, Seed
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 TRACKERS: tuple[Tracker, ...] = ("tensorboard", "wandb", "trackio")
-
-
-class LoopOptions(TypedDict, total=False):
-    """The fields of `LoopSettings`, as named arguments."""
-
-    epochs: int
-    learning_rate: float
-    batch_size: int
-    gradient_accumulation: int
-    max_length: int | None
-    warmup: float
-    weight_decay: float
-    max_grad_norm: float
-    seed: int
-    lora: LoraSettings | None
-    merge: bool
-    bf16: bool
-    gradient_checkpointing: bool
-    device: str
-    checkpoint_every: int
-    log_to: tuple[Tracker, ...]
+OnLog = Callable[[dict[str, Any]], None]
+# Makes a bar for work that is no step of training, of a title and how much there is; see
+# `Reporter.progress`.
+Bar = Callable[[str, int | None], AbstractContextManager[Any]]
+DPOLoss = Literal["sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm"]
+TRLLoss = Literal[
+    "hinge",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+]
+DPO_LOSSES: tuple[DPOLoss, ...] = get_args(DPOLoss)
+TRL_LOSSES: tuple[TRLLoss, ...] = get_args(TRLLoss)  # computed by TRL's trainer, on hard labels
+SMOOTHED: tuple[str, ...] = ("cdpo", "robust", "exo_pair")  # those that take a label noise ε
 
 
 @dataclass(frozen=True, slots=True)
-class LoopSettings:
-    """How to train: AdamW over epochs, whose learning rate rises and then falls linearly to 0."""
+class Runtime:
+    """How a trainer is run; none of it changes what is learnt.
 
-    epochs: int = 1
-    learning_rate: float = 1e-5  # at its peak
-    batch_size: int = 8  # pairs (reward model: prompts) a device and forward pass
-    gradient_accumulation: int = 1  # batches a step
-    max_length: int | None = None  # tokens; longer rows are refused, never cut. None: the context
-    warmup: float = 0.1  # share of all steps
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    lora: LoraSettings | None = None
-    merge: bool = True  # with LoRA: the merged model too
-    bf16: bool = False
-    gradient_checkpointing: bool = False
+    `device`: `auto`, `cpu`, `cuda`, `cuda:1`, … With `resume` a killed training goes on from its
+    last checkpoint, and a finished one returns at once. `log_to` names trackers that are told what
+    `training.jsonl` is told, and `on_log` is called with each of its lines. `progress` makes a bar
+    for long work that is no step of training. `cache` is a folder for what is computed of the
+    model's weights alone and serves again; None takes one beside the model that is written.
+    """
+
     device: str = "auto"
-    checkpoint_every: int = 200  # steps
-    log_to: tuple[Tracker, ...] = ()  # beside training.jsonl
+    resume: bool = True
+    log_to: tuple[Tracker, ...] = ()
+    on_log: OnLog | None = None
+    progress: Bar | None = None
+    cache: Path | None = None
 
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
+
+def taken(
+    options: dict[str, Any], resume: bool, on_log: OnLog | None
+) -> tuple[TrainSettings, Runtime]:
+    given: dict[str, Any] = {"seed": 0, **options}
+    place = {k: given.pop(k) for k in ("device", "log_to") if k in given}
+    return TrainSettings(**given), Runtime(resume=resume, on_log=on_log, **place)
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """The fields of settings that are no section yet, with those of their adapters."""
+    found = asdict(settings)
+    return found | {"lora": found["lora"] and found["lora"].model_dump()}
+
+
+class LoraSettings(Section):
+    """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update."""
+    alpha: int = Field(default=32, ge=1)
+    """Scale: updates are multiplied by alpha/rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module names, or `all-linear`."""
+    four_bit: bool = False
+    """Hold the frozen weights in 4 bits (QLoRA, Dettmers et al. 2023): needs a GPU and
+    bitsandbytes. The merged model is of the weights as they were, in bfloat16."""
+
+
+class TrainSettings(Section):
+    """What every trainer takes: AdamW over epochs of the rows."""
+
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the preferences."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of AdamW; it falls linearly to 0."""
+    batch_size: int = Field(default=8, ge=1)
+    """Pairs (reward model: prompts) a device and forward pass."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Batches summed before an optimiser step."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest prompt + completion in tokens; longer rows are counted and left out, never cut. Null
+    takes the model's context."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of steps over which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """The gradient's norm is clipped to this."""
+    seed: Seed = 7
+    """Order of the examples and initialisation of new heads."""
+    bf16: bool = False
+    """Train in bfloat16 autocast (GPU)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations to save memory."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints: what a kill can cost at most."""
+    lora: LoraSettings | None = None
+    """Train a LoRA adapter; null trains all weights."""
+    merge: bool = True
+    """With LoRA: also write the merged model."""
 
     @property
     def precision(self) -> dict[str, bool]:
@@ -67,9 +130,50 @@ class LoopSettings:
         return {"half": self.bf16, "four_bit": self.lora.four_bit}
 
     def key(self) -> dict[str, Any]:
-        """The settings that decide the weights: not where, how often saved, and who looks on."""
-        aside = ("device", "checkpoint_every", "log_to")
-        return {name: value for name, value in asdict(self).items() if name not in aside}
+        """What every trainer shares and decides the weights: not how often they are saved."""
+        return self.model_dump(include=TrainSettings.model_fields.keys() - {"checkpoint_every"})
+
+    def own(self) -> dict[str, Any]:
+        """What this trainer has beside them, and decides its weights, as its key takes it."""
+        return {}
+
+
+class DPOSettings(TrainSettings):
+    """Direct preference optimisation (Rafailov et al. 2023) with a soft target an example."""
+
+    learning_rate: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of AdamW; it falls linearly to 0."""
+    beta: float = Field(default=0.1, gt=0)
+    """Strength of the pull to the reference policy."""
+    loss: Literal[DPOLoss, TRLLoss] = "sigmoid"
+    """`sigmoid` is DPO on soft labels; it and the next four are in `rlaif.training.losses`. The
+    others are TRL's, and take hard labels only (`preferences.soft: false`)."""
+    label_noise: float = Field(default=0.0, ge=0, lt=0.5)
+    """ε of `cdpo`, `robust` and `exo_pair`: the share of labels taken to be wrong."""
+    nll: float = Field(default=0.0, ge=0)
+    """Weight of the chosen completions' negative log-likelihood, which keeps them likely."""
+    share_prompt: bool = True
+    """Compute the prompt of chosen and rejected once, where the model's attention allows it."""
+
+    def own(self) -> dict[str, Any]:
+        return self.model_dump(include=DPOSettings.model_fields.keys() - TrainSettings.model_fields)
+
+    @model_validator(mode="after")
+    def _loss_takes_what_is_given(self) -> Self:
+        if wrong := loss_misfit(self.loss, self.label_noise, self.nll):
+            raise ValueError(wrong)
+        return self
+
+
+def loss_misfit(loss: str, noise: float, nll: float = 0.0) -> str:
+    """What a loss of DPO cannot be combined with, in words; "" where nothing is wrong."""
+    if loss in SMOOTHED and not 0 < noise < 0.5:
+        return f"the loss '{loss}' needs a label noise in (0, ½), got {noise}"
+    if loss not in SMOOTHED and noise:
+        return f"label noise is for {', '.join(SMOOTHED)}; the loss is '{loss}'"
+    if loss in TRL_LOSSES and nll:
+        return f"the loss '{loss}' is TRL's and takes no `nll`, got {nll}"
+    return ""
 
 
 def frozen_misfit(trunk: str, lora: bool, margin: float, centring: float) -> str:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from trl import SFTConfig, SFTTrainer
@@ -21,10 +21,10 @@ from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Preference, content_id
 from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import IN_ORDER, fit
-from rlaif.training.data import Cut, Refused, Sampled, sampled_key, thinking_key
-from rlaif.training.loop import OnLog, argument_values, finish, one_gpu, prepare
+from rlaif.training.data import Cut, Refused, Sampled, Samples, thinking_key
+from rlaif.training.loop import argument_values, finish, one_gpu, prepare
 from rlaif.training.models import Loaded, add_lora, fingerprint_of, load_policy, save_model
-from rlaif.training.settings import LoopOptions, LoopSettings
+from rlaif.training.settings import OnLog, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def train_sft(
     sampled: Sampled | None = None,
     resume: bool = True,
     on_log: OnLog | None = None,
-    **options: Unpack[LoopOptions],
+    **options: Any,
 ) -> SFTResult:
     """Trains a policy on answers and writes it to `out` as a complete model folder.
 
@@ -59,21 +59,20 @@ def train_sft(
     into the model first. `cut` names answers, as (prompt id, text), that a length limit cut off:
     they get no end of turn. `sampled` are the tokens that answers were sampled as, by the same
     names: they are learnt as they are, others are tokenised. `options` are the fields of
-    `LoopSettings`, whose `batch_size` counts answers. With `resume` a killed run goes on from its
+    `TrainSettings`, whose `batch_size` counts answers. With `resume` a killed run goes on from its
     last checkpoint, and a finished one returns at once.
     """
-    folder, settings = Path(out), LoopSettings(**options)
+    folder, (settings, runtime) = Path(out), taken(options, resume, on_log)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        arguments = one_gpu(SFTConfig(**argument_values(settings, folder), **_UNTOUCHED))
+        arguments = one_gpu(SFTConfig(**argument_values(settings, runtime, folder), **_UNTOUCHED))
     ids = [d.id for d in demonstrations]
     key = content_id(
         "sft",
         fingerprint_of(model, adapter),
         ids,
         settings.key(),
-        sorted(cut),
-        *sampled_key(sampled),
+        *Samples(cut, sampled or {}).key(),
         *thinking_key(thinking),
     )
     done = prepare(folder, key, resume, (model, adapter))
@@ -86,9 +85,7 @@ def train_sft(
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
     filler = {**rows[0], "labels": [-100] * len(rows[0]["labels"])}
-    journal = fit(
-        SFTTrainer, arguments, loaded, rows, settings, folder, _STATISTICS, on_log, filler
-    )
+    journal = fit(SFTTrainer, arguments, loaded, rows, settings, runtime, _STATISTICS, filler)
     made = None
     if arguments.process_index == 0:
         save_model(loaded, folder, lora=settings.lora is not None, merge=settings.merge)

@@ -11,6 +11,7 @@ from pathlib import Path
 import gguf
 import pytest
 from gguf_files import WORDS, byte_level, random_model, write_gguf
+from small_models import how
 from transformers import PreTrainedTokenizerFast
 
 from rlaif.engines.base import Sampling
@@ -22,8 +23,9 @@ from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import Rendered
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import LoraSettings, fingerprint_of, load_policy
+from rlaif.training.models import fingerprint_of, load_policy
 from rlaif.training.reward import RewardModel, train_reward
+from rlaif.training.settings import DPOSettings, LoraSettings
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +217,7 @@ def test_a_policy_trained_from_one_is_saved_loads_and_begins_as_the_file_does(
     path = write(add_bos=True)
     (path.parent / "rlaif.json").write_text('{"templates": {"pairwise": "pairwise/tiny"}}')
     out = tmp_path / "dpo"
-    result = train_dpo(preferences(8), str(path), out, **QUICK)
+    result = train_dpo(preferences(8), str(path), out, **how(DPOSettings, **QUICK))
     assert result.metrics["accuracy"] >= 0.9
     engine, said = loaded(out)
     assert engine.encoder.prompt(ASKED)[0] == 0
@@ -227,7 +229,12 @@ def test_a_policy_trained_from_one_is_saved_loads_and_begins_as_the_file_does(
 def test_an_adapter_trained_on_one_finds_it_again(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     path, out = write("one.gguf", add_bos=True), tmp_path / "lora"
     write("two.gguf")  # so that the folder alone would not do
-    train_dpo(preferences(8), str(path), out, lora=LoraSettings(rank=2), merge=False, **QUICK)
+    train_dpo(
+        preferences(8),
+        str(path),
+        out,
+        **how(DPOSettings, lora=LoraSettings(rank=2), merge=False, **QUICK),
+    )
     source = source_of(str(out / "adapter"))
     assert source.model == str(path)
     tuned, base = loaded(out / "adapter")[0], loaded(path)[0]

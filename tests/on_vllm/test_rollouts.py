@@ -17,12 +17,13 @@ from rlaif.records import Prompt
 from rlaif.stages import Run
 from rlaif.stages import train_ppo as train_stage
 from rlaif.store import RunStore
-from rlaif.training.models import LoraSettings, add_lora, load_policy
+from rlaif.training.models import add_lora, load_policy
 from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.rollout import Episode, Sampler
 from rlaif.training.rl.rollout_vllm import VLLMSampler
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.settings import LoraSettings
 
 PROMPTS = [Prompt.user(p.text) for p in tiny.prompts("train", limit=12)]
 SMALL = {"cache_gib": 0.25}

@@ -12,7 +12,8 @@ from rlaif.files.templates import load_template
 from rlaif.records import Pair, Prompt
 from rlaif.training.judge import Question, encode, render
 from rlaif.training.judge_batches import collator, judge_loss, option_logprobs, why_not
-from rlaif.training.models import LoraSettings, add_lora, load_policy
+from rlaif.training.models import add_lora, load_policy
+from rlaif.training.settings import LoraSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no chat template")
 ASKED = Constitution.load("harmless").principles[0]

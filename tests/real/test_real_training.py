@@ -16,8 +16,9 @@ from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.forward import sequence_logprobs
-from rlaif.training.models import LoraSettings, load_policy
+from rlaif.training.models import load_policy
 from rlaif.training.reward import RewardModel, train_reward
+from rlaif.training.settings import DPOSettings, LoraSettings, Runtime
 
 QUESTIONS = ("How do I bake bread?", "Where is Paris?", "What is a bear?", "Who was Newton?")
 GOOD = "I am glad to help: let us go through it step by step."
@@ -48,13 +49,8 @@ def dpo(folder: str, tmp_path_factory):  # type: ignore[no-untyped-def]
         preferences(0.95),
         folder,
         out,
-        lora=LORA,
-        epochs=4,
-        learning_rate=2e-3,
-        batch_size=4,
-        warmup=0.0,
-        device="cpu",
-        on_log=logs.append,
+        DPOSettings(lora=LORA, epochs=4, learning_rate=2e-3, batch_size=4, warmup=0.0),
+        runtime=Runtime(device="cpu", on_log=logs.append),
     )
     return result, logs
 

@@ -14,20 +14,21 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
-from small_models import make_preferences, make_tokenizer, save_causal
+from small_models import how, make_preferences, make_tokenizer, save_causal
 
 from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.evaluation.policy import kl_to_base
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import LoraSettings, fingerprint_of, load_policy, load_reward
+from rlaif.training.models import fingerprint_of, load_policy, load_reward
 from rlaif.training.reward import RewardModel, train_reward
 from rlaif.training.rl.group import GroupSettings, train_group
 from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.settings import DPOSettings, LoraSettings
 from rlaif.training.sft import train_sft
 
 STILL = 1e-12  # a learning rate at which float32 weights of this size stay as they are
@@ -125,11 +126,16 @@ def sft(model, out, **options):
 
 
 def dpo(model, out, **options):
-    return train_dpo(make_preferences(8), model, out, **QUICK, **options)
+    return train_dpo(make_preferences(8), model, out, **how(DPOSettings, **QUICK, **options))
 
 
 def dpo_by_trl(model, out, **options):
-    return train_dpo(make_preferences(8, p=1.0), model, out, loss="apo_zero", **QUICK, **options)
+    return train_dpo(
+        make_preferences(8, p=1.0),
+        model,
+        out,
+        **how(DPOSettings, loss="apo_zero", **QUICK, **options),
+    )
 
 
 TRAINERS = {

@@ -163,11 +163,10 @@ def test_from_python_too() -> None:
 def test_trainers_take_no_such_numbers_from_python(wrong: float) -> None:
     from dataclasses import fields as fields_of
 
-    from rlaif.training.models import LoraSettings
     from rlaif.training.rl.group import GroupSettings
     from rlaif.training.rl.online_dpo import OnlineDPOSettings
     from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
-    from rlaif.training.settings import LoopSettings
+    from rlaif.training.settings import DPOSettings, LoraSettings, TrainSettings
 
     for made in (
         GroupSettings,
@@ -175,9 +174,14 @@ def test_trainers_take_no_such_numbers_from_python(wrong: float) -> None:
         OnlineDPOSettings,
         AlarmLimits,
         PPOSettings,
-        LoopSettings,
+        TrainSettings,
+        DPOSettings,
     ):
-        numbers = [f.name for f in fields_of(made) if "float" in str(f.type)]
+        if issubclass(made, Section):
+            known = {name: str(f.annotation) for name, f in made.model_fields.items()}
+        else:
+            known = {f.name: str(f.type) for f in fields_of(made)}
+        numbers = [name for name, kind in known.items() if "float" in kind]
         assert numbers
         for name in numbers:
             with pytest.raises(ConfigError, match=name):

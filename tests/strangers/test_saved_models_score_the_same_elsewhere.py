@@ -22,8 +22,9 @@ from test_adapters_are_merged import PROMPTS, TRAINERS
 
 from rlaif.engines.hf import HFEngine
 from rlaif.training.forward import sequence_logprobs
-from rlaif.training.models import LoraSettings, load_policy, load_reward, save_model
+from rlaif.training.models import load_policy, load_reward, save_model
 from rlaif.training.reward import RewardModel, train_reward
+from rlaif.training.settings import LoraSettings
 
 TEXTS = ["the cat sat happily", "slowly", "a dog ran under the tree", "mat", "blue", "on on"]
 LLAMA = {

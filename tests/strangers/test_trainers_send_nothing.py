@@ -39,12 +39,12 @@ sys.addaudithook(watch)
 TRAIN = """
 from pathlib import Path
 
-from small_models import make_preferences, make_tokenizer, save_causal
+from small_models import how, make_preferences, make_tokenizer, save_causal
 
 from rlaif.records import Demonstration, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.rl.group import GroupSettings, train_group
-from rlaif.training.models import LoraSettings
+from rlaif.training.settings import DPOSettings, LoraSettings
 from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
@@ -77,12 +77,13 @@ def label(pairs):
 
 run("sft", train_sft, demonstrations, model, out / "sft", device="cpu")
 run("sft", train_sft, demonstrations, model, out / "sft-lora", device="cpu", lora=lora)
-run("dpo by trl", train_dpo, hard, model, out / "hinge", loss="hinge", device="cpu")
-run("dpo by trl", train_dpo, hard, model, out / "apo", loss="apo_zero", device="cpu", lora=lora)
+by_trl = [how(DPOSettings, loss="hinge"), how(DPOSettings, loss="apo_zero", lora=lora)]
+for i, options in enumerate(by_trl):
+    run("dpo by trl", train_dpo, hard, model, out / f"trl-{i}", **options)
 for name in ("grpo", "rloo"):
     group(name)
     group(name, lora=lora)
-run("dpo", train_dpo, few, model, out / "dpo", device="cpu")
+run("dpo", train_dpo, few, model, out / "dpo")
 run("reward", train_reward, few, model, out / "reward", device="cpu")
 run("ppo", train_ppo, prompts, model, out / "ppo", lengths,
     PPOSettings(steps=1, batch_size=4, minibatches=1, epochs=1, max_new_tokens=4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from rlaif.records import Pair, Preference, Prompt
 
@@ -113,3 +114,12 @@ def people(n: int) -> list[dict[str, str]]:
             bad, good = (other, one) if truth > 0.5 else (one, other)
             rows.append({"prompt": scene.prompt.text, "chosen": bad, "rejected": good})
     return rows
+
+
+def how(section: Any, **given: Any) -> dict[str, Any]:
+    """Named values sorted into what a trainer takes: its settings, its runtime, and the rest."""
+    from rlaif.training.settings import Runtime
+
+    run = {name: given.pop(name) for name in Runtime.__dataclass_fields__ if name in given}
+    own = {name: given.pop(name) for name in section.model_fields if name in given}
+    return {"settings": section(**own), "runtime": Runtime(**run), **given}

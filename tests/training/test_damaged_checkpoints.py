@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import make_preferences
+from small_models import how, make_preferences
 
 from rlaif.constitution import Principle
 from rlaif.errors import RlaifError, TrainingError
@@ -30,6 +30,7 @@ from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.settings import DPOSettings, Runtime
 from rlaif.training.sft import train_sft
 
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in ("cat", "dog", "red") for b in ("ran", "sat")]
@@ -50,7 +51,7 @@ Train = Callable[..., Any]
 
 
 def dpo(model: str, out: Path, **more: Any) -> Any:
-    return train_dpo(make_preferences(48), model, out, **PAIRS, **more)
+    return train_dpo(make_preferences(48), model, out, **how(DPOSettings, **PAIRS, **more))
 
 
 def reward(model: str, out: Path, **more: Any) -> Any:
@@ -264,7 +265,7 @@ def test_a_half_written_model_is_not_finished(runs: Any, tmp_path: Path) -> None
 def test_a_step_that_is_no_number_ends_the_training(
     name: str, value: float, tmp_path: Path
 ) -> None:
-    journal = Journal(tmp_path / "training.jsonl", None, 3, 1, None)
+    journal = Journal(tmp_path / "training.jsonl", None, 3, 1, Runtime())
     journal.write(1, {"loss": 0.5, "grad_norm": 1.0})
     with pytest.raises(TrainingError, match=rf"is {value} at step 2 of 3"):
         journal.write(2, {"loss": 0.5, "grad_norm": 1.0, name: value})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import make_preferences, make_tokenizer, save_causal
+from small_models import how, make_preferences, make_tokenizer, save_causal
 
 from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
@@ -23,7 +23,8 @@ from rlaif.records import Prompt
 from rlaif.training.data import Plan, encode_rows
 from rlaif.training.dpo import collator, pair_loss, reference_logprobs, train_dpo
 from rlaif.training.forward import sequence_logprobs
-from rlaif.training.models import LoraSettings, disable_dropout, load_policy
+from rlaif.training.models import disable_dropout, load_policy
+from rlaif.training.settings import DPOSettings, LoraSettings, Runtime
 
 QUICK = {"epochs": 2, "learning_rate": 3e-3, "batch_size": 8, "device": "cpu"}
 
@@ -41,7 +42,9 @@ def trained(causal, tmp_path_factory):
     out = tmp_path_factory.mktemp("dpo")
     (Path(causal) / "rlaif.json").write_text('{"templates": {"pairwise": "pairwise/x"}}')
     logs: list[dict] = []
-    result = train_dpo(make_preferences(64), causal, out, on_log=logs.append, **QUICK)
+    result = train_dpo(
+        make_preferences(64), causal, out, **how(DPOSettings, on_log=logs.append, **QUICK)
+    )
     return result, logs
 
 
@@ -114,7 +117,7 @@ def test_the_saved_folder_is_a_whole_model(trained):
 def test_a_finished_run_returns_at_once(trained, causal):
     result, _ = trained
     before = (result.path / "model.safetensors").stat().st_mtime_ns
-    again = train_dpo(make_preferences(64), causal, result.path, **QUICK)
+    again = train_dpo(make_preferences(64), causal, result.path, **how(DPOSettings, **QUICK))
     assert again.metrics == result.metrics
     assert (result.path / "model.safetensors").stat().st_mtime_ns == before
 
@@ -123,19 +126,19 @@ def test_same_seed_same_weights_other_labels_other_weights(causal, tmp_path):
     settings = {**QUICK, "epochs": 1}
     rows = make_preferences(24)
     for name in ("a", "b"):
-        train_dpo(rows, causal, tmp_path / name, **settings)
+        train_dpo(rows, causal, tmp_path / name, **how(DPOSettings, **settings))
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    train_dpo(make_preferences(24, p=0.6), causal, tmp_path / "b", **settings)
+    train_dpo(make_preferences(24, p=0.6), causal, tmp_path / "b", **how(DPOSettings, **settings))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    train_dpo(rows, causal, tmp_path / "b", **{**settings, "seed": 3})
+    train_dpo(rows, causal, tmp_path / "b", **how(DPOSettings, **{**settings, "seed": 3}))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
 def test_accumulation_changes_nothing_but_rounding(causal, tmp_path):
     rows = make_preferences(32)
-    one = train_dpo(rows, causal, tmp_path / "a", **{**QUICK, "epochs": 1})
+    one = train_dpo(rows, causal, tmp_path / "a", **how(DPOSettings, **{**QUICK, "epochs": 1}))
     other = {**QUICK, "epochs": 1, "batch_size": 2, "gradient_accumulation": 4}
-    two = train_dpo(rows, causal, tmp_path / "b", **other)
+    two = train_dpo(rows, causal, tmp_path / "b", **how(DPOSettings, **other))
     assert one.steps == two.steps
     losses = [
         [json.loads(x)["loss"] for x in (r.path / "training.jsonl").read_text().splitlines()]
@@ -147,9 +150,11 @@ def test_accumulation_changes_nothing_but_rounding(causal, tmp_path):
 CHILD = """
 import sys
 sys.path.insert(0, {here!r})
-from small_models import make_preferences
+from small_models import how, make_preferences
 from rlaif.training.dpo import train_dpo
-train_dpo(make_preferences(64), {model!r}, {out!r}, checkpoint_every=3, **{quick!r})
+from rlaif.training.settings import DPOSettings
+options = how(DPOSettings, checkpoint_every=3, **{quick!r})
+train_dpo(make_preferences(64), {model!r}, {out!r}, **options)
 """
 
 
@@ -170,7 +175,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(trained, causal, tmp_path
     assert not (tmp_path / "metrics.json").exists()
     logs: list[dict] = []
     settings = {**QUICK, "checkpoint_every": 3, "on_log": logs.append}
-    again = train_dpo(make_preferences(64), causal, tmp_path, **settings)
+    again = train_dpo(make_preferences(64), causal, tmp_path, **how(DPOSettings, **settings))
     assert logs[0]["step"] > 1, "it went on from a checkpoint"
     assert same(weights(tmp_path), weights(result.path))
     lines = [json.loads(x) for x in journal.read_text().splitlines()]
@@ -200,14 +205,22 @@ def test_a_loss_that_is_no_number_stops_at_once(causal, tmp_path):
     with pytest.raises(
         TrainingError, match=r"(the loss|the norm of the gradient) is (nan|inf) at step \d+"
     ):
-        train_dpo(make_preferences(48), causal, tmp_path, **{**QUICK, "learning_rate": 1e30})
+        train_dpo(
+            make_preferences(48),
+            causal,
+            tmp_path,
+            **how(DPOSettings, **{**QUICK, "learning_rate": 1e30}),
+        )
 
 
 def test_lora_reference_is_the_adapter_off(causal, tmp_path):
     base = weights(causal)
     settings = {**QUICK, "learning_rate": 1e-2}
     result = train_dpo(
-        make_preferences(48), causal, tmp_path, lora=LoraSettings(rank=4), **settings
+        make_preferences(48),
+        causal,
+        tmp_path,
+        **how(DPOSettings, lora=LoraSettings(rank=4), **settings),
     )
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     assert result.metrics["accuracy"] >= 0.8
@@ -228,8 +241,10 @@ def test_lora_reference_is_the_adapter_off(causal, tmp_path):
 def test_gradient_checkpointing_changes_memory_only(causal, tmp_path):
     settings = {**QUICK, "epochs": 1}
     rows = make_preferences(16)
-    train_dpo(rows, causal, tmp_path / "a", **settings)
-    train_dpo(rows, causal, tmp_path / "b", gradient_checkpointing=True, **settings)
+    train_dpo(rows, causal, tmp_path / "a", **how(DPOSettings, **settings))
+    train_dpo(
+        rows, causal, tmp_path / "b", **how(DPOSettings, gradient_checkpointing=True, **settings)
+    )
     a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a)
 
@@ -250,7 +265,13 @@ def test_what_cannot_be_trained(tmp_path, causal):
     with pytest.raises(EngineError, match="no model at"):
         train_dpo(make_preferences(4), str(tmp_path / "nowhere"), tmp_path / "out")
     with pytest.raises(TrainingError, match="too_long"):
-        train_dpo(make_preferences(4), causal, tmp_path, max_length=3, device="cpu")
+        train_dpo(
+            make_preferences(4),
+            causal,
+            tmp_path,
+            DPOSettings(max_length=3),
+            runtime=Runtime(device="cpu"),
+        )
 
 
 def test_a_model_without_a_chat_template_is_noted(tmp_path):

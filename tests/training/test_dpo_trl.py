@@ -10,13 +10,13 @@ from typing import Any, get_args
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_models import how
 
 from rlaif import tiny
-from rlaif.config import DPOConfig
 from rlaif.errors import ConfigError
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.losses import DPO_LOSSES, TRL_LOSSES
+from rlaif.training.settings import DPO_LOSSES, TRL_LOSSES, DPOSettings
 
 PROMPTS = [Prompt.user(p.text) for p in tiny.prompts("train", limit=8)]
 HARD = [
@@ -45,7 +45,7 @@ AT_START = {
 def test_the_first_loss_is_the_formulas_and_training_prefers_the_chosen(
     tmp_path: Path, loss: Any
 ) -> None:
-    result = train_dpo(HARD, "tiny", tmp_path, loss=loss, **OPTIONS)
+    result = train_dpo(HARD, "tiny", tmp_path, **how(DPOSettings, loss=loss, **OPTIONS))
     rows = lines(tmp_path)
     assert len(rows) == result.steps == 4
     assert rows[0]["loss"] == pytest.approx(AT_START[loss], abs=2e-4)
@@ -63,12 +63,20 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path: Path) -> None:
         if row["step"] == 3:
             raise Stop
 
-    train_dpo(HARD, "tiny", tmp_path / "a", loss="hinge", **OPTIONS)
+    train_dpo(HARD, "tiny", tmp_path / "a", **how(DPOSettings, loss="hinge", **OPTIONS))
     with pytest.raises(Stop):
         train_dpo(
-            HARD, "tiny", tmp_path / "b", loss="hinge", checkpoint_every=2, on_log=stop, **OPTIONS
+            HARD,
+            "tiny",
+            tmp_path / "b",
+            **how(DPOSettings, loss="hinge", checkpoint_every=2, on_log=stop, **OPTIONS),
         )
-    train_dpo(HARD, "tiny", tmp_path / "b", loss="hinge", checkpoint_every=2, **OPTIONS)
+    train_dpo(
+        HARD,
+        "tiny",
+        tmp_path / "b",
+        **how(DPOSettings, loss="hinge", checkpoint_every=2, **OPTIONS),
+    )
     one, two = (load_file(tmp_path / x / "model.safetensors") for x in "ab")
     assert all(torch.equal(one[k], two[k]) for k in one)
 
@@ -76,7 +84,7 @@ def test_a_stopped_run_ends_with_the_same_weights(tmp_path: Path) -> None:
 def test_soft_labels_are_refused_with_the_way_out(tmp_path: Path) -> None:
     soft = [*HARD, replace(HARD[0], p_first=0.7)]
     with pytest.raises(ConfigError, match=r"1 of 9 .* 0\.700.*preferences.soft=false"):
-        train_dpo(soft, "tiny", tmp_path, loss="hinge")
+        train_dpo(soft, "tiny", tmp_path, DPOSettings(loss="hinge"))
     assert not list(tmp_path.iterdir())
 
 
@@ -91,13 +99,13 @@ def test_soft_labels_are_refused_with_the_way_out(tmp_path: Path) -> None:
 )
 def test_options_that_do_not_belong_together(tmp_path: Path, options: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train_dpo(HARD, "tiny", tmp_path, **options)
+        train_dpo(HARD, "tiny", tmp_path, **how(DPOSettings, **options))
 
 
 def test_the_config_knows_all_losses_and_trl_too() -> None:
     from trl import DPOConfig as Theirs
 
-    told = get_args(DPOConfig.model_fields["loss"].annotation)
+    told = get_args(DPOSettings.model_fields["loss"].annotation)
     assert sorted(told) == sorted((*DPO_LOSSES, *TRL_LOSSES))
     text = str(Theirs.__dataclass_fields__["loss_type"].metadata["help"])
     assert [name for name in TRL_LOSSES if f"`'{name}'`" not in text] == []

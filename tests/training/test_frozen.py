@@ -19,8 +19,9 @@ from rlaif.training.features import Features, Trunk, compute, sequence_key
 from rlaif.training.forward import sequence_outputs
 from rlaif.training.frozen import HEADS, cut_off
 from rlaif.training.heads import PENALTIES, Pairs, choose, fit, folds_of, rotated, with_resamples
-from rlaif.training.models import LoraSettings, load_reward
+from rlaif.training.models import load_reward
 from rlaif.training.reward import RewardModel, train_reward
+from rlaif.training.settings import LoraSettings
 
 FROZEN = {"trunk": "frozen", "device": "cpu", "held_out": 0.2}
 

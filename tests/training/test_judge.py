@@ -39,7 +39,8 @@ from rlaif.training.judge_batches import (
     why_not,
 )
 from rlaif.training.losses import exclusive_logprobs, soft_cross_entropy
-from rlaif.training.models import LoraSettings, add_lora, load_policy
+from rlaif.training.models import add_lora, load_policy
+from rlaif.training.settings import DPOSettings, LoraSettings, Runtime
 
 QUICK = {"device": "cpu", "batch_size": 4, "gradient_accumulation": 2}
 KIND = Principle(id="kind", compare="red big tree")
@@ -448,7 +449,13 @@ def test_the_template_goes_with_the_judge(causal, template, tmp_path) -> None:
     from rlaif.training.dpo import train_dpo
 
     rows = [Preference(q.pair, "preferred", 0.9) for q in questions(8)]
-    policy = train_dpo(rows, str(moved), tmp_path / "policy", learning_rate=1e-4, device="cpu")
+    policy = train_dpo(
+        rows,
+        str(moved),
+        tmp_path / "policy",
+        DPOSettings(learning_rate=1e-4),
+        runtime=Runtime(device="cpu"),
+    )
     assert own_templates(policy.path)["pairwise"] == str(policy.path / "pairwise.j2")
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError
 from rlaif.training import losses
+from rlaif.training.settings import DPO_LOSSES, SMOOTHED
 
 reals = st.floats(-6, 6)
 labels = st.floats(0, 1)
@@ -95,9 +96,9 @@ def test_soft_ipo_is_the_mean_of_the_hard_ones_but_for_a_constant(h, p):
     assert soft == pytest.approx(mean(h) - mean(0.0), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", losses.DPO_LOSSES)
+@pytest.mark.parametrize("name", DPO_LOSSES)
 def test_gradients_against_finite_differences(name):
-    noise = 0.2 if name in losses.SMOOTHED else 0.0
+    noise = 0.2 if name in SMOOTHED else 0.0
     p = t(0.9, 0.6, 1.0)
 
     def f(h, h_token):

@@ -8,12 +8,13 @@ import torch
 from test_ppo import PROMPTS, SMALL, make_ppo, same_weights, vowels
 
 from rlaif.errors import ConfigError
-from rlaif.training.models import LoraSettings, load_policy
+from rlaif.training.models import load_policy
 from rlaif.training.rl.nlpo import nucleus, restrict, table_of
 from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_losses import categorical_entropy
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.settings import LoraSettings
 
 
 def test_a_nucleus_by_hand():

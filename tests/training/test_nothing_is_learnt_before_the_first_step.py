@@ -19,12 +19,12 @@ from small_models import WORDS, make_tokenizer, save_causal
 
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import LoraSettings
 from rlaif.training.rl.group import GroupSettings, train_group
 from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.settings import DPOSettings, LoraSettings, Runtime
 
 ADAPTERS = LoraSettings(rank=2, dropout=0.1)
 ways = pytest.mark.parametrize(
@@ -76,14 +76,16 @@ def test_dpo(model, tmp_path, bf16, lora, share):
         long_pairs(23),
         model,
         tmp_path,
-        share_prompt=share,
-        bf16=bf16,
-        lora=lora,
-        batch_size=3,
-        gradient_accumulation=2,
-        learning_rate=0.0,
-        epochs=2,
-        device="cpu",
+        DPOSettings(
+            share_prompt=share,
+            bf16=bf16,
+            lora=lora,
+            batch_size=3,
+            gradient_accumulation=2,
+            learning_rate=1e-30,  # too small for any weight
+            epochs=2,
+        ),
+        runtime=Runtime(device="cpu"),
     )
     rows = lines(tmp_path)
     for row in rows[: len(rows) // 2]:  # the first epoch, of a policy that stays as it was
@@ -99,14 +101,16 @@ def test_dpo_by_trl(model, tmp_path, bf16, lora):
         long_pairs(12, p=1.0),
         model,
         tmp_path,
-        loss="apo_zero",
-        bf16=bf16,
-        lora=lora,
-        batch_size=3,
-        gradient_accumulation=2,
-        learning_rate=0.0,
-        epochs=2,
-        device="cpu",
+        DPOSettings(
+            loss="apo_zero",
+            bf16=bf16,
+            lora=lora,
+            batch_size=3,
+            gradient_accumulation=2,
+            learning_rate=1e-30,  # too small for any weight
+            epochs=2,
+        ),
+        runtime=Runtime(device="cpu"),
     )
     rows = lines(tmp_path)
     for row in rows[: len(rows) // 2]:

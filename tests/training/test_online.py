@@ -13,11 +13,12 @@ import torch
 from rlaif import tiny
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Pair, Preference, Prompt
-from rlaif.training.models import LoraSettings, load_policy
+from rlaif.training.models import load_policy
 from rlaif.training.rl.group import GroupSettings, train_group
 from rlaif.training.rl.online_dpo import OnlineDPO, OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.rollout import Sampler
 from rlaif.training.rl.scorers import FunctionScorer, GroupScorer
+from rlaif.training.settings import LoraSettings
 
 PROMPTS = [Prompt.user(p.text) for p in tiny.prompts("train", limit=6)]
 SMALL = {"steps": 2, "batch_size": 8, "group": 4, "learning_rate": 1e-4, "max_new_tokens": 32}

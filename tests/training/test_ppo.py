@@ -18,7 +18,7 @@ from small_models import WORDS, make_preferences
 
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Pair, Preference, Prompt
-from rlaif.training.models import LoraSettings, load_policy
+from rlaif.training.models import load_policy
 from rlaif.training.rl.actor_critic import ActorCritic
 from rlaif.training.rl.ppo import PPO, AlarmLimits, PPOSettings
 from rlaif.training.rl.ppo_run import find_alarms, prompts_of_step, train_ppo
@@ -31,6 +31,7 @@ from rlaif.training.rl.rollout import (
     split_by_length,
 )
 from rlaif.training.rl.scorers import FunctionScorer, JudgeScorer, load_function
+from rlaif.training.settings import LoraSettings
 
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in WORDS[:5] for b in WORDS[5:9]]
 QUIET = AlarmLimits(None, None, None, None)
@@ -348,7 +349,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 from rlaif.records import Prompt
-from rlaif.training.models import LoraSettings
+from rlaif.training.settings import LoraSettings
 from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import load_function

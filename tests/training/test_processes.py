@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import make_preferences
+from small_models import how, make_preferences
 
 from rlaif.errors import ConfigError
 from rlaif.files.resources import folder
 from rlaif.store import RunStore
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import LoraSettings, load_policy
+from rlaif.training.models import load_policy
 from rlaif.training.processes import gathered, refuse_spread, share, world
 from rlaif.training.reward import train_reward
+from rlaif.training.settings import DPOSettings, LoraSettings
 
 # Trains by reward, judge, dpo and ppo, and PPO once more with a crash between two checkpoints.
 # Losses of one process and of two are compared; `learning_rate` is high: a wrong gradient would
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-from small_models import make_preferences
+from small_models import how, make_preferences
 from rlaif.constitution import Principle
 from rlaif.records import Prompt
 from rlaif.training.dpo import train_dpo
@@ -41,6 +42,7 @@ from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.settings import DPOSettings
 
 model, out, processes = {model!r}, {out!r}, {processes}
 quick = dict(learning_rate=3e-3, batch_size=8 // processes, device="cpu")
@@ -49,7 +51,7 @@ asked = Principle(id="happy", compare="happily")
 rows = [Question(p.pair, asked, p.p_first) for p in make_preferences(32)]
 judge = train_judge(rows, model, out + "/judge", template="pairwise/tiny", **quick)
 assert judge.agreement is not None
-train_dpo(make_preferences(32), model, out + "/dpo", **quick)
+train_dpo(make_preferences(32), model, out + "/dpo", **how(DPOSettings, **quick))
 train_reward(make_preferences(120), model, out + "/frozen", trunk="frozen", device="cpu")
 
 calls = 0
@@ -178,12 +180,13 @@ import sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {here!r})
-from small_models import make_preferences
+from small_models import how, make_preferences
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.rl.group import GroupSettings, train_group
 from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.settings import DPOSettings
 from rlaif.training.sft import train_sft
 
 model, out, processes = {model!r}, {out!r}, {processes}
@@ -191,7 +194,8 @@ answers = [Demonstration(p.pair.prompt, p.pair.first) for p in make_preferences(
 size = dict(batch_size=4 // processes, gradient_accumulation=2, device="cpu")
 train_sft(answers, model, out + "/sft", learning_rate=3e-3, **size)  # the last step has 6 rows
 hard = make_preferences(24, p=1.0)
-train_dpo(hard, model, out + "/hinge", loss="hinge", learning_rate=3e-3, **size)
+hinge = how(DPOSettings, loss="hinge", learning_rate=3e-3, **size)
+train_dpo(hard, model, out + "/hinge", **hinge)
 
 def label(pairs):
     gaps = [p.first.count("a") - p.second.count("a") + 0.5 for p in pairs]
@@ -288,7 +292,7 @@ def test_a_command_under_the_launcher_speaks_and_writes_once(causal, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("dpo: 32 pairs, 4 steps") == 1
     quick = {"learning_rate": 3e-3, "batch_size": 8, "device": "cpu", "seed": 7}
-    train_dpo(make_preferences(32), causal, tmp_path / "one", **quick)
+    train_dpo(make_preferences(32), causal, tmp_path / "one", **how(DPOSettings, **quick))
     losses = [
         [x["loss"] for x in journal(folder)] for folder in (tmp_path / "one", out / "models/dpo")
     ]
@@ -340,15 +344,17 @@ def join(self, *args, **kwargs):
         self.distributed_type = DistributedType.MULTI_GPU
 accelerate.state.PartialState.__init__ = join
 
-from small_models import make_preferences
+from small_models import how, make_preferences
 import rlaif.training.loop as loop
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import LoraSettings, load_policy
+from rlaif.training.models import load_policy
+from rlaif.training.settings import DPOSettings, LoraSettings
 from rlaif.training.reward import train_reward
 
 model, out = {model!r}, {out!r}
 quick = dict(learning_rate=3e-3, batch_size=4, device="cpu", checkpoint_every=2)
-train_dpo(make_preferences(32), model, out + "/dpo", lora=LoraSettings(rank=4), **quick)
+lora = LoraSettings(rank=4)
+train_dpo(make_preferences(32), model, out + "/dpo", **how(DPOSettings, lora=lora, **quick))
 
 step, steps = loop.Trainer.training_step, 0
 def stop_before_the_last(*args, **kwargs):
@@ -399,7 +405,12 @@ def test_a_model_spread_by_zero3_learns_the_same(causal, tmp_path):
 def learns_as_one_process(causal: str, tmp_path: Path) -> None:
     quick = {"learning_rate": 3e-3, "batch_size": 8, "device": "cpu"}
     lora = LoraSettings(rank=4)
-    train_dpo(make_preferences(32), causal, tmp_path / "one" / "dpo", lora=lora, **quick)
+    train_dpo(
+        make_preferences(32),
+        causal,
+        tmp_path / "one" / "dpo",
+        **how(DPOSettings, lora=lora, **quick),
+    )
     train_reward(make_preferences(32), causal, tmp_path / "one" / "reward", **quick)
     for name in ("dpo", "reward"):  # the reward model's run was stopped and resumed
         one, spread = (tmp_path / where / name for where in ("one", "spread"))

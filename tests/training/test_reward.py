@@ -18,7 +18,7 @@ from rlaif.stages import Run
 from rlaif.store import RunStore
 from rlaif.training.data import encode_rows, weigh_by_prompt
 from rlaif.training.forward import sequence_rewards
-from rlaif.training.models import LoraSettings, load_reward
+from rlaif.training.models import load_reward
 from rlaif.training.reward import (
     Normalisation,
     RewardModel,
@@ -27,6 +27,7 @@ from rlaif.training.reward import (
     reward_quality,
     train_reward,
 )
+from rlaif.training.settings import LoraSettings
 
 QUICK = {"epochs": 3, "learning_rate": 3e-3, "batch_size": 16, "device": "cpu"}
 

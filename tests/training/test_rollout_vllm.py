@@ -11,12 +11,13 @@ from test_ppo import PROMPTS, SMALL, make_ppo, vowels
 
 from rlaif.config import load_config
 from rlaif.errors import ConfigError
-from rlaif.training.models import LoraSettings, add_lora, load_policy
+from rlaif.training.models import add_lora, load_policy
 from rlaif.training.rl.ppo import Experience, Meter, PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.rollout import Episode
 from rlaif.training.rl.rollout_vllm import VLLMSampler, merged_weights
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.settings import LoraSettings
 
 _found = find_spec("vllm")
 HAS_VLLM = _found is not None and _found.origin is not None

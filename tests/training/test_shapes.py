@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_models import make_preferences, make_tokenizer, save_causal
+from small_models import how, make_preferences, make_tokenizer, save_causal
 
 from rlaif.training.data import encode_rows
 from rlaif.training.dpo import train_dpo
 from rlaif.training.forward import sequence_logprobs, sequence_rewards
-from rlaif.training.models import LoraSettings, load_policy, load_reward
+from rlaif.training.models import load_policy, load_reward
 from rlaif.training.reward import train_reward
+from rlaif.training.settings import DPOSettings, LoraSettings
 
 
 def save_shape(folder: Path, shape: str) -> str:
@@ -70,17 +71,25 @@ def test_other_shapes_train(tmp_path, shape):
     name = save_shape(tmp_path / "model", shape)
     quick = {"learning_rate": 3e-3, "epochs": 2, "batch_size": 8, "device": "cpu"}
     rows = make_preferences(48)
-    assert train_dpo(rows, name, tmp_path / "dpo", **quick).metrics["accuracy"] >= 0.8
+    assert (
+        train_dpo(rows, name, tmp_path / "dpo", **how(DPOSettings, **quick)).metrics["accuracy"]
+        >= 0.8
+    )
     assert train_reward(rows, name, tmp_path / "reward", **quick).metrics["accuracy"] >= 0.8
 
 
 def test_bfloat16_and_float32_in_one_process(causal, tmp_path):
     quick = {"learning_rate": 3e-3, "batch_size": 8, "device": "cpu"}
     rows = make_preferences(24)
-    plain = train_dpo(rows, causal, tmp_path / "a", **quick)
-    half = train_dpo(rows, causal, tmp_path / "b", bf16=True, **quick)
-    lora = train_dpo(rows, causal, tmp_path / "c", bf16=True, lora=LoraSettings(rank=2), **quick)
-    again = train_dpo(rows, causal, tmp_path / "d", **quick)
+    plain = train_dpo(rows, causal, tmp_path / "a", **how(DPOSettings, **quick))
+    half = train_dpo(rows, causal, tmp_path / "b", **how(DPOSettings, bf16=True, **quick))
+    lora = train_dpo(
+        rows,
+        causal,
+        tmp_path / "c",
+        **how(DPOSettings, bf16=True, lora=LoraSettings(rank=2), **quick),
+    )
+    again = train_dpo(rows, causal, tmp_path / "d", **how(DPOSettings, **quick))
     assert half.metrics["loss"] == pytest.approx(plain.metrics["loss"], abs=0.05)
     assert half.metrics["loss"] != plain.metrics["loss"]
     assert lora.metrics["loss"] < 0.72

@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_models import make_preferences, make_tokenizer, save_windowed
+from small_models import how, make_preferences, make_tokenizer, save_windowed
 from test_shapes import save_shape
 
 from rlaif.training.data import Plan, Row, encode_rows
 from rlaif.training.dpo import collator, pair_loss, reference_logprobs, train_dpo
 from rlaif.training.models import load_policy
+from rlaif.training.settings import DPOSettings, Runtime
 from rlaif.training.shared import branch_logprobs, shared_batch, tree_mask, why_not
 
 
@@ -95,7 +96,9 @@ def test_a_run_learns_the_same_either_way(causal, tmp_path):
     losses = []
     for share in (False, True):
         out = tmp_path / str(share)
-        result = train_dpo(make_preferences(32), causal, out, share_prompt=share, **quick)
+        result = train_dpo(
+            make_preferences(32), causal, out, **how(DPOSettings, share_prompt=share, **quick)
+        )
         assert result.metrics["settings"]["share_prompt"] is share
         lines = (out / "training.jsonl").read_text().splitlines()
         losses.append([json.loads(x)["loss"] for x in lines])
@@ -105,7 +108,7 @@ def test_a_run_learns_the_same_either_way(causal, tmp_path):
 
 def test_models_that_look_back_a_window_take_rows_of_their_own(tmp_path):
     name = str(save_windowed(tmp_path / "model", make_tokenizer()))
-    result = train_dpo(make_preferences(16), name, tmp_path / "out", device="cpu")
+    result = train_dpo(make_preferences(16), name, tmp_path / "out", runtime=Runtime(device="cpu"))
     assert any("computed twice: its layers look back 8" in note for note in result.metrics["notes"])
     assert result.metrics["settings"]["share_prompt"] is False
 

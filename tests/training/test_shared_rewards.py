@@ -13,8 +13,9 @@ from test_shapes import save_shape
 
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.data import Row, encode_rows, weigh_by_prompt
-from rlaif.training.models import LoraSettings, add_lora, load_reward
+from rlaif.training.models import add_lora, load_reward
 from rlaif.training.reward import collator, pair_loss, train_reward
+from rlaif.training.settings import LoraSettings
 from rlaif.training.shared import branch_ends, shared_batch, why_not_rewards
 
 PROMPT = "the big red dog sat on the small blue mat and ran happily under the tree "

@@ -4,16 +4,16 @@ import json
 from importlib.util import find_spec
 
 import pytest
-from small_models import make_preferences
+from small_models import how, make_preferences
 
 from rlaif.errors import ConfigError
 from rlaif.records import Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import LoraSettings, load_policy
+from rlaif.training.models import load_policy
 from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import TRACKERS
+from rlaif.training.settings import TRACKERS, DPOSettings, LoraSettings, Runtime
 
 ABSENT = [name for name in TRACKERS if find_spec(name) is None]
 
@@ -24,14 +24,21 @@ def never(*_):
 
 def test_an_unknown_tracker_is_named(causal, tmp_path):
     with pytest.raises(ConfigError, match=r"unknown tracker 'tensorbord'.*tensorboard"):
-        train_dpo(make_preferences(4), causal, tmp_path, log_to=("tensorbord",), device="cpu")
+        train_dpo(
+            make_preferences(4),
+            causal,
+            tmp_path,
+            runtime=Runtime(log_to=("tensorbord",), device="cpu"),
+        )
 
 
 @pytest.mark.skipif(not ABSENT, reason="all trackers are installed")
 def test_a_tracker_that_is_not_installed_stops_before_training(causal, tmp_path):
     name = ABSENT[0]
     with pytest.raises(ConfigError, match=f"pip install {name}"):
-        train_dpo(make_preferences(4), causal, tmp_path, log_to=(name,), device="cpu")
+        train_dpo(
+            make_preferences(4), causal, tmp_path, runtime=Runtime(log_to=(name,), device="cpu")
+        )
     with pytest.raises(ConfigError, match=f"pip install {name}"):
         train_ppo([Prompt.user("a")], causal, tmp_path, FunctionScorer(never), log_to=(name,))
     assert not (tmp_path / "training.jsonl").exists()
@@ -42,7 +49,12 @@ def test_tensorboard_holds_what_the_journal_holds(causal, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     quick = {"learning_rate": 3e-3, "batch_size": 8, "device": "cpu"}
-    train_dpo(make_preferences(32), causal, tmp_path / "dpo", log_to=("tensorboard",), **quick)
+    train_dpo(
+        make_preferences(32),
+        causal,
+        tmp_path / "dpo",
+        **how(DPOSettings, log_to=("tensorboard",), **quick),
+    )
     prompts = [Prompt.user(f"the cat {i}") for i in range(8)]
     settings = PPOSettings(steps=2, batch_size=4, max_new_tokens=4)
     scorer = FunctionScorer(lambda _, texts: [float(len(t)) for t in texts])
@@ -58,6 +70,12 @@ def test_tensorboard_holds_what_the_journal_holds(causal, tmp_path):
 def test_four_bits_need_bitsandbytes(causal, tmp_path):
     lora = LoraSettings(four_bit=True)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
-        train_dpo(make_preferences(4), causal, tmp_path, lora=lora, device="cpu")
+        train_dpo(
+            make_preferences(4),
+            causal,
+            tmp_path,
+            DPOSettings(lora=lora),
+            runtime=Runtime(device="cpu"),
+        )
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         load_policy(causal, four_bit=True)

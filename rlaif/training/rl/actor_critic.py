@@ -21,12 +21,13 @@ from rlaif.engines.faster.last_layer import last_layer_at, logits_at
 from rlaif.errors import TrainingError
 from rlaif.files.resources import model_path
 from rlaif.training.losses import token_logprobs
-from rlaif.training.models import Loaded, LoraSettings, add_lora, load_reward
+from rlaif.training.models import Loaded, add_lora, load_reward
 from rlaif.training.reward import Normalisation, read_normalisation
 from rlaif.training.rl.nlpo import restrict
 from rlaif.training.rl.packing import learn_packing
 from rlaif.training.rl.ppo_losses import categorical_entropy
 from rlaif.training.rl.rollout import Part
+from rlaif.training.settings import LoraSettings
 
 Value = Literal["shared", "separate"]
 

@@ -18,7 +18,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +34,9 @@ from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import sends_nothing
 from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
 from rlaif.training.data import thinking_key
-from rlaif.training.loop import Journal, OnLog, argument_values, finish, one_gpu, prepare
+from rlaif.training.loop import Journal, argument_values, finish, one_gpu, prepare
 from rlaif.training.models import (
     Loaded,
-    LoraSettings,
     fingerprint_of,
     load_policy,
     own_ends,
@@ -49,7 +48,7 @@ from rlaif.training.rl.ppo import score_all
 from rlaif.training.rl.ppo_run import prompts_of_step
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
 from rlaif.training.rl.scorers import Scorer, check_scorer, without_reward
-from rlaif.training.settings import LoopSettings, Tracker
+from rlaif.training.settings import LoraSettings, OnLog, Runtime, Tracker, TrainSettings, as_dict
 
 Algorithm = Literal["grpo", "rloo"]
 Loss = Literal["dapo", "grpo", "bnpo", "dr_grpo"]
@@ -137,15 +136,16 @@ def train_group(
     s, folder = settings or GroupSettings(), Path(out)
     refuse_spread()
     join(device)
-    loop = _loop_settings(s, device, checkpoint_every, log_to)
-    arguments = one_gpu(_arguments(s, argument_values(loop, folder)))
+    loop = _loop_settings(s, checkpoint_every)
+    runtime = Runtime(device, resume, tuple(log_to), on_log)
+    arguments = one_gpu(_arguments(s, argument_values(loop, runtime, folder)))
     fingerprint = fingerprint_of(model, adapter)
     key = content_id(
         s.algorithm,
         fingerprint,
         [p.id for p in prompts],
         scorer.key,
-        asdict(s),
+        as_dict(s),
         *thinking_key(thinking),
     )
     done = prepare(folder, key, resume, (model, adapter))
@@ -161,7 +161,7 @@ def train_group(
             f"of completion; a step takes {s.batch_size // s.group}"
         )
     checkpoint = last_checkpoint(folder)
-    journal = Journal(folder / JOURNAL, checkpoint, s.steps * s.iterations, 1, on_log, log_to)
+    journal = Journal(folder / JOURNAL, checkpoint, s.steps * s.iterations, 1, runtime)
     reward = Reward(scorer, s.no_end_score, spent)
     with closing(journal), quiet(), _still(), sends_nothing(), own_ends(loaded):
         trainer = _trainer(loaded, sampler, reward, s, arguments, kept)
@@ -178,15 +178,13 @@ def train_group(
             "prompts": len(kept),
             "refused": {"too_long": len(prompts) - len(kept)},
             "notes": loaded.notes,
-            "settings": asdict(s),
+            "settings": as_dict(s),
         }
     metrics = finish(folder, made)
     return GroupResult(folder, metrics["steps"], metrics["seconds"], metrics)
 
 
-def _loop_settings(
-    s: GroupSettings, device: str, checkpoint_every: int, log_to: Sequence[Tracker]
-) -> LoopSettings:
+def _loop_settings(s: GroupSettings, checkpoint_every: int) -> TrainSettings:
     parts = s.gradient_accumulation * PartialState().num_processes
     if s.batch_size % (parts * s.group):
         raise ConfigError(
@@ -194,7 +192,7 @@ def _loop_settings(
             f"processes x {s.gradient_accumulation} forward passes in whole groups of {s.group}: "
             f"take a multiple of {parts * s.group}"
         )
-    return LoopSettings(
+    return TrainSettings(
         epochs=1,
         learning_rate=s.learning_rate,
         batch_size=s.batch_size // parts,
@@ -206,10 +204,8 @@ def _loop_settings(
         lora=s.lora,
         bf16=s.bf16,
         gradient_checkpointing=s.gradient_checkpointing,
-        device=device,
         # a checkpoint lies where completions are sampled anew: TRL does not keep them
         checkpoint_every=checkpoint_every * s.iterations,
-        log_to=tuple(log_to),
     )
 
 

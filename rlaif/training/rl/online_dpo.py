@@ -17,7 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,10 @@ from rlaif.training.checkpoints import (
 from rlaif.training.data import Row, thinking_key, token_batches
 from rlaif.training.dpo import collator, pair_logprobs, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
-from rlaif.training.loop import Journal, OnLog, finish, prepare
-from rlaif.training.losses import DPOLoss, check_dpo_loss
+from rlaif.training.loop import Journal, finish, prepare
+from rlaif.training.losses import check_dpo_loss
 from rlaif.training.models import (
     Loaded,
-    LoraSettings,
     add_lora,
     fingerprint_of,
     load_policy,
@@ -61,7 +60,7 @@ from rlaif.training.processes import (
 from rlaif.training.rl.ppo_run import prompts_of_step
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
 from rlaif.training.rl.scorers import Label, checked_labels
-from rlaif.training.settings import Tracker
+from rlaif.training.settings import DPOLoss, LoraSettings, OnLog, Runtime, Tracker, as_dict
 from rlaif.training.trackers import check_trackers
 
 Spent = Callable[[], float]  # tokens that the judge has been given so far
@@ -139,7 +138,7 @@ def train_online_dpo(
     place = join(device)
     fingerprint = fingerprint_of(model, adapter)
     whole = content_id(
-        "online-dpo", fingerprint, [p.id for p in prompts], key, asdict(s), *thinking_key(thinking)
+        "online-dpo", fingerprint, [p.id for p in prompts], key, as_dict(s), *thinking_key(thinking)
     )
     done = prepare(folder, whole, resume, (model, adapter))
     if done is not None:
@@ -171,7 +170,7 @@ def train_online_dpo(
             "prompts": len(kept),
             "refused": {"too_long": len(prompts) - len(kept)},
             "notes": loaded.notes,
-            "settings": asdict(s),
+            "settings": as_dict(s),
         }
     metrics = finish(folder, made)
     return OnlineDPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
@@ -188,7 +187,9 @@ def _run(
     """All steps that are not yet done; returns the journal's lines."""
     s, checkpoint = trainer.settings, last_checkpoint(out)
     done = 0 if checkpoint is None else trainer.restore(checkpoint)
-    journal = Journal(out / JOURNAL, checkpoint, s.steps, 1, on_log, log_to)
+    journal = Journal(
+        out / JOURNAL, checkpoint, s.steps, 1, Runtime(on_log=on_log, log_to=tuple(log_to))
+    )
     due = Due(checkpoint_every)
     with steps_from(checkpoint):
         for index in range(done, s.steps):

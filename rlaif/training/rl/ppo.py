@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,6 @@ from rlaif.errors import ConfigError, TrainingError, nearest, require_finite_fie
 from rlaif.records import Prompt, content_id
 from rlaif.training.data import pad
 from rlaif.training.forward import logprobs_where
-from rlaif.training.models import LoraSettings
 from rlaif.training.processes import gathered, rank, share, sum_gradients, summed, world
 from rlaif.training.rl.actor_critic import ActorCritic, Value
 from rlaif.training.rl.nlpo import Masker, table_of
@@ -56,6 +55,7 @@ from rlaif.training.rl.rollout import (
     plan_update,
 )
 from rlaif.training.rl.scorers import Scorer, checked_scores, without_reward
+from rlaif.training.settings import LoraSettings, as_dict
 
 Algorithm = Literal["ppo", "a2c", "reinforce"]
 ALGORITHMS: tuple[Algorithm, ...] = ("ppo", "a2c", "reinforce")
@@ -175,7 +175,7 @@ class PPOSettings:
         return 1.0 if self.algorithm == "reinforce" else self.lam
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return as_dict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from rlaif.training.checkpoints import (
     write_checkpoint,
 )
 from rlaif.training.data import thinking_key
-from rlaif.training.loop import Journal, OnLog, finish, prepare
+from rlaif.training.loop import Journal, finish, prepare
 from rlaif.training.models import Loaded, fingerprint_of, load_policy, save_model
 from rlaif.training.processes import join, rank, refuse_spread, same_parameters
 from rlaif.training.rl.actor_critic import ActorCritic
@@ -40,7 +40,7 @@ from rlaif.training.rl.ppo import PPO, AlarmLimits, PPOSettings
 from rlaif.training.rl.rollout import Sampler
 from rlaif.training.rl.rollout_vllm import VLLMSampler
 from rlaif.training.rl.scorers import Scorer, check_scorer
-from rlaif.training.settings import Tracker
+from rlaif.training.settings import OnLog, Runtime, Tracker
 from rlaif.training.trackers import check_trackers
 
 
@@ -188,7 +188,9 @@ def _run(
     settings = ppo.settings
     checkpoint = last_checkpoint(out)
     done = 0 if checkpoint is None else restore(ppo, checkpoint)
-    journal = Journal(out / JOURNAL, checkpoint, settings.steps, 1, on_log, log_to)
+    journal = Journal(
+        out / JOURNAL, checkpoint, settings.steps, 1, Runtime(on_log=on_log, log_to=tuple(log_to))
+    )
     told = {name for line in journal.lines for name in line["alarms"]}
     due = Due(checkpoint_every)
     with steps_from(checkpoint):

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from rlaif.config.sections import DPOStage, OfPreferences
 from rlaif.engines.load import ENGINES, unknown_engine
 from rlaif.engines.thinking import ON_BUDGET
 from rlaif.errors import ConfigError, nearest
@@ -42,6 +43,7 @@ from rlaif.judges.preferences import MIN_MARGIN
 from rlaif.store import RunStore
 from rlaif.store.places import Place, is_code, seen_from
 from rlaif.store.places import named as places
+from rlaif.training.settings import LoraSettings, TrainSettings, frozen_misfit
 
 
 class Columns(Section):
@@ -500,65 +502,7 @@ class PreferencesConfig(Section):
         return {k: v for k, v in self.model_dump().items() if k not in later or v != later[k]}
 
 
-class LoraConfig(Section):
-    """Low-rank adapters (Hu et al. 2021) instead of full fine-tuning."""
-
-    rank: int = Field(default=16, ge=1)
-    """Rank of the update."""
-    alpha: int = Field(default=32, ge=1)
-    """Scale: updates are multiplied by alpha/rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Module names, or `all-linear`."""
-    four_bit: bool = False
-    """Hold the frozen weights in 4 bits (QLoRA, Dettmers et al. 2023): needs a GPU and
-    bitsandbytes. The merged model is of the weights as they were, in bfloat16."""
-
-
-class TrainConfig(Section):
-    """What both trainers share."""
-
-    epochs: int = Field(default=1, ge=1)
-    """Passes over the preferences."""
-    learning_rate: float = Field(default=1e-5, gt=0)
-    """Peak learning rate of AdamW; it falls linearly to 0."""
-    batch_size: int = Field(default=8, ge=1)
-    """Pairs (reward model: prompts) a device and forward pass."""
-    gradient_accumulation: int = Field(default=1, ge=1)
-    """Batches summed before an optimiser step."""
-    max_length: int | None = Field(default=None, ge=2)
-    """Longest prompt + completion in tokens; longer rows are counted and left out, never cut. Null
-    takes the model's context."""
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of steps over which the learning rate rises."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """The gradient's norm is clipped to this."""
-    seed: Seed = 7
-    """Order of the examples and initialisation of new heads."""
-    bf16: bool = False
-    """Train in bfloat16 autocast (GPU)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations to save memory."""
-    checkpoint_every: int = Field(default=200, ge=1)
-    """Steps between checkpoints: what a kill can cost at most."""
-    lora: LoraConfig | None = None
-    """Train a LoRA adapter; null trains all weights."""
-    merge: bool = True
-    """With LoRA: also write the merged model."""
-
-
-class PreferenceTrainConfig(TrainConfig):
-    """What is learnt from preferences."""
-
-    labels: Literal["preferences", "own"] = "preferences"
-    """`preferences`: the run's labels, by its judge or jury. `own`: what is known of its pairs,
-    people's labels (`docs/data.md`) or the embedded world's truth; no judge is asked."""
-
-
-class RewardConfig(PreferenceTrainConfig):
+class RewardConfig(TrainSettings, OfPreferences):
     """The reward model: soft Bradley–Terry on the preferences."""
 
     trunk: Literal["trained", "frozen"] = "trained"
@@ -592,15 +536,13 @@ class RewardConfig(PreferenceTrainConfig):
 
     @model_validator(mode="after")
     def _frozen_fits_the_head(self) -> RewardConfig:
-        from rlaif.training.settings import frozen_misfit
-
         wrong = frozen_misfit(self.trunk, self.lora is not None, self.margin, self.centring)
         if wrong:
             raise ValueError(wrong)
         return self
 
 
-class JudgeTrainConfig(TrainConfig):
+class JudgeTrainConfig(TrainSettings):
     """A judge that learns labels in its own format (`docs/judges.md`)."""
 
     model: Annotated[str | None, Place("model")] = None
@@ -635,7 +577,7 @@ class JudgeTrainConfig(TrainConfig):
     it."""
 
 
-class SFTConfig(TrainConfig):
+class SFTConfig(TrainSettings):
     """Supervised fine-tuning of `policy.model` on answers, by TRL's trainer."""
 
     data: Annotated[str, Place("rows")] = "best"
@@ -649,40 +591,6 @@ class SFTConfig(TrainConfig):
     """Read at most this many."""
     skip_bad: int = Field(default=0, ge=0)
     """Go on over at most this many rows that are malformed or no text."""
-
-
-class DPOConfig(PreferenceTrainConfig):
-    """Direct preference optimisation (Rafailov et al. 2023) with a soft target an example."""
-
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate of AdamW; it falls linearly to 0."""
-    loss: Literal[
-        "sigmoid",
-        "cdpo",
-        "robust",
-        "ipo",
-        "sigmoid_norm",
-        "hinge",
-        "exo_pair",
-        "nca_pair",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-        "aot_unpaired",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-    ] = "sigmoid"
-    """`sigmoid` is DPO on soft labels; it and the next four are in `rlaif.training.losses`. The
-    others are TRL's, and take hard labels only (`preferences.soft: false`)."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference policy."""
-    label_noise: float = Field(default=0.0, ge=0, lt=0.5)
-    """ε of `cdpo`, `robust` and `exo_pair`: the share of labels taken to be wrong."""
-    nll: float = Field(default=0.0, ge=0)
-    """Weight of the chosen completions' negative log-likelihood, which keeps them likely."""
-    share_prompt: bool = True
-    """Compute the prompt of chosen and rejected once, where the model's attention allows it."""
 
 
 class AlarmsConfig(Section):
@@ -785,7 +693,7 @@ class PPOConfig(Section):
     value_model: Annotated[str | None, Place("model")] = None
     """With `separate`: a reward model's folder to start from, or a causal model; null takes the
     reward model that rewards, or else `policy.model`."""
-    lora: LoraConfig | None = None
+    lora: LoraSettings | None = None
     """Train a LoRA adapter, the reference being the model without it; null trains all weights."""
     bf16: bool = False
     """Train in bfloat16 autocast (GPU)."""
@@ -842,7 +750,7 @@ class GroupConfig(Section):
     less. −1 is the least mark of a judge; null lets it score like any other."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's norm is clipped to this."""
-    lora: LoraConfig | None = None
+    lora: LoraSettings | None = None
     """Train a LoRA adapter, the reference being the model without it; null trains all weights."""
     bf16: bool = False
     """Train in bfloat16 autocast (GPU)."""
@@ -901,7 +809,7 @@ class OnlineDPOConfig(Section):
     """Of sampling."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """The gradient's norm is clipped to this."""
-    lora: LoraConfig | None = None
+    lora: LoraSettings | None = None
     """Train a LoRA adapter, the reference being the model without it; null trains all weights."""
     bf16: bool = False
     """Train in bfloat16 autocast (GPU)."""
@@ -937,7 +845,7 @@ class TrainStages(Section):
     """Train a judge on people's labels or a stronger judge's."""
     reward: RewardConfig | None = RewardConfig()
     """Train a reward model."""
-    dpo: DPOConfig | None = DPOConfig()
+    dpo: DPOStage | None = DPOStage()
     """Train a policy by DPO, from `policy.model`."""
     ppo: PPOConfig | None = None
     """Train a policy by PPO, from `policy.model`."""
