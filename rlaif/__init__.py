@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from rlaif.files.readers import read_demonstrations as read_demonstrations
     from rlaif.files.readers import read_pairs as read_pairs
     from rlaif.files.readers import read_prompts as read_prompts
+    from rlaif.files.readers.settings import AnswerReading as AnswerReading
+    from rlaif.files.readers.settings import PairReading as PairReading
+    from rlaif.files.readers.settings import PromptReading as PromptReading
     from rlaif.files.templates import Template as Template
     from rlaif.files.templates import load_template as load_template
     from rlaif.judges.adaptive import AdaptiveJudge as AdaptiveJudge
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from rlaif.judges.examples import FewShot as FewShot
     from rlaif.judges.listwise import ListwiseJudge as ListwiseJudge
     from rlaif.judges.pairwise import PairwiseJudge as PairwiseJudge
+    from rlaif.judges.preferences import PreferenceSettings as PreferenceSettings
     from rlaif.judges.preferences import aggregate as aggregate
     from rlaif.judges.reasoning import Reasoning as Reasoning
     from rlaif.judges.scores import PointwiseJudge as PointwiseJudge
@@ -53,6 +57,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AdaptiveJudge": "judges.adaptive",
+    "AnswerReading": "files.readers.settings",
     "Ask": "judges.base",
     "Constitution": "constitution",
     "CotJudge": "judges.cot",
@@ -65,11 +70,14 @@ _HOME = {
     "ListwiseJudge": "judges.listwise",
     "Message": "records",
     "Pair": "records",
+    "PairReading": "files.readers.settings",
     "PairwiseJudge": "judges.pairwise",
     "PointwiseJudge": "judges.scores",
     "Preference": "records",
+    "PreferenceSettings": "judges.preferences",
     "Principle": "constitution",
     "Prompt": "records",
+    "PromptReading": "files.readers.settings",
     "Reasoning": "judges.reasoning",
     "RlaifError": "errors",
     "RubricJudge": "judges.scores",

@@ -68,7 +68,7 @@ def test_the_requests_of_a_revision_are_shown_as_they_are_sent(template: str) ->
     (principle,) = Constitution.load("harmless").select(["no-harm"])
 
     def stage(engine: ScriptedEngine, template: str) -> None:
-        reviser = Reviser(engine, (principle,), Sampling(), template)
+        reviser = Reviser(engine, (principle,), Sampling(n=1), template)
         reviser.round([Chain(SAMPLE.prompt, 0, SAMPLE.first)], 1)
 
     critique, revision = sent_by(stage, template)
@@ -89,7 +89,7 @@ def test_both_sides_of_a_contrast_are_shown_as_they_are_sent() -> None:
     def stage(engine: ScriptedEngine, template: str) -> None:
         list(
             contrast_stream(
-                [SAMPLE.prompt], engine, [principle], Sampling(), Memory(), template=template
+                [SAMPLE.prompt], engine, [principle], Sampling(n=1), Memory(), template=template
             )
         )
 

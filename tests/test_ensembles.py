@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError
 from rlaif.judges.ensembles import RULES, Rule, combine, strongest
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Pair, Prompt, Verdict
 
 PAIR = Pair(Prompt.user("q"), "a", "b")
@@ -107,20 +107,22 @@ def test_judges_are_made_one_principle_by_principle() -> None:
         {"x": 0.6, "y": 0.2}
     )
     assert (row.p_first, row.verdicts, row.abstained) == (pytest.approx(0.4), 8, 1)
-    (row,) = aggregate([PAIR], verdicts, jury="weighted", judge_weights={"j": 3, "k": 1})
+    (row,) = aggregate(
+        [PAIR], verdicts, PreferenceSettings(jury="weighted"), judge_weights={"j": 3, "k": 1}
+    )
     assert row.p_principles == pytest.approx((0.7, 0.2))
-    (row,) = aggregate([PAIR], verdicts, jury="minimum")
+    (row,) = aggregate([PAIR], verdicts, PreferenceSettings(jury="minimum"))
     assert row.p_principles == pytest.approx((0.5, 0.2))
-    (row,) = aggregate([PAIR], verdicts, quorum=2)
+    (row,) = aggregate([PAIR], verdicts, PreferenceSettings(quorum=2))
     assert row.principles == ("x",)
-    with pytest.raises(ConfigError, match="jury must be one of mean"):
-        aggregate([PAIR], verdicts, jury="lots")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'jury': Input should be 'mean'"):
+        aggregate([PAIR], verdicts, PreferenceSettings(jury="lots"))  # type: ignore[arg-type]
 
 
 def test_salmon_hears_no_principle_whose_orders_disagree() -> None:
     """x leans with its slot (0.99, 0.3), y leans a little to the second in both orders."""
     verdicts = [*told("j", "x", 0.99, 0.3), *told("j", "y", 0.4, 0.3), *told("j", "z", 0.6, 0.5)]
-    (row,) = aggregate([PAIR], verdicts, rule="sign_agreement")
+    (row,) = aggregate([PAIR], verdicts, PreferenceSettings(aggregate="sign_agreement"))
     assert row.p_first == pytest.approx(0.35)
     (row,) = aggregate([PAIR], verdicts)
     assert row.p_first is not None
@@ -141,14 +143,9 @@ def test_a_pair_and_its_mirror_sum_to_one_under_every_rule(
         v for (judge, x), pq in zip(cells, rounded, strict=True) for v in told(judge, x, *pq)
     ]
     weights = {"weights": WEIGHTS, "judge_weights": {"j": 1.0, "k": 2.0}}
-    (row,) = aggregate([PAIR], verdicts, rule=rule, jury=jury, **weights)  # type: ignore[arg-type]
-    (mirror,) = aggregate(
-        [PAIR.swap()],
-        [v.swap() for v in verdicts],
-        rule=rule,
-        jury=jury,
-        **weights,  # type: ignore[arg-type]
-    )
+    rules = PreferenceSettings(aggregate=rule, jury=jury)
+    (row,) = aggregate([PAIR], verdicts, rules, **weights)
+    (mirror,) = aggregate([PAIR.swap()], [v.swap() for v in verdicts], rules, **weights)
     assert row.p_first is not None
     assert mirror.p_first is not None
     near_a_step = any(

@@ -19,6 +19,7 @@ from rlaif.engines.load import ENGINES, load_engine
 from rlaif.errors import ConfigError, DataError
 from rlaif.files import own
 from rlaif.files.readers import read_pairs
+from rlaif.files.readers.settings import PairReading
 from rlaif.judges.base import Ask, Judge
 from rlaif.judges.methods import METHODS, judge_class
 from rlaif.store import RunStore
@@ -275,10 +276,10 @@ def test_a_malformed_row_is_named_with_its_line(module) -> None:
     module("def pairs(row, where):\n    return [row['missing']]\n")
     Path("p.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(DataError, match=r"p\.jsonl:1: the reader mine:pairs raised KeyError"):
-        list(read_pairs("p.jsonl", format="mine:pairs"))
+        list(read_pairs("p.jsonl", PairReading(format="mine:pairs")))
     module("def pairs(row, where):\n    return [row]\n")
     with pytest.raises(DataError, match=r"p\.jsonl:1: .*made \{'a': 1\}, and no Pair"):
-        list(read_pairs("p.jsonl", format="mine:pairs"))
+        list(read_pairs("p.jsonl", PairReading(format="mine:pairs")))
 
 
 def test_a_reader_sees_all_columns_of_a_table(module) -> None:
@@ -290,7 +291,7 @@ def test_a_reader_sees_all_columns_of_a_table(module) -> None:
         "from rlaif import Pair, Prompt\ndef pairs(row, where):\n"
         "    return [Pair(Prompt.user(row['frage'], where), row['x'], row['y'])]\n"
     )
-    (pair,) = read_pairs("p.parquet", format="mine:pairs")
+    (pair,) = read_pairs("p.parquet", PairReading(format="mine:pairs"))
     assert isinstance(pair, Pair)
     assert (pair.first, pair.second) == ("a", "b")
 

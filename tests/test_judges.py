@@ -12,6 +12,7 @@ from rlaif.engines.base import ScriptedEngine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.judges.base import Judge, expand
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.preferences import PreferenceSettings
 from rlaif.records import Pair, Prompt, Verdict
 from rlaif.steps.executors import Memory, label_pairs, run_judge
 
@@ -54,7 +55,9 @@ def test_the_verdict_speaks_of_the_pairs_first_completion_in_both_orders() -> No
 
 @given(st.floats(0.01, 0.99))
 def test_pure_position_bias_cancels(p_a: float) -> None:
-    for row in label_pairs(PAIRS, PairwiseJudge(says(p_a)), PRINCIPLES, min_margin=1e-6):
+    for row in label_pairs(
+        PAIRS, PairwiseJudge(says(p_a)), PRINCIPLES, PreferenceSettings(min_margin=1e-6)
+    ):
         assert row.p_first == pytest.approx(0.5)
         assert row.status == "tie"
 

@@ -20,7 +20,7 @@ from rlaif.config import load_config
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.evaluation.jury import JuryAgreement
 from rlaif.files.resources import TINY_WEIGHTS
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict
 from rlaif.report.data import Run as StoredRun
 from rlaif.stages import Run
@@ -90,7 +90,7 @@ def verdict(judge: str, order: Order, p: float | None) -> Verdict:
 def test_orders_may_differ_by_judge() -> None:
     both, one = ORDERS, ORDERS[:1]
     said = [verdict("j", both[0], 0.9), verdict("j", both[1], 0.5), verdict("k", both[0], 0.3)]
-    (row,) = aggregate([PAIR], said, orders={"j": both, "k": one}, quorum=2)
+    (row,) = aggregate([PAIR], said, PreferenceSettings(quorum=2), orders={"j": both, "k": one})
     assert row.p_first == pytest.approx((0.7 + 0.3) / 2)
     (row,) = aggregate([PAIR], said, orders=both)  # half of an asked pair of orders is none
     assert row.p_first == pytest.approx(0.7)
@@ -101,9 +101,9 @@ def test_orders_may_differ_by_judge() -> None:
 def test_an_abstention_says_whether_the_quorum_or_every_judge_was_wanting() -> None:
     one = ORDERS[:1]
     said = [verdict("j", one[0], 0.9), verdict("k", one[0], None)]
-    (row,) = aggregate([PAIR], said, orders=one, quorum=2)
+    (row,) = aggregate([PAIR], said, PreferenceSettings(quorum=2), orders=one)
     assert (row.status, row.reason, row.p_first) == ("abstained", "quorum", None)
-    (row,) = aggregate([PAIR], said[1:], orders=one, quorum=2)
+    (row,) = aggregate([PAIR], said[1:], PreferenceSettings(quorum=2), orders=one)
     assert (row.status, row.reason) == ("abstained", "too_long")
     (row,) = aggregate([PAIR], said, orders=one)
     assert (row.status, row.reason) == ("preferred", None)

@@ -17,7 +17,7 @@ from rlaif.errors import ConfigError
 from rlaif.evaluation.attacks import Trial, clear_questions, report
 from rlaif.evaluation.jury import JuryAgreement
 from rlaif.judges.ensembles import ORDER_RULES, OrderRule, over_orders
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Pair, Prompt, Verdict
 from rlaif.report.build import render
 from rlaif.report.data import Run
@@ -70,8 +70,8 @@ def test_hand_worked(values: tuple[float, ...], rule: OrderRule, expected: float
 def test_an_unknown_rule_is_named() -> None:
     with pytest.raises(ConfigError, match=r"'mean_logit' over orders\. Did you mean 'mean_logits'"):
         over_orders([0.5, 0.5], "mean_logit")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="over orders"):
-        aggregate([PAIR], verdicts_of((0.5, 0.5)), order_rule="median")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'orders': Input should be 'mean'"):
+        aggregate([PAIR], verdicts_of((0.5, 0.5)), PreferenceSettings(orders="median"))  # type: ignore[arg-type]
 
 
 @given(st.floats(-13, 13), st.floats(-13, 13))
@@ -109,7 +109,7 @@ probabilities = st.one_of(st.none(), st.floats(0, 1))
 def test_the_report_and_the_audit_make_orders_one_as_the_labels_do(
     columns: list[tuple[float | None, float | None]], rule: OrderRule
 ) -> None:
-    (label,) = aggregate([PAIR], verdicts_of(*columns), order_rule=rule)
+    (label,) = aggregate([PAIR], verdicts_of(*columns), PreferenceSettings(orders=rule))
     p = np.array([[[np.nan if v is None else v for v in both] for both in columns]])
     reason = np.where(np.isnan(p), "low_mass", "judged").astype(object)
     names = tuple(f"x{i}" for i in range(len(columns)))
@@ -120,10 +120,10 @@ def test_the_report_and_the_audit_make_orders_one_as_the_labels_do(
 
 
 def test_orders_that_disagree_still_say_half_under_sign_agreement() -> None:
-    kind: dict[str, Any] = {"rule": "sign_agreement", "order_rule": "mean_logits"}
-    (row,) = aggregate([PAIR], verdicts_of((0.9, 0.4)), **kind)
+    kind: dict[str, Any] = {"aggregate": "sign_agreement", "orders": "mean_logits"}
+    (row,) = aggregate([PAIR], verdicts_of((0.9, 0.4)), PreferenceSettings(**kind))
     assert row.p_first == 0.5
-    (row,) = aggregate([PAIR], verdicts_of((0.8, 0.5)), **kind)
+    (row,) = aggregate([PAIR], verdicts_of((0.8, 0.5)), PreferenceSettings(**kind))
     assert row.p_first == pytest.approx(2 / 3)
 
 

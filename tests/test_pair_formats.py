@@ -14,6 +14,7 @@ import pytest
 
 from rlaif.errors import DataError
 from rlaif.files.readers import BadRow, read_pairs
+from rlaif.files.readers.settings import PairReading
 from rlaif.records import Message, Pair
 
 SHARED = Path(__file__).parent.parent / "../shared/data"
@@ -28,7 +29,7 @@ def read(
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     bad: list[BadRow] = []
-    pairs = read_pairs(path, format=format, skip_bad=skip_bad, on_bad=bad.append)
+    pairs = read_pairs(path, PairReading(format=format, skip_bad=skip_bad), on_bad=bad.append)
     return list(pairs), bad
 
 
@@ -280,7 +281,7 @@ def test_parquet_has_the_columns_of_every_format(tmp_path: Path) -> None:
 def test_a_slice_of_the_real_file_reads_alike_with_and_without_its_format_named() -> None:
     if not HH.exists():
         pytest.skip("the shared hh-rlhf file is not here")
-    named, told = (list(read_pairs(HH, format=f, limit=50)) for f in ("hh", "auto"))
+    named, told = (list(read_pairs(HH, PairReading(format=f, limit=50))) for f in ("hh", "auto"))
     assert named == told
     with pytest.raises(DataError, match=r"\.gz:1: expected a field 'text_correct'"):
-        list(read_pairs(HH, format="hhh", limit=1))
+        list(read_pairs(HH, PairReading(format="hhh", limit=1)))

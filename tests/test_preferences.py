@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
 
 PAIR = Pair(Prompt.user("q"), "a", "b")
@@ -33,17 +33,21 @@ def test_the_mean_is_over_orders_then_principles() -> None:
 
 def test_weights_are_relative() -> None:
     verdicts = both("x", 1.0, 1.0) + both("y", 0.0, 0.0)
-    (row,) = aggregate([PAIR], verdicts, rule="weighted", weights={"x": 3, "y": 1})
+    (row,) = aggregate(
+        [PAIR], verdicts, PreferenceSettings(aggregate="weighted"), weights={"x": 3, "y": 1}
+    )
     assert row.p_first == pytest.approx(0.75)
     with pytest.raises(ConfigError, match="no weight for y"):
-        aggregate([PAIR], verdicts, rule="weighted", weights={"x": 3})
+        aggregate([PAIR], verdicts, PreferenceSettings(aggregate="weighted"), weights={"x": 3})
 
 
 def test_a_principle_with_nothing_to_say_is_masked_by_its_margin() -> None:
-    (row,) = aggregate([PAIR], both("x", 0.9, 0.9) + both("y", 0.55, 0.5), principle_margin=0.1)
+    (row,) = aggregate(
+        [PAIR], both("x", 0.9, 0.9) + both("y", 0.55, 0.5), PreferenceSettings(principle_margin=0.1)
+    )
     assert row.principles == ("x",)
     assert row.p_first == pytest.approx(0.9)
-    (row,) = aggregate([PAIR], both("y", 0.55, 0.5), principle_margin=0.1)
+    (row,) = aggregate([PAIR], both("y", 0.55, 0.5), PreferenceSettings(principle_margin=0.1))
     assert (row.status, row.p_first) == ("tie", None)
 
 
@@ -59,7 +63,7 @@ def test_half_a_pair_of_orders_does_not_count() -> None:
 
 @pytest.mark.parametrize(("p", "status"), [(0.5, "tie"), (0.54, "tie"), (0.56, "preferred")])
 def test_ties_never_become_chosen_and_rejected(p: float, status: str) -> None:
-    (row,) = aggregate([PAIR], both("x", p, p), min_margin=0.05)
+    (row,) = aggregate([PAIR], both("x", p, p), PreferenceSettings(min_margin=0.05))
     assert row.status == status
 
 
@@ -69,14 +73,14 @@ def test_a_pair_without_verdicts_is_abstained() -> None:
 
 
 def test_hard_labels_round() -> None:
-    (row,) = aggregate([PAIR], both("x", 0.3, 0.4), soft=False)
+    (row,) = aggregate([PAIR], both("x", 0.3, 0.4), PreferenceSettings(soft=False))
     assert row.p_first == 0.0
     assert (row.chosen, row.p_chosen) == ("b", 1.0)
 
 
 def test_an_unknown_rule_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"must be one of mean, weighted, .*, got 'median'"):
-        aggregate([PAIR], [], rule="median")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Input should be 'mean', 'weighted', .*, got 'median'"):
+        aggregate([PAIR], [], PreferenceSettings(aggregate="median"))  # type: ignore[arg-type]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=6))

@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlaif.errors import DataError
+from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import BadRow, read_pairs, read_prompts
+from rlaif.files.readers.settings import PairReading
 from rlaif.files.writers import export_preferences
 from rlaif.records import Message, Pair, Preference, Prompt, messages_to_json
 
@@ -103,7 +104,7 @@ TRL_ROWS = {
 def test_trl_rows_in_all_their_forms(tmp_path: Path, name: str, form: str) -> None:
     source = stored(tmp_path, [TRL_ROWS[name], {**TRL_ROWS[name], "p_chosen": 0.75}], form)
     implicit = name == "standard, implicit prompt"
-    first, second = read_pairs(source, format="trl" if implicit else "auto")
+    first, second = read_pairs(source, PairReading(format="trl" if implicit else "auto"))
     assert first.prompt.messages == (Message("user", "hi"),)
     expected = (" yes it is", " yet it is") if implicit else ("yes", "no")
     assert (first.first, first.second) == expected
@@ -190,34 +191,35 @@ def test_a_malformed_row_stops_unless_it_may_be_skipped(
     with pytest.raises(DataError, match=f"{path}:2: .*{message}.*--skip-bad 1"):
         list(read_pairs(path))
     bad: list[BadRow] = []
-    assert len(list(read_pairs(path, skip_bad=1, on_bad=bad.append))) == 2
+    assert len(list(read_pairs(path, PairReading(skip_bad=1), on_bad=bad.append))) == 2
     assert [(left.source, left.reason) for left in bad] == [(f"{path}:2", "malformed")]
     assert len(bad[0].excerpt) <= 120
     jsonl(path, row, hh(), row)
     with pytest.raises(DataError, match=f"{path}:3: .*after 1 skipped.*--skip-bad 2"):
-        list(read_pairs(path, skip_bad=1))
+        list(read_pairs(path, PairReading(skip_bad=1)))
 
 
 def test_unusable_rows_do_not_use_up_what_may_be_skipped(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", *[hh("x", "x")] * 5, b"{", hh())
-    assert len(list(read_pairs(path, skip_bad=1, on_bad=lambda _: None))) == 1
+    assert len(list(read_pairs(path, PairReading(skip_bad=1), on_bad=lambda _: None))) == 1
 
 
 def test_a_format_that_is_asked_for_is_not_guessed(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", hh())
-    (as_text,) = read_pairs(path, format="trl")
+    (as_text,) = read_pairs(path, PairReading(format="trl"))
     assert (as_text.prompt.messages, as_text.first) == (ASKED, " Well.")  # not stripped
     plain = jsonl(tmp_path / "b.jsonl", {"chosen": "q a", "rejected": "q b"})
     with pytest.raises(DataError, match=r"b\.jsonl:1: expected 'chosen' to be a transcript"):
-        list(read_pairs(plain, format="hh"))
-    with pytest.raises(DataError, match=r"no pair format 'hhx'\. Did you mean 'hh"):
-        read_pairs(path, format="hhx")
+        list(read_pairs(plain, PairReading(format="hh")))
+    with pytest.raises(ConfigError, match=r"no pair format 'hhx'\. Did you mean 'hh"):
+        read_pairs(path, PairReading(format="hhx"))
 
 
 def test_the_limit_counts_pairs_and_reads_no_further(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", hh("x", "x"), hh(), hh(" Other."), b"{")
-    assert len(list(read_pairs(path, limit=2, on_bad=lambda _: None))) == 2
-    assert list(read_pairs(path, limit=0)) == []
+    assert len(list(read_pairs(path, PairReading(limit=2), on_bad=lambda _: None))) == 2
+    with pytest.raises(ConfigError, match=r"'limit': .*got 0"):
+        PairReading(limit=0)
 
 
 # ---------------------------------------------------------------------------- sources
@@ -288,7 +290,7 @@ def test_a_saved_folder_with_splits_takes_the_one_named(tmp_path: Path) -> None:
 def test_a_hub_name_without_a_network_is_explained() -> None:
     pytest.importorskip("datasets")
     code = """
-from rlaif.errors import DataError
+from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_pairs
 try:
     read_pairs("owner/some-data-v1.0:test")

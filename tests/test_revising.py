@@ -73,7 +73,7 @@ def revise(chains: list[Chain], by: Reviser, rounds: int, chunk: int = 7) -> lis
 
 def test_a_round_asks_for_the_critique_then_shows_it_and_asks_for_the_revision() -> None:
     engine = Writer()
-    (row,) = revise(CHAINS[:1], Reviser(engine, (KIND,), Sampling()), 1)
+    (row,) = revise(CHAINS[:1], Reviser(engine, (KIND,), Sampling(n=1)), 1)
     assert engine.asked == [
         "user: question 0\nassistant: answer to question 0\nuser: Where is it unkind?",
         "user: question 0\nassistant: answer to question 0\nuser: Where is it unkind?\n"
@@ -105,7 +105,7 @@ def test_draws_are_uniform_with_replacement_and_depend_on_seed_and_chain_only() 
     assert any(by.principle(p, 0, 1) != other.principle(p, 0, 1) for p in PROMPTS)
     # another principle takes draws, and moves none between the two
     third = SHORT.model_copy(update={"id": "third"})
-    more = Reviser(Writer(), (third, SHORT, KIND), Sampling(seed=3))
+    more = Reviser(Writer(), (third, SHORT, KIND), Sampling(n=1, seed=3))
     for p in PROMPTS:
         assert more.principle(p, 0, 1).id in ("third", by.principle(p, 0, 1).id)
 
@@ -118,7 +118,7 @@ def test_rows_do_not_depend_on_order_or_chunk() -> None:
 
 def test_what_exists_is_not_made_again_and_more_rounds_keep_it() -> None:
     engine, memory = Writer(), Memory[Revision]()
-    by = Reviser(engine, (KIND, SHORT), Sampling(seed=3))
+    by = Reviser(engine, (KIND, SHORT), Sampling(n=1, seed=3))
     first = [r for part in revise_stream(CHAINS, by, 2, memory) for r in part.rows]
     asked = len(engine.asked)
     parts = list(revise_stream(CHAINS, by, 3, memory))
@@ -174,7 +174,7 @@ def test_texts_of_the_principle_and_the_response_are_in_the_key() -> None:
 def test_a_failed_step_leaves_the_response_and_says_why(
     finish: str, reason: str, step: str
 ) -> None:
-    rows = revise(CHAINS[:1], Reviser(Writer({step: finish}), (KIND,), Sampling()), 2)
+    rows = revise(CHAINS[:1], Reviser(Writer({step: finish}), (KIND,), Sampling(n=1)), 2)
     assert [(r.revision, r.reason) for r in rows] == [(None, reason)] * 2
     assert rows[1].response == CHAINS[0].response
     assert last_revisions(rows) == revision_pairs(rows) == []
@@ -182,7 +182,7 @@ def test_a_failed_step_leaves_the_response_and_says_why(
 
 def test_a_principle_without_requests_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"revise needs .* missing in x \(critique, revise\)"):
-        Reviser(Writer(), (Principle(id="x", compare="Which?"),), Sampling())
+        Reviser(Writer(), (Principle(id="x", compare="Which?"),), Sampling(n=1))
 
 
 def test_a_response_cannot_open_a_turn_of_its_own() -> None:
@@ -220,12 +220,12 @@ def test_pairs_put_the_last_revision_over_the_first_answer() -> None:
 def test_contrast_pairs_differ_in_the_wish_alone_and_resume() -> None:
     p = Principle(id="kind", follow="Be kind.", violate="Be cruel.")
     engine, memory = Writer(), Memory[Completion]()
-    parts = list(contrast_stream(PROMPTS, engine, [p], Sampling(), memory, chunk=7))
+    parts = list(contrast_stream(PROMPTS, engine, [p], Sampling(n=1), memory, chunk=7))
     pairs = [pair for part in parts for pair in part.pairs]
     assert engine.asked[:2] == ["user: question 0\n\n(Be kind.)", "user: question 0\n\n(Be cruel.)"]
     assert len(pairs) == len(PROMPTS)
     assert all("Be kind." in x.first and "Be cruel." in x.second and x.label == 1 for x in pairs)
-    again = list(contrast_stream(PROMPTS, engine, [p], Sampling(), memory, chunk=9))
+    again = list(contrast_stream(PROMPTS, engine, [p], Sampling(n=1), memory, chunk=9))
     assert len(engine.asked) == 2 * len(PROMPTS)
     assert [pair for part in again for pair in part.pairs] == pairs
 

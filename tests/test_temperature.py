@@ -19,7 +19,7 @@ from rlaif.config import PreferencesConfig, load_config
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.audit import Elsewhere, Labels, audit
 from rlaif.judges.ensembles import at_temperature
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Pair, Preference, Prompt, Verdict
 from rlaif.report.audit import table
 from rlaif.report.build import render
@@ -34,7 +34,7 @@ PAIR = Pair(Prompt.user("q"), "a", "b")
 
 def label_of(p: float, pair: Pair = PAIR, **options: Any) -> Preference:
     said = [Verdict(o, pair.id, "x", o, "j", p) for o in ORDERS]
-    (found,) = aggregate([pair], said, **options)
+    (found,) = aggregate([pair], said, PreferenceSettings(**options))
     return found
 
 
@@ -80,7 +80,7 @@ def test_the_config_refuses_what_cannot_be() -> None:
             ConfigError, match=r"expected a (number above 0, audit, or null|number)"
         ):
             load_config(None, [f"preferences.temperature={wrong}"])
-    with pytest.raises(ValueError, match="rounded to 0 or 1 has no temperature"):
+    with pytest.raises(ConfigError, match="rounded to 0 or 1 has no temperature"):
         PreferencesConfig(temperature=2.0, soft=False)
 
 

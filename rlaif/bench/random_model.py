@@ -11,6 +11,7 @@ from typing import Any
 
 from rlaif.errors import ConfigError, nearest
 from rlaif.files.readers import read_pairs
+from rlaif.files.readers.settings import PairReading
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -146,7 +147,7 @@ def make_model(
 
 def texts_of(pairs: str | Path, limit: int = 1_000) -> Iterable[str]:
     """The texts of a source of pairs, for a tokenizer."""
-    for pair in read_pairs(pairs, limit=limit, on_bad=lambda _: None):
+    for pair in read_pairs(pairs, PairReading(limit=limit), on_bad=lambda _: None):
         yield "\n\n".join([*(m.content for m in pair.prompt.messages), pair.first, pair.second])
 
 

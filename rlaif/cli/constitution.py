@@ -83,6 +83,7 @@ def show_constitution(
     from rlaif.cli.show import SAMPLE, judge_prompt, principles_table, prompts_of
     from rlaif.constitution import Constitution
     from rlaif.files.readers import read_pairs
+    from rlaif.files.readers.settings import PairReading
 
     found, terminal, wanted = Constitution.load(name), Terminal(), _use(use)
     if method is not None and wanted != "label":
@@ -93,7 +94,7 @@ def show_constitution(
             raise ConfigError(f"--for {wanted} shows one principle: give --prompt, one of {ids}")
         terminal.out.print(principles_table(found))
         return
-    pair = SAMPLE if pairs is None else next(iter(read_pairs(pairs, limit=1)))
+    pair = SAMPLE if pairs is None else next(iter(read_pairs(pairs, PairReading(limit=1))))
     principle = found.select([prompt])[0]
     if wanted == "label":  # no line of a prompt is broken
         typer.echo(judge_prompt(principle, template or f"{method or 'pairwise'}/default", pair))

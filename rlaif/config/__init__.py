@@ -8,27 +8,34 @@ option from the command line. Library functions take plain arguments: only the c
 from __future__ import annotations
 
 import datetime
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
-    BeforeValidator,
     Field,
     model_validator,
 )
 
-from rlaif.config.sections import DPOStage, OfPreferences
+from rlaif.config.sections import (
+    DPOStage,
+    HeldOutPromptsConfig,
+    OfPreferences,
+    PairsConfig,
+    PreferencesConfig,
+    PromptsConfig,
+    ReviseConfig,
+    SamplingConfig,
+)
 from rlaif.engines.load import ENGINES, unknown_engine
 from rlaif.engines.thinking import ON_BUDGET
 from rlaif.errors import ConfigError, nearest
-from rlaif.evaluation.settings import RewardBenchSettings
+from rlaif.evaluation.settings import LabelLimits, RewardBenchSettings
 from rlaif.files.own import is_named, look_beside
-from rlaif.files.readers.formats import FORMATS, unknown_format
+from rlaif.files.readers.settings import AnswerColumns
 from rlaif.files.resources import find
-from rlaif.files.settings import Section, Seed, one_of
+from rlaif.files.settings import Place, Section, Seed, one_of
 from rlaif.files.yamlfile import (
     Location,
     YamlFile,
@@ -37,113 +44,12 @@ from rlaif.files.yamlfile import (
     read_yaml,
     validate,
 )
-from rlaif.judges.ensembles import OrderRule, Rule
 from rlaif.judges.methods import METHODS, method_of, unknown_method
-from rlaif.judges.preferences import MIN_MARGIN
+from rlaif.steps.settings import RaySettings
 from rlaif.store import RunStore
-from rlaif.store.places import Place, is_code, seen_from
+from rlaif.store.places import is_code, seen_from
 from rlaif.store.places import named as places
 from rlaif.training.settings import LoraSettings, TrainSettings, frozen_misfit
-
-
-class Columns(Section):
-    """Base of what says which columns of a file hold what, where their names do not tell.
-
-    Each is a path: `question`, `meta.text` (a field of a field), `corrects.0` (an item of a list),
-    `answers[].text` (of each item of a list). `docs/data.md` has examples.
-    """
-
-    def paths(self) -> dict[str, str]:
-        """What a column is and its path, as the readers take them."""
-        return self.model_dump(exclude_none=True)
-
-
-class PromptColumns(Columns):
-    """Which columns hold a prompt."""
-
-    prompt: str
-    """The prompt: a text or messages."""
-    system: str | None = None
-    """The system message that goes in front of it."""
-
-
-class PairColumns(Columns):
-    """Which columns hold a pair: `chosen` and `rejected`, or `first` and `second`, or a list of
-    `completions` with `scores` or `ranks`."""
-
-    prompt: str | None = None
-    """The prompt: a text or messages. Only conversations in `chosen` need none."""
-    system: str | None = None
-    """The system message that goes in front of it."""
-    chosen: str | None = None
-    """The better response."""
-    rejected: str | None = None
-    """The worse one."""
-    p_chosen: str | None = None
-    """P(chosen is better); 1 where it is not given."""
-    score_chosen: str | None = None
-    """A score of the better response; equal to the other's, the pair is a tie."""
-    score_rejected: str | None = None
-    """A score of the worse one."""
-    first: str | None = None
-    """One of two responses of which nobody said which is better."""
-    second: str | None = None
-    """The other one."""
-    label: str | None = None
-    """P(first is better), where somebody did."""
-    completions: str | None = None
-    """A list of responses, each two of which make a pair."""
-    scores: str | None = None
-    """A list of their scores, the higher the better; equal ones are ties."""
-    ranks: str | None = None
-    """A list of their ranks, the lower the better; equal ones are ties."""
-
-
-class AnswerColumns(Columns):
-    """Which columns hold an answer to learn from: `messages`, or `prompt` and `completion`."""
-
-    messages: str | None = None
-    """A conversation whose last turn is the answer."""
-    prompt: str | None = None
-    """What is asked: a text or messages."""
-    completion: str | None = None
-    """The answer."""
-    system: str | None = None
-    """The system message that goes in front."""
-
-
-class PromptsConfig(Section):
-    """Where prompts come from."""
-
-    path: Annotated[str, Place("rows")] = "tiny"
-    """A file, folder or glob of files, or a hub name (`docs/data.md`), a text file of prompts one a
-    line, or `tiny`: the embedded world's prompts, half of them of kinds that put the
-    constitution's trait at stake."""
-    columns: PromptColumns | None = None
-    """Which columns hold what, such as `{prompt: question}`; null tells it from their names."""
-    limit: int | None = Field(default=None, ge=1)
-    """Read at most this many prompts; null reads all (for `tiny`: 512)."""
-    skip_bad: int = Field(default=0, ge=0)
-    """Go on over at most this many rows that are malformed or no text; they are counted and
-    listed."""
-
-
-class PairsConfig(Section):
-    """Pairs to judge that somebody else wrote."""
-
-    path: Annotated[str, Place("rows")]
-    """A file, folder or glob of files, or a hub name (`docs/data.md`)."""
-    format: Annotated[str, Place("reader"), *one_of(FORMATS, unknown_format)] = "auto"
-    """How the rows are laid out (`docs/data.md`); `auto` tells it from their fields.
-    `module:function`: a reader of your own (`docs/extending.md`)."""
-    columns: PairColumns | None = None
-    """Which columns hold what, such as `{prompt: question, chosen: good, rejected: bad}`; null
-    tells it from their names."""
-    limit: int | None = Field(default=None, ge=1)
-    """Read at most this many pairs; null reads all."""
-    skip_bad: int = Field(default=0, ge=0)
-    """Go on over at most this many rows that are malformed or no text; they are counted and
-    listed."""
 
 
 class HTTPConfig(Section):
@@ -405,101 +311,6 @@ class JurorConfig(JudgingConfig):
     """What it is called in manifest and report. Another name asks nothing again."""
     weight: float = Field(default=1.0, gt=0)
     """What its word counts for, with `preferences.jury: weighted`."""
-
-
-class SamplingConfig(Section):
-    """How completions are sampled from the policy."""
-
-    n: int = Field(default=2, ge=1)
-    """Completions a prompt. All pairs of different ones are judged."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Softmax temperature; 0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling: the smallest set of tokens with at least this probability."""
-    max_new_tokens: int = Field(default=256, ge=1)
-    """Longest completion in tokens."""
-    stop: tuple[str, ...] = ()
-    """Strings that end a completion; they are not part of it."""
-    seed: Seed = 7
-    """A fixed seed gives the same text whatever the batch, but where rounding tips a token."""
-    keep_cut: bool = False
-    """Also pair completions cut by `max_new_tokens`; else they are counted and left out. A policy
-    does not learn from pairs in which one that is cut is preferred to one that ended."""
-
-
-class ReviseConfig(Section):
-    """Critique → revision: `policy` criticises its own responses and writes them anew."""
-
-    rounds: int = Field(default=4, ge=1)
-    """Revisions of a response, one after the other. A principle is drawn for each."""
-    constitution: Annotated[str | None, Place("constitution")] = None
-    """Where the critiques and revisions stand; null takes the run's constitution."""
-    principles: Literal["all"] | tuple[str, ...] = "all"
-    """`all`, or a list of principle ids."""
-    template: Annotated[str, Place("template")] = "revise/default"
-    """A prompt template by path or shipped name; `revise/fewshot` has examples."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Softmax temperature of critiques and revisions; 0 is greedy."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling: the smallest set of tokens with at least this probability."""
-    max_new_tokens: int = Field(default=512, ge=1)
-    """Longest critique or revision in tokens; one that is cut is not used."""
-    stop: tuple[str, ...] = ()
-    """Strings that end one; they are not part of it."""
-    seed: Seed = 7
-    """Of the draws and of the texts."""
-
-
-def _temperature(said: Any) -> Any:
-    if said is None or said == "audit":
-        return said
-    if not isinstance(said, int | float) or not 0 < said < math.inf:
-        raise ValueError(f"expected a number above 0, audit, or null for none, got {said!r}")
-    return float(said)
-
-
-class PreferencesConfig(Section):
-    """How verdicts become preferences. Changing this costs no model call."""
-
-    orders: OrderRule = "mean"
-    """Over the two orders of a question: mean of the probabilities, or of their log-odds
-    (`mean_logits`), in which a liking for a slot that adds to the log-odds cancels
-    (`docs/ensembles.md`)."""
-    aggregate: Rule = "mean"
-    """Over principles: plain mean; weighted by the constitution's weights; mean of log-odds (a
-    pool); their sum (independent evidence); share of votes; what all agree on; SALMON's rule
-    (`docs/ensembles.md`)."""
-    jury: Rule = "mean"
-    """Over the jurors of a principle, before the principles are combined; `weighted` takes the
-    jurors' weights. Without a jury it does nothing."""
-    quorum: int = Field(default=1, ge=1)
-    """A principle counts for a pair when so many jurors could tell. Where none counts, the pair's
-    label is an abstention (`quorum`)."""
-    soft: bool = True
-    """Keep probabilities as labels; false rounds them to 0 or 1."""
-    principle_margin: float = Field(default=0.0, ge=0, lt=0.5)
-    """Leave out principles with |p − ½| under this: they had nothing to say about the pair."""
-    min_margin: float = Field(default=MIN_MARGIN, ge=0, lt=0.5)
-    """A pair with aggregated |p − ½| under this is a tie and trains nothing."""
-    temperature: Annotated[float | Literal["audit"] | None, BeforeValidator(_temperature)] = None
-    """T puts σ(logit(p)/T) in the place of each label p, ties and sides staying as they are: a
-    number; or `audit`, the one that the run's last `rlaif eval audit` fitted on known labels; null
-    leaves labels as they are (`docs/audit.md`)."""
-
-    @model_validator(mode="after")
-    def _nothing_to_cool(self) -> PreferencesConfig:
-        if self.temperature is not None and not self.soft:
-            raise ValueError(
-                "temperature and soft: false: a label rounded to 0 or 1 has no temperature. Leave "
-                "one of them out (temperature: null, or soft: true)"
-            )
-        return self
-
-    def rule(self) -> dict[str, Any]:
-        """What decides labels. Options that earlier versions lacked are left out where they do
-        nothing, so that runs of those versions stay up to date."""
-        later = {"orders": "mean", "temperature": None}
-        return {k: v for k, v in self.model_dump().items() if k not in later or v != later[k]}
 
 
 class RewardConfig(TrainSettings, OfPreferences):
@@ -819,26 +630,12 @@ class OnlineDPOConfig(Section):
     """Steps between checkpoints: what a kill can cost at most."""
 
 
-class LimitsConfig(Section):
-    """What labels must not pass to be trained on; null turns a limit off."""
-
-    max_abstained: float | None = Field(default=0.5, ge=0, le=1)
-    """Largest share of verdicts in which the judge abstained."""
-    min_swap_consistency: float | None = Field(default=0.5, ge=0, le=1)
-    """Least share of the questions on which the judge leans where both orders prefer the same
-    response. Picking by chance gives ½, picking by place 0. The 95 % interval's upper end must
-    reach it; at ½ or more the whole interval must also lie above ½, or the judge may be a coin."""
-    min_accuracy: float | None = Field(default=None, ge=0, le=1)
-    """Least agreement with the pairs' own labels, or with the embedded world's truth. The 95 %
-    interval's upper end must reach it."""
-
-
 class TrainStages(Section):
     """Training; a stage that is null is not run by `rlaif run`."""
 
     sft: SFTConfig | None = None
     """Train a policy on answers, from `policy.model`."""
-    limits: LimitsConfig | None = LimitsConfig()
+    limits: LabelLimits | None = LabelLimits()
     """Refuse to train on labels that pass one of these; null trains on any."""
 
     judge: JudgeTrainConfig | None = None
@@ -859,16 +656,6 @@ class TrainStages(Section):
     """Trackers that are told what `training.jsonl` is told; each must be installed."""
 
 
-class HeldOutPromptsConfig(PromptsConfig):
-    """Prompts that nothing was trained on."""
-
-    path: Annotated[str | None, Place("rows")] = None  # type: ignore[assignment]
-    """As `prompts.path`; `tiny` is the embedded world's test split, which null takes too where
-    `prompts` are that world's. Elsewhere a file must be named. Prompts that were trained on are
-    refused: those of the run's pairs and `prompts`, and what the evaluated models' own training
-    read (demonstrations, ptx and references too), as `models/NAME/trained_on.json` records."""
-
-
 class EvaluateConfig(Section):
     """What is measured after training."""
 
@@ -886,22 +673,6 @@ class EvaluateConfig(Section):
     """Sampling and bootstrap."""
     rewardbench: RewardBenchSettings = RewardBenchSettings()
     """Of `rlaif eval rewardbench`."""
-
-
-class RayConfig(Section):
-    """With `executor: ray`: the workers. None of this can change results."""
-
-    workers: int | None = Field(default=None, ge=1)
-    """Workers, each with a model of its own; null starts one for each share of the cluster's GPUs,
-    or one where there are none."""
-    gpus: float | None = Field(default=None, ge=0)
-    """GPUs a worker; null gives 1 where the cluster has any. A model spread over several by
-    `tensor_parallel_size` needs as many."""
-    cpus: float = Field(default=1.0, gt=0)
-    """CPUs a worker, of those that Ray counts. Reading needs some too: leave two of a cluster's."""
-    address: str | None = None
-    """The cluster's address, or `auto`; null takes RAY_ADDRESS, else starts Ray on this machine.
-    On a cluster, name models and adapters by paths that every machine has."""
 
 
 class Config(Section):
@@ -938,7 +709,7 @@ class Config(Section):
     executor: Literal["local", "ray"] = "local"
     """Where `sample` and `label` run: `local` in this process, `ray` on the workers of a Ray
     cluster. The rows are the same, so a run may start on one and end on the other."""
-    ray: RayConfig = RayConfig()
+    ray: RaySettings = RaySettings()
     """With `executor: ray`: its workers."""
     chunk: int = Field(default=64, ge=1)
     """Prompts or pairs written at a time: what a kill can cost at most."""

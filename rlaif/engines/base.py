@@ -12,11 +12,14 @@ import numbers
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+from pydantic import Field, model_validator
 
 from rlaif.engines.thinking import Mode
-from rlaif.errors import ConfigError, EngineError, require_finite_fields
+from rlaif.errors import ConfigError, EngineError
+from rlaif.files.settings import Section, Seed
 from rlaif.files.templates import Rendered
 from rlaif.records import content_id
 
@@ -25,33 +28,42 @@ ROUNDING = 1e-6  # nats by which rounding may lift a log-probability above 0
 MOST_MASS = 1.01  # what rounding may make of probabilities that sum to 1
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to sample. Everything here can change the text, so all of it is in the resume key.
+class SamplingSettings(Section):
+    """How completions are sampled."""
 
-    `thinking`: tokens that a thought before the answer may have, on top of `max_new_tokens`; 0
-    keeps the model from thinking, None leaves that to its chat template. With a thought,
-    `max_new_tokens` may be 0: then the thought alone is sampled, and ends where the model ends it.
+    n: int = Field(default=2, ge=1)
+    """Completions a prompt. All pairs of different ones are judged."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling: the smallest set of tokens with at least this probability."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest completion in tokens."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a completion; they are not part of it."""
+    seed: Seed = 7
+    """A fixed seed gives the same text whatever the batch, but where rounding tips a token."""
+
+
+class Sampling(SamplingSettings):
+    """How to sample, as an engine takes it. Everything here can change the text, so all of it is in
+    the resume key.
+
+    With a thought, `max_new_tokens` may be 0: then the thought alone is sampled, and ends where the
+    model ends it.
     """
 
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    thinking: int | None = None
+    max_new_tokens: int = Field(default=256, ge=0)
+    """Longest completion in tokens; 0 only with a thought."""
+    thinking: int | None = Field(default=None, ge=0)
+    """Tokens that a thought before the answer may have, on top of `max_new_tokens`; 0 keeps the
+    model from thinking, None leaves that to its chat template."""
 
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
-        if "" in self.stop:
-            raise ConfigError("stop holds an empty string, which would end every completion")
-        if self.thinking is not None and self.thinking < 0:
-            raise ConfigError(f"a thought has no fewer than 0 tokens, got {self.thinking}")
-        if self.n < 1 or self.max_new_tokens < (not self.thinking):
-            raise ConfigError(f"n and max_new_tokens must be at least 1, got {self}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ConfigError(f"temperature must be ≥ 0 and top_p in (0, 1], got {self}")
+    @model_validator(mode="after")
+    def _some_token(self) -> Self:
+        if not self.max_new_tokens and not self.thinking:
+            raise ValueError("max_new_tokens must be at least 1 where no thought is sampled, got 0")
+        return self
 
     @property
     def limit(self) -> int:
@@ -74,7 +86,7 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """All of it, as keys and manifests take it: `thinking` only where it is set, so that rows
         from before there was any keep their keys."""
-        return {k: v for k, v in asdict(self).items() if k != "thinking" or v is not None}
+        return {k: v for k, v in self.model_dump().items() if k != "thinking" or v is not None}
 
 
 @dataclass(frozen=True, slots=True)

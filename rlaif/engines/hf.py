@@ -12,7 +12,7 @@ import gc
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -412,7 +412,7 @@ class HFEngine(Watched):
                 rows = decode_batch(
                     self.model,
                     [encoded[i] for i in batch],
-                    replace(sampling, max_new_tokens=sampling.limit, thinking=None),
+                    sampling.but(max_new_tokens=sampling.limit, thinking=None),
                     room=self.max_length,
                     pad=self._pad(),
                     eos=self._eos,

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.errors import DataError
+from rlaif.evaluation.settings import LabelLimits
 from rlaif.report.labels import Cube, agreement, reliability_points, unseparated
 from rlaif.statistics.agreement import kappa_of_table
 from rlaif.statistics.calibration import (
@@ -401,13 +402,7 @@ def _dict(found: Interval | None) -> Json | None:
 # ---------------------------------------------------------------------------- fit to train on
 
 
-def failed(
-    quality: Mapping[str, Any],
-    *,
-    max_abstained: float | None = None,
-    min_swap_consistency: float | None = None,
-    min_accuracy: float | None = None,
-) -> dict[str, str]:
+def failed(quality: Mapping[str, Any], limits: LabelLimits) -> dict[str, str]:
     """The limits that labels pass, each with what was found; `quality` is `label_quality`'s.
 
     Of consistency and accuracy it is the upper end of the 95 % interval over prompts that must
@@ -417,13 +412,14 @@ def failed(
     not known passes no limit.
     """
     faults = {}
+    max_abstained, min_accuracy = limits.max_abstained, limits.min_accuracy
     asked, abstained = quality.get("verdicts") or 0, quality.get("abstained") or 0
     if max_abstained is not None and asked and abstained / asked > max_abstained:
         faults["max_abstained"] = (
             f"the judge abstained in {abstained:,} of {asked:,} verdicts "
             f"({abstained / asked:.1%}; the limit is {max_abstained:.1%})"
         )
-    swap, limit = _swap(quality), min_swap_consistency
+    swap, limit = _swap(quality), limits.min_swap_consistency
     if swap is not None and limit is not None:
         found, prompts = swap
         what = "both orders of a question prefer the same response on"

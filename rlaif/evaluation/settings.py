@@ -1,4 +1,4 @@
-"""Settings of what is measured: benchmarks of rewards and judges."""
+"""Settings of what is measured: benchmarks, and what labels have to be like to be trained on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rlaif.files.readers.benchmarks import Benchmark
-from rlaif.files.settings import Section
-from rlaif.store.places import Place
+from rlaif.files.settings import Place, Section
 
 
 class RewardBenchSettings(Section):
@@ -32,3 +31,17 @@ class RewardBenchSettings(Section):
     are no published scores."""
     skip_bad: int = Field(default=0, ge=0)
     """Go on over at most this many malformed rows; they are counted and listed."""
+
+
+class LabelLimits(Section):
+    """What labels must not pass to be trained on; null turns a limit off."""
+
+    max_abstained: float | None = Field(default=0.5, ge=0, le=1)
+    """Largest share of verdicts in which the judge abstained."""
+    min_swap_consistency: float | None = Field(default=0.5, ge=0, le=1)
+    """Least share of the questions on which the judge leans where both orders prefer the same
+    response. Picking by chance gives ½, picking by place 0. The 95 % interval's upper end must
+    reach it; at ½ or more the whole interval must also lie above ½, or the judge may be a coin."""
+    min_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """Least agreement with the pairs' own labels, or with the embedded world's truth. The 95 %
+    interval's upper end must reach it."""

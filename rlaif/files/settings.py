@@ -10,7 +10,8 @@ explanation, in YAML and in Python:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Annotated, Any, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -19,7 +20,27 @@ from rlaif.errors import ConfigError
 from rlaif.files.own import PATTERN
 from rlaif.files.yamlfile import Written, YamlFile, faults_of, told
 
+Kind = Literal[
+    "run",
+    "constitution",
+    "template",
+    "examples",
+    "rows",
+    "model",
+    "adapter",
+    "reward",
+    "judge",
+    "engine",
+    "reader",
+]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's generators take no other
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a field of a config names."""
+
+    kind: Kind
 
 
 class _Told(type(BaseModel)):  # type: ignore[misc]  # pydantic's metaclass has no public name

@@ -76,7 +76,7 @@ class CotJudge(EngineJudge):
                 for ask, row in zip(asks, rows, strict=True)
             ]
         usable = [s.prompt for row in samples for s in row if s.prompt is not None]
-        once = replace(self.sampling, n=1, thinking=None)
+        once = self.sampling.but(n=1, thinking=None)
         written = iter(self.engine.generate(usable, once))
         return [
             [s if s.prompt is None else self._sample(ask, s, next(written)[0]) for s in row]

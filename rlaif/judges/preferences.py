@@ -10,12 +10,16 @@ one first, principle by principle.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlaif.errors import ConfigError, require_finite
+from rlaif.files.settings import Section
 from rlaif.judges.ensembles import (
-    RULES,
     OrderRule,
     Rule,
     at_temperature,
@@ -33,53 +37,78 @@ from rlaif.records import (
     Verdict,
 )
 
-MIN_MARGIN = 0.05  # |p − ½| under which a label is a tie
 Orders = Sequence[Order] | Mapping[str, Sequence[Order]]  # asked; by judge where they differ
 Columns = dict[str, dict[str, dict[Order, Verdict]]]
+
+
+def _above_0(said: Any) -> Any:
+    if said is not None and not (isinstance(said, int | float) and 0 < said < math.inf):
+        raise ValueError(f"temperature must be above 0, or None for none, got {said!r}")
+    return said
+
+
+class PreferenceSettings(Section):
+    """How verdicts become preferences. Changing this costs no model call."""
+
+    orders: OrderRule = "mean"
+    """Over the two orders of a question: mean of the probabilities, or of their log-odds
+    (`mean_logits`), in which a liking for a slot that adds to the log-odds cancels
+    (`docs/ensembles.md`)."""
+    aggregate: Rule = "mean"
+    """Over principles: plain mean; weighted by the constitution's weights; mean of log-odds (a
+    pool); their sum (independent evidence); share of votes; what all agree on; SALMON's rule
+    (`docs/ensembles.md`)."""
+    jury: Rule = "mean"
+    """Over the jurors of a principle, before the principles are combined; `weighted` takes the
+    jurors' weights. Without a jury it does nothing."""
+    quorum: int = Field(default=1, ge=1)
+    """A principle counts for a pair when so many jurors could tell. Where none counts, the pair's
+    label is an abstention (`quorum`)."""
+    soft: bool = True
+    """Keep probabilities as labels; false rounds them to 0 or 1."""
+    principle_margin: float = Field(default=0.0, ge=0, lt=0.5)
+    """Leave out principles with |p − ½| under this: they had nothing to say about the pair."""
+    min_margin: float = Field(default=0.05, ge=0, lt=0.5)
+    """A pair with aggregated |p − ½| under this is a tie and trains nothing."""
+    temperature: Annotated[float | None, BeforeValidator(_above_0)] = None
+    """T puts σ(logit(p)/T) in the place of each label p, ties and sides staying as they are; null
+    leaves labels as they are."""
+
+    @model_validator(mode="after")
+    def _nothing_to_cool(self) -> Self:
+        if self.temperature is not None and not self.soft:
+            raise ValueError(
+                "temperature and soft: false: a label rounded to 0 or 1 has no temperature. Leave "
+                "one of them out (temperature: null, or soft: true)"
+            )
+        return self
 
 
 def aggregate(
     pairs: Iterable[Pair],
     verdicts: Iterable[Verdict],
+    settings: PreferenceSettings | None = None,
     *,
-    rule: Rule = "mean",
     weights: Mapping[str, float] | None = None,
-    jury: Rule = "mean",
     judge_weights: Mapping[str, float] | None = None,
-    quorum: int = 1,
     orders: Orders = ORDERS,
-    order_rule: OrderRule = "mean",
-    principle_margin: float = 0.0,
-    min_margin: float = MIN_MARGIN,
-    soft: bool = True,
-    temperature: float | None = None,
 ) -> list[Preference]:
-    """One preference a pair, in the pairs' order.
+    """One preference a pair, in the pairs' order, by the rules of `settings`.
 
     A judge's word on a principle counts only when it judged every asked order: half a pair of
-    orders would keep the slot's bias. `jury` combines the judges of a principle, which counts when
-    `quorum` of them could tell; `rule` combines the principles. Under `rule="sign_agreement"`
-    (SALMON, Sun et al. 2023) a judge whose orders lean to different sides says ½ of that principle,
-    and the principle farthest from ½ decides.
+    orders would keep the slot's bias. Under `aggregate: sign_agreement` (SALMON, Sun et al. 2023) a
+    judge whose orders lean to different sides says ½ of that principle, and the principle farthest
+    from ½ decides.
 
     `weights` are the principles', `judge_weights` the judges'; `orders` those asked, by the name
-    of the judge where judges differ (one that marks each completion by itself has but one), which
-    `order_rule` makes one. An abstention has a `reason`: `quorum` where too few judges could tell;
-    where none could, the one that most of its verdicts have (`low_mass`, say). `min_margin`: an
-    aggregate with |p − ½| under it, or exactly ½, is a tie. `soft=False` rounds the label of a
-    preferred pair to 0 or 1. `temperature` T puts σ(logit(p)/T) in the place of each label p: it
-    changes how sure labels are, and never which pairs are ties or which side they prefer.
+    of the judge where judges differ (one that marks each completion by itself has but one). An
+    abstention has a `reason`: `quorum` where too few judges could tell; where none could, the one
+    that most of its verdicts have (`low_mass`, say). An aggregate of exactly ½ is a tie whatever
+    the margin.
     """
-    require_finite(principle_margin=principle_margin, min_margin=min_margin)
-    if temperature is not None:
-        require_finite(temperature=temperature)
-        if temperature <= 0:
-            raise ConfigError(f"temperature must be above 0, got {temperature}")
+    settings = settings or PreferenceSettings()
     for name, weight in {**(weights or {}), **(judge_weights or {})}.items():
         require_finite(**{f"the weight of {name}": weight})
-    for name, given in (("aggregate", rule), ("jury", jury)):
-        if given not in RULES:
-            raise ConfigError(f"{name} must be one of {', '.join(RULES)}, got '{given}'")
     by_pair: dict[str, Columns] = defaultdict(
         lambda: defaultdict(lambda: defaultdict(dict))  # principle, judge, order
     )
@@ -88,22 +117,11 @@ def aggregate(
     out = []
     for pair in pairs:
         columns = by_pair.get(pair.id, {})
-        values, told = {}, False
-        for principle, judges in columns.items():
-            opinions = debias(judges, orders, order_rule, agreeing=rule == "sign_agreement")
-            told = told or bool(opinions)
-            opinion = combine(opinions, jury, judge_weights)
-            if opinion is not None and len(opinions) >= quorum:
-                values[principle] = opinion
-        kept = {name: p for name, p in values.items() if abs(p - 0.5) >= principle_margin}
-        p = strongest(kept) if rule == "sign_agreement" else combine(kept, rule, weights)
-        status, raw = _status(p, bool(values), min_margin), p
-        if temperature is not None and p is not None:
-            p = at_temperature(p, temperature)
-            if p == 0.5 and status == "preferred":  # so hot that a float no longer holds the side
-                status = "tie"
-        if status == "preferred" and not soft and p is not None:
-            p = float(p > 0.5)
+        values, told = _by_principle(columns, settings, judge_weights, orders)
+        kept = {n: p for n, p in values.items() if abs(p - 0.5) >= settings.principle_margin}
+        alone = settings.aggregate == "sign_agreement"
+        raw = strongest(kept) if alone else combine(kept, settings.aggregate, weights)
+        status, p = _labelled(raw, bool(values), settings)
         made = [v for judges in columns.values() for row in judges.values() for v in row.values()]
         out.append(
             Preference(
@@ -115,10 +133,43 @@ def aggregate(
                 verdicts=len(made),
                 abstained=sum(v.abstained for v in made),
                 reason=None if status != "abstained" else "quorum" if told else _reason(made),
-                p_raw=None if temperature is None else raw,
+                p_raw=None if settings.temperature is None else raw,
             )
         )
     return out
+
+
+def _by_principle(
+    columns: Columns,
+    settings: PreferenceSettings,
+    judge_weights: Mapping[str, float] | None,
+    orders: Orders,
+) -> tuple[dict[str, float], bool]:
+    """P(first) under each principle of which enough judges could tell, and whether any could."""
+    values, told = {}, False
+    agreeing = settings.aggregate == "sign_agreement"
+    for principle, judges in columns.items():
+        opinions = debias(judges, orders, settings.orders, agreeing=agreeing)
+        told = told or bool(opinions)
+        opinion = combine(opinions, settings.jury, judge_weights)
+        if opinion is not None and len(opinions) >= settings.quorum:
+            values[principle] = opinion
+    return values, told
+
+
+def _labelled(
+    raw: float | None, judged: bool, settings: PreferenceSettings
+) -> tuple[PreferenceStatus, float | None]:
+    """What an aggregated P(first) is as a label: its status, and it at the temperature, rounded
+    where labels are hard."""
+    status, p = _status(raw, judged, settings.min_margin), raw
+    if settings.temperature is not None and p is not None:
+        p = at_temperature(p, settings.temperature)
+        if p == 0.5 and status == "preferred":  # so hot that a float no longer holds the side
+            status = "tie"
+    if status == "preferred" and not settings.soft and p is not None:
+        p = float(p > 0.5)
+    return status, p
 
 
 def debias(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rlaif.engines.base import Generation, Sampling
@@ -71,7 +71,7 @@ class Reasoning:
 
     def thoughts(self) -> Sampling:
         """How thoughts alone are sampled."""
-        return replace(self.sampling(()), max_new_tokens=0)
+        return self.sampling(()).but(max_new_tokens=0)
 
     @property
     def settings(self) -> tuple[float | None, ...]:

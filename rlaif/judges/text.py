@@ -71,7 +71,7 @@ class TextJudge(EngineJudge):
             return [[_sample(Sample(None), g) for g in row] for row in rows]
         samples = self.think(prompts)
         usable = [s.prompt for row in samples for s in row if s.prompt is not None]
-        once = replace(self.sampling, n=1, thinking=None)
+        once = self.sampling.but(n=1, thinking=None)
         written = iter(self.engine.generate(usable, once))
         return [
             [s if s.prompt is None else _sample(s, next(written)[0]) for s in row]

@@ -86,7 +86,7 @@ def require_fit(run: Run, preferences: Sequence[Preference]) -> None:
     asked = sum(p.verdicts for p in preferences)
     faults = failed(
         {**quality, "verdicts": asked, "abstained": sum(p.abstained for p in preferences)},
-        **limits.model_dump(),
+        limits,
     )
     if faults:
         raise TrainingError(

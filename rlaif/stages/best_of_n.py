@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +126,7 @@ def _model(run: Run, folder: str) -> Scorer:
 
 def _samples(run: Run, prompts: Sequence[Prompt], n: int) -> tuple[list[list[Completion]], int]:
     """n completions of each prompt by the policy, kept in `evaluation/`, and how many are new."""
-    settings = replace(
-        sampling_of(run.config),
+    settings = sampling_of(run.config).but(
         n=n,
         temperature=run.config.evaluate.temperature,
         seed=run.config.evaluate.seed,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from rlaif.engines.base import Engine, Sampling, weights_of
@@ -101,8 +100,7 @@ def _evaluation_samples(
 
 
 def _sampling(run: Run) -> Sampling:
-    return replace(
-        sampling_of(run.config),
+    return sampling_of(run.config).but(
         n=1,
         temperature=run.config.evaluate.temperature,
         seed=run.config.evaluate.seed,
@@ -120,7 +118,7 @@ def _samples_for_kl(
     sampling = _sampling(run)
     if sampling.temperature == 1 and sampling.top_p == 1:
         return samples, 0
-    whole = replace(sampling, temperature=1.0, top_p=1.0)
+    whole = sampling.but(temperature=1.0, top_p=1.0)
     trained = {name: engine for name, engine in policies.items() if name != "base"}
     return _sampled(run, store, trained, prompts, whole, "samples for the KL:")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from rlaif.config import Config, PairsConfig, PromptsConfig, SFTConfig
-from rlaif.engines.base import Sampling
+from rlaif.config import Config
+from rlaif.config.sections import PromptsConfig
+from rlaif.engines.base import Sampling, SamplingSettings
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import BadRow, read_prompts
 from rlaif.records import Pair, Prompt
@@ -20,20 +21,8 @@ TINY_PROMPTS = 512  # prompts of the embedded world when no limit is given
 
 def sampling_of(config: Config) -> Sampling:
     """The sampling section as an engine takes it, with the policy's thoughts."""
-    values = config.sampling.model_dump(exclude={"keep_cut"})
-    return Sampling(
-        **{**values, "stop": tuple(values["stop"])}, thinking=config.policy.thought_tokens
-    )
-
-
-def reading(config: PromptsConfig | PairsConfig | SFTConfig) -> dict[str, Any]:
-    """What a section of the config says to a reader, beside the source."""
-    found: dict[str, Any] = {"limit": config.limit, "skip_bad": config.skip_bad}
-    if config.columns is not None:
-        found["columns"] = config.columns.paths()
-    if isinstance(config, PairsConfig):
-        found["format"] = config.format
-    return found
+    fields = {name: getattr(config.sampling, name) for name in SamplingSettings.model_fields}
+    return Sampling(**fields, thinking=config.policy.thought_tokens)
 
 
 def held_out(run: Run, on_bad: Callable[[BadRow], None], models: Iterable[Path]) -> list[Prompt]:
@@ -91,8 +80,8 @@ def load_prompts(
         _warn_of_another_policy(run)
         found = _tiny_prompts(split, config.limit or TINY_PROMPTS, tiny_target(run))
     else:
-        settings = {**reading(config), "limit": None}  # it counts what is left of the same texts
-        found = read_prompts(config.path, on_bad=on_bad, **settings)
+        every = config.but(limit=None)  # it counts what is left of the same texts
+        found = read_prompts(config.path, every, on_bad=on_bad)
     seen: set[str] = set()
     fresh = (p for p in found if not (p.id in seen or seen.add(p.id)))  # type: ignore[func-returns-value]
     return islice(fresh, config.limit)

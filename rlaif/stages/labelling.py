@@ -15,7 +15,7 @@ from rlaif.files.readers.repeats import Votes
 from rlaif.judges.base import Judge, Principles, expand
 from rlaif.judges.preferences import Orders, aggregate
 from rlaif.records import Order, Pair, Preference, Verdict
-from rlaif.stages.inputs import reading, truth
+from rlaif.stages.inputs import truth
 from rlaif.stages.jury import Panel
 from rlaif.stages.lists import require_short_lists
 from rlaif.stages.origins import pair_ids, record_inputs, tell_replaced
@@ -39,7 +39,7 @@ def read(run: Run) -> None:
 
     def fresh() -> Iterator[Pair]:
         nonlocal lines
-        for pair in read_pairs(config.path, on_bad=rejected.add, **reading(config)):
+        for pair in read_pairs(config.path, config, on_bad=rejected.add):
             lines += 1
             progress(lines, None)
             if votes.add(pair):
@@ -245,21 +245,14 @@ def prefer(
 ) -> list[Preference]:
     """Preferences by the config's rules, at what `require_temperature` found. A jury's verdicts
     have the jurors' names as judges."""
-    rule = config.preferences
+    rule = config.preferences.at(temperature)
     return aggregate(
         pairs,
         verdicts,
-        rule=rule.aggregate,
+        rule if config.jury else rule.but(jury="mean"),
         weights={p.id: p.weight for p in principles},
-        jury=rule.jury if config.jury else "mean",
         judge_weights={juror.name: juror.weight for juror in config.jury},
-        quorum=rule.quorum,
         orders=orders,
-        order_rule=rule.orders,
-        principle_margin=rule.principle_margin,
-        min_margin=rule.min_margin,
-        soft=rule.soft,
-        temperature=temperature,
     )
 
 

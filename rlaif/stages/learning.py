@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif.config import PairsConfig, RewardConfig
+from rlaif.config import RewardConfig
+from rlaif.config.sections import PairsConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_pairs
 from rlaif.files.readers.repeats import Votes
 from rlaif.files.small import read_bytes, read_object
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.stages.audit import require_fit
-from rlaif.stages.inputs import reading
 from rlaif.stages.labelling import known
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
@@ -81,7 +81,7 @@ def _read(run: Run, config: PairsConfig, what: str) -> list[Pair]:
     rejected = Rejected(f"reward-{what}")
     found: dict[str, Pair] = {}  # a pair and its mirror image are one
     votes = Votes()
-    for pair in read_pairs(config.path, on_bad=rejected.add, **reading(config)):
+    for pair in read_pairs(config.path, config, on_bad=rejected.add):
         if votes.add(pair):
             found[pair.id] = pair
     pairs = [votes.counted(pair) for pair in found.values()]

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlaif.errors import ConfigError
 from rlaif.files.readers import read_demonstrations
+from rlaif.files.readers.settings import AnswerReading
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.lists import require_room
@@ -32,8 +33,8 @@ def train_ppo(run: Run) -> None:
     prompts = list(load_prompts(run, run.config.prompts, "train", rejected.add))
     ptx: list[Demonstration] = []
     if config.ptx is not None:
-        columns = config.ptx_columns.paths() if config.ptx_columns else None
-        ptx = list(read_demonstrations(config.ptx, columns=columns, on_bad=rejected.add))
+        reading = AnswerReading(columns=config.ptx_columns)
+        ptx = list(read_demonstrations(config.ptx, reading, on_bad=rejected.add))
     rejected.write(run)
     reward = reward_folder(run, config.reward)
     options = config.model_dump(

@@ -145,7 +145,14 @@ def _principles(run: Run) -> tuple[Principle, ...]:
 
 def _settings(run: Run) -> Sampling:
     c = run.config.revise
-    return Sampling(1, c.temperature, c.top_p, c.max_new_tokens, c.seed, tuple(c.stop))
+    return Sampling(
+        n=1,
+        temperature=c.temperature,
+        top_p=c.top_p,
+        max_new_tokens=c.max_new_tokens,
+        seed=c.seed,
+        stop=c.stop,
+    )
 
 
 def _tell(

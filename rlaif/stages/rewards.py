@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +59,7 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
         return DirectScorer(reward_of, content_id(judge.fingerprint, ids, rule))
     label, key = live_label(run)
     base = run.engine(run.config.policy)
-    once = replace(sampling_of(run.config), n=1)
+    once = sampling_of(run.config).but(n=1)
 
     def reference(prompts: Sequence[Prompt]) -> list[str]:
         asked = [Rendered.chat(p.messages) for p in prompts]

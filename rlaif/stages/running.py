@@ -24,7 +24,6 @@ from rlaif.steps.executors import Finished, Item, Judged, Row, Sink
 
 if TYPE_CHECKING:
     from rlaif.judges.methods import AnyJudge
-    from rlaif.steps.executors_ray import Workers
 
 
 @dataclass(slots=True)
@@ -93,7 +92,7 @@ def judging(
             orders=orders,
             chunk=config.chunk,
             max_not_finite=limit,
-            workers=workers(config),
+            workers=config.ray,
             tally=tally,
             together=judge_class(section.method).together,
         )
@@ -125,7 +124,7 @@ def sampling(
             settings,
             sink,
             chunk=config.chunk,
-            workers=workers(config),
+            workers=config.ray,
             tally=tally,
         )
         return Work(far, tally.usage, lambda: tally.about)
@@ -133,14 +132,6 @@ def sampling(
     before = own.usage.snapshot()
     near = executors.sample_stream(prompts, own, settings, sink, chunk=config.chunk)
     return Work(near, partial(spent, own, before), partial(about_engine, own))
-
-
-def workers(config: Config) -> Workers:
-    """The `ray` section as the executor takes it."""
-    from rlaif.steps.executors_ray import Workers
-
-    given = config.ray
-    return Workers(given.workers, given.gpus, given.cpus, given.address)
 
 
 def load_policy(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rlaif.config import SFTConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_demonstrations
+from rlaif.files.readers.settings import AnswerReading
 from rlaif.records import Demonstration
-from rlaif.stages.inputs import reading
 from rlaif.stages.learning import cut_completions, sampled_tokens
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
@@ -78,7 +78,10 @@ def _answers(
 ) -> tuple[list[Demonstration], Collection[tuple[str, str]], Sampled]:
     """The answers, those that a length limit cut off, and the tokens of those that were sampled."""
     if config.data != "best":
-        found = read_demonstrations(config.data, on_bad=rejected.add, **reading(config))
+        reading = AnswerReading(
+            columns=config.columns, limit=config.limit, skip_bad=config.skip_bad
+        )
+        found = read_demonstrations(config.data, reading, on_bad=rejected.add)
         rows = list(found)
         if not rows:
             raise rejected.none_left(config.data, "answer")

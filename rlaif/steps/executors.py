@@ -24,8 +24,7 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Engine, Sampling, hear, listener
 from rlaif.errors import EngineError
 from rlaif.judges.base import Ask, Judge, Principles, expand
-from rlaif.judges.ensembles import OrderRule, Rule
-from rlaif.judges.preferences import MIN_MARGIN, aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.judges.protocols import (
     require_engine,
     require_judge,
@@ -470,19 +469,16 @@ def label_pairs(
     pairs: Sequence[Pair],
     judge: Judge,
     constitution: Constitution | Sequence[Principle],
+    preferences: PreferenceSettings | None = None,
     *,
     orders: Sequence[Order] = ORDERS,
-    rule: Rule = "mean",
-    order_rule: OrderRule = "mean",
-    principle_margin: float = 0.0,
-    min_margin: float = MIN_MARGIN,
     on_progress: Callable[[float, int | None], None] | None = None,
 ) -> list[Preference]:
     """Judges the pairs in memory and aggregates: the whole of labelling for a notebook.
 
-    `on_progress(done, total)` is called with the number of pairs done, a fraction while one is at
-    work, and of all pairs. The defaults are those of a config. TypeError for what is no judge, no
-    pairs or no constitution.
+    `preferences` says how verdicts become preferences. `on_progress(done, total)` is called with
+    the number of pairs done, a fraction while one is at work, and of all pairs. TypeError for what
+    is no judge, no pairs or no constitution.
     """
     require_judge(judge)
     require_pairs(pairs)
@@ -507,10 +503,7 @@ def label_pairs(
     return aggregate(
         pairs,
         memory.rows,
-        rule=rule,
+        preferences,
         orders=orders,
-        order_rule=order_rule,
-        min_margin=min_margin,
-        principle_margin=principle_margin,
         weights={p.id: p.weight for p in principles},
     )

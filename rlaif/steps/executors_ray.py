@@ -20,7 +20,7 @@ from itertools import chain
 from typing import Any, Generic, Protocol
 
 from rlaif.engines.base import Engine, Sampling
-from rlaif.errors import ConfigError, RlaifError, missing_extra, require_finite_fields
+from rlaif.errors import ConfigError, RlaifError, missing_extra
 from rlaif.judges.base import Judge, Principles
 from rlaif.records import ORDERS, Completion, Order, Pair, Prompt, Verdict
 from rlaif.steps.executors import (
@@ -42,6 +42,7 @@ from rlaif.steps.executors import (
     with_found,
 )
 from rlaif.steps.pace import pace_of
+from rlaif.steps.settings import RaySettings
 from rlaif.store.keyindex import KeySet
 
 
@@ -49,19 +50,6 @@ class WorkerJudge(Judge, Protocol):
     """A judge by an engine, whose usage a worker tells."""
 
     engine: Engine
-
-
-@dataclass(frozen=True, slots=True)
-class Workers:
-    """How many workers, and what each is given."""
-
-    count: int | None = None  # None: one for each share of the cluster's GPUs; 1 without GPUs
-    gpus: float | None = None  # a worker; None: 1 where the cluster has GPUs
-    cpus: float = 1.0  # a worker
-    address: str | None = None  # of the cluster; None: RAY_ADDRESS, else one is started here
-
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +161,7 @@ def judge_stream(
     orders: Sequence[Order] = ORDERS,
     chunk: int = 64,
     max_not_finite: float = 0.01,
-    workers: Workers | None = None,
+    workers: RaySettings | None = None,
     tally: Tally | None = None,
     together: bool = False,
 ) -> Iterator[Judged]:
@@ -195,7 +183,7 @@ def sample_stream(
     *,
     policy: str | None = None,
     chunk: int = 64,
-    workers: Workers | None = None,
+    workers: RaySettings | None = None,
     tally: Tally | None = None,
 ) -> Iterator[Sampled]:
     """`rlaif.steps.executors.sample_stream` on Ray. `load` makes the engine, on each worker."""
@@ -219,7 +207,7 @@ def _stream(
     parts: Iterable[list[Item]],
     load: Callable[[], Task],
     sink: Sink[Row],
-    workers: Workers | None,
+    workers: RaySettings | None,
     tally: Tally | None,
     check: Callable[[Sequence[Row]], None],
 ) -> Iterator[Finished[Item, Row]]:
@@ -231,7 +219,7 @@ def _stream(
             tally.add(answer)
         return with_found(answer.items, answer.keys, answer.new, find(answer.keys))
 
-    answers = _answers(parts, load, known, workers or Workers())
+    answers = _answers(parts, load, known, workers or RaySettings())
     try:
         yield from overlapped(answers, complete, lambda part: sink.append(part.unsaved))
     finally:
@@ -239,7 +227,7 @@ def _stream(
 
 
 def _answers(
-    parts: Iterable[list[Any]], load: Callable[[], Task], known: KeySet, workers: Workers
+    parts: Iterable[list[Any]], load: Callable[[], Task], known: KeySet, workers: RaySettings
 ) -> Generator[Answer[Any, Any], None, None]:
     """The workers' answers in the order of the chunks."""
     import pyarrow as pa
@@ -268,17 +256,17 @@ def _answers(
                 yield answer
 
 
-def _share(workers: Workers, gpus: float) -> tuple[float, int]:
+def _share(workers: RaySettings, gpus: float) -> tuple[float, int]:
     """GPUs a worker, and the number of workers."""
     each = workers.gpus if workers.gpus is not None else float(gpus > 0)
     if each > gpus:
         raise ConfigError(f"a worker is to have {each:g} GPUs, but the Ray cluster has {gpus:g}")
     default = max(math.floor(gpus / each), 1) if each else 1
-    return each, workers.count or default
+    return each, workers.workers or default
 
 
 @contextmanager
-def _cluster(workers: Workers) -> Iterator[Any]:
+def _cluster(workers: RaySettings) -> Iterator[Any]:
     """Ray, connected and quiet; a cluster that was started here is stopped again."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning a worker
@@ -306,7 +294,7 @@ def _cluster(workers: Workers) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _start(ray: Any, workers: Workers) -> None:
+def _start(ray: Any, workers: RaySettings) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = workers.address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -316,7 +304,7 @@ def _start(ray: Any, workers: Workers) -> None:
             raise ConfigError(f"no Ray cluster at '{address}': {error}") from error
         return
     # Reading takes CPUs of its own: actors on all of them would wait for input for ever.
-    needed = math.ceil((workers.count or 1) * workers.cpus) + 2
+    needed = math.ceil((workers.workers or 1) * workers.cpus) + 2
     with _unheard():
         ray.init(include_dashboard=False, num_cpus=max(os.cpu_count() or 1, needed), **quiet)
 

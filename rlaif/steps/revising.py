@@ -134,7 +134,7 @@ class Reviser:
         if not asked:
             return []
         seed = int(content_id(self.sampling.seed, round_, step)[:7], 16)
-        return [made[0] for made in self.engine.generate(asked, replace(self.sampling, seed=seed))]
+        return [made[0] for made in self.engine.generate(asked, self.sampling.but(seed=seed))]
 
 
 def request(
@@ -278,7 +278,7 @@ def contrast_stream(
     Both sides have the same seed; equal, empty and cut completions make no pair.
     """
     require(principles, "contrast")
-    find, loaded, one = sink.finder(), load_template(template), replace(sampling, n=1)
+    find, loaded, one = sink.finder(), load_template(template), sampling.but(n=1)
     pace, write = pace_of(engine), one_at_a_time(sink.append)
 
     def answer(todo: Sequence[tuple[str, Wish]]) -> list[Completion]:

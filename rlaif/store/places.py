@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -27,22 +27,11 @@ from rlaif.constitution import Constitution
 from rlaif.errors import ConfigError, DataError
 from rlaif.files import own
 from rlaif.files.resources import find
+from rlaif.files.settings import Kind
+from rlaif.files.settings import Place as Place
 from rlaif.files.templates import load_template
 from rlaif.files.yamlfile import Location
 
-Kind = Literal[
-    "run",
-    "constitution",
-    "template",
-    "examples",
-    "rows",
-    "model",
-    "adapter",
-    "reward",
-    "judge",
-    "engine",
-    "reader",
-]
 INPUTS = "inputs"
 KEPT_BYTES = 2**30  # a larger file or folder of rows is named by its path, not copied
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -55,13 +44,6 @@ _WORDS = {
     "reward": ("model", "judge"),
     "examples": ("auto", "none"),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What a field of a config names."""
-
-    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)

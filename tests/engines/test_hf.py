@@ -92,7 +92,7 @@ def test_a_prompt_longer_than_the_context_is_refused_not_cut(make_engine):
     assert (long.logprobs, long.failure) == ((), "too_long")
     assert short.failure is None
     assert len(short.logprobs) == 2
-    assert engine.generate([ask("bread " * 600)], Sampling())[0][0].finish_reason == "too_long"
+    assert engine.generate([ask("bread " * 600)], Sampling(n=1))[0][0].finish_reason == "too_long"
 
 
 def test_nan_weights_are_not_finite(model_of, tokenizer):
@@ -102,7 +102,7 @@ def test_nan_weights_are_not_finite(model_of, tokenizer):
     engine = HFEngine.from_loaded(model, tokenizer)
     (score,) = engine.score([ask("Hi")], [[" A", " B"]])
     assert (score.logprobs, score.failure) == ((), "not_finite")
-    for sampling in (Sampling(n=2), Sampling(temperature=0), Sampling(top_p=0.9)):
+    for sampling in (Sampling(n=2), Sampling(n=1, temperature=0), Sampling(n=1, top_p=0.9)):
         (made,) = engine.generate([ask("Hi")], sampling)
         assert {(g.text, g.finish_reason, g.ids) for g in made} == {("", "not_finite", ())}
 
@@ -144,7 +144,7 @@ def greedy(engine: HFEngine, prompt: Rendered, count: int) -> list[int]:
 def test_temperature_zero_takes_the_likeliest_token(make_engine, shape):
     engine = make_engine(shape)
     prompts = [ask(t) for t in TEXTS]
-    results = engine.generate(prompts, Sampling(temperature=0, max_new_tokens=8))
+    results = engine.generate(prompts, Sampling(n=1, temperature=0, max_new_tokens=8))
     for prompt, (generation,) in zip(prompts, results, strict=True):
         ids = greedy(engine, prompt, 8)
         assert generation.text == engine.encoder.decode(ids)
@@ -191,7 +191,7 @@ def test_generation_ends_at_any_end_token_also_when_pad_is_one(make_engine, toke
     engine = make_engine("llama", tokenizer=tokenizer)
     (first,) = greedy(engine, ask("Hi"), 1)
     engine._eos = frozenset([first, tokenizer.eos_token_id])
-    (result,) = engine.generate([ask("Hi")], Sampling(temperature=0, max_new_tokens=9))
+    (result,) = engine.generate([ask("Hi")], Sampling(n=1, temperature=0, max_new_tokens=9))
     assert (result[0].finish_reason, result[0].tokens) == ("stop", 1)
 
 
@@ -199,7 +199,7 @@ def test_a_prompt_near_the_end_of_the_context_gets_what_room_there_is(make_engin
     engine = make_engine()
     engine._eos = frozenset()
     engine.max_length = len(engine.encoder.prompt(ask("Hi"))) + 3
-    (result,) = engine.generate([ask("Hi")], Sampling(max_new_tokens=9))
+    (result,) = engine.generate([ask("Hi")], Sampling(n=1, max_new_tokens=9))
     assert (result[0].finish_reason, result[0].tokens) == ("length", 3)
 
 

@@ -391,7 +391,7 @@ def test_several_completions_that_end_at_different_times(shape, tokenizer):
 def test_a_model_without_a_cache_is_refused_by_name(tokenizer):
     engine = HFEngine.from_loaded(model_of("rwkv"), tokenizer)
     with pytest.raises(EngineError, match="RwkvForCausalLM gives no cache"):
-        engine.generate(prompts()[:1], Sampling())
+        engine.generate(prompts()[:1], Sampling(n=1))
 
 
 # ---- the trial

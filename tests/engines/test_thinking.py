@@ -251,7 +251,7 @@ def test_any_ids_of_a_thought_come_back_behind_its_mark(encoder_of: Any, data: A
     if "</think" in vocabulary.decode(thought):
         return
     end = vocabulary("</think>")["input_ids"]
-    drawn = Sampling(max_new_tokens=0, thinking=64)
+    drawn = Sampling(n=1, max_new_tokens=0, thinking=64)
     found = encoder.generation([*thought, *end], "stop", drawn, "open")
     assert found.text == ""
     assert list(found.ids) == thought

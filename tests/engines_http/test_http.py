@@ -467,7 +467,7 @@ def test_samples_have_seeds_of_their_own_and_keep_their_finish_reasons(server, c
     body = server.bodies()[0]
     assert (body["max_tokens"], body["temperature"], body["stop"]) == (9, 0.7, ["\n\n"])
     # Neither the batch nor n changes a sample.
-    (again,) = engine.generate(prompts[1:], Sampling(5, 0.7, 1.0, 9, 3, ("\n\n",)))
+    (again,) = engine.generate(prompts[1:], sampling.but(n=5))
     assert [a.text for a in again[:3]] == texts[1]
     assert engine.usage.generated_tokens == 11 * 7
 
@@ -480,10 +480,10 @@ def test_a_prompt_near_the_end_of_the_context_gets_what_room_there_is(server, co
         return wire.chat({"x": 0.5}, "cut", "length", prompt=88) if path == CHAT else None
 
     server.script = script
-    (row,) = connect(max_length=100).generate([ask("x", None)], Sampling(max_new_tokens=50))
+    (row,) = connect(max_length=100).generate([ask("x", None)], Sampling(n=1, max_new_tokens=50))
     assert [(a.text, a.finish_reason) for a in row] == [("cut", "length")]
     assert [b["max_tokens"] for b in server.bodies()] == [50, 1, 12]
-    (row,) = connect().generate([ask("x", None)], Sampling(max_new_tokens=50))
+    (row,) = connect().generate([ask("x", None)], Sampling(n=1, max_new_tokens=50))
     assert row[0].finish_reason == "too_long"
 
 
@@ -508,8 +508,8 @@ def test_newer_names_of_the_token_limit_are_learnt(server, connect, wire):
         wire.reply(400, error) if path == CHAT and "max_tokens" in body else None
     )
     engine = connect(extra_body={"seed": None, "reasoning_effort": "none"})
-    assert engine.generate([ask("x", None)], Sampling())[0][0].text == "A"
-    engine.generate([ask("y", None)], Sampling())
+    assert engine.generate([ask("x", None)], Sampling(n=1))[0][0].text == "A"
+    engine.generate([ask("y", None)], Sampling(n=1))
     assert len(server.bodies()) == 3
     assert server.bodies()[-1]["max_completion_tokens"] == 256
     assert "seed" not in server.bodies()[-1]
@@ -664,7 +664,7 @@ def test_the_key_is_sent_and_found_nowhere_else(server, connect, wire, caplog, c
             seen = seen.__cause__ or seen.__context__
     assert any("PLANTED_KEY" in text for text in told)  # the variable's name helps
     server.script = lambda *_: wire.chat({"x": 0.9}, f"it is {wire.key}", "stop")
-    told += [a.text for a in engine.generate([ask("x", None)], Sampling())[0]]
+    told += [a.text for a in engine.generate([ask("x", None)], Sampling(n=1))[0]]
     told += [repr(engine), str(engine), engine.fingerprint, engine.device]
     told += [json.dumps(engine.usage.snapshot()), caplog.text, *capfd.readouterr()]
     told += [repr(vars(engine)), repr(vars(engine._server))]

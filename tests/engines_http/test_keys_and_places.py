@@ -67,7 +67,7 @@ def test_the_key_in_answers_and_errors(
     monkeypatch.setenv("PLANTED_KEY", KEY)
     engine = connect(retries=0)
     server.script = lambda *_: wire.chat({"x": 0.9}, f"it is {escaped(KEY, how)}!", "stop")
-    ((said,),) = engine.generate([ASK], Sampling())
+    ((said,),) = engine.generate([ASK], Sampling(n=1))
     assert said.text == "it is ***!"
     said_raw = json.dumps({"error": {"message": "key X"}}).replace("X", escaped(KEY, how))
     server.script = lambda path, *_: wire.reply(400, said_raw) if path == CHAT else None

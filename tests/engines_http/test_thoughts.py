@@ -45,7 +45,7 @@ def test_what_each_server_is_told(
     server.models = [{"id": "judge", "owned_by": owner}]
     server.script = says(wire, "A.")
     engine = connect()
-    sample_prompts(engine, [PROMPT], Sampling(max_new_tokens=10, thinking=thinking))
+    sample_prompts(engine, [PROMPT], Sampling(n=1, max_new_tokens=10, thinking=thinking))
     (body,) = server.bodies()
     told = {k: v for k, v in body.items() if k in ("chat_template_kwargs", "reasoning_effort")}
     assert told == sent
@@ -55,7 +55,7 @@ def test_what_each_server_is_told(
 def test_extra_fields_say_otherwise(server: Any, connect: Any, wire: Any) -> None:
     server.script = says(wire, "A.")
     engine = connect(extra_body={"reasoning_effort": "high", "temperature": None})
-    sample_prompts(engine, [PROMPT], Sampling(thinking=64))
+    sample_prompts(engine, [PROMPT], Sampling(n=1, thinking=64))
     (body,) = server.bodies()
     assert body["reasoning_effort"] == "high"
     assert "temperature" not in body
@@ -67,7 +67,7 @@ def test_a_thought_that_is_told_apart_is_kept_apart(
     server: Any, connect: Any, wire: Any, name: str, thinking: int | None
 ) -> None:
     server.script = says(wire, "It is.", **{name: "Hm, is it B?"})
-    (made,) = sample_prompts(connect(), [PROMPT], Sampling(thinking=thinking))
+    (made,) = sample_prompts(connect(), [PROMPT], Sampling(n=1, thinking=thinking))
     assert (made.text, made.thought, made.tokens) == ("It is.", "Hm, is it B?", 7)
 
 
@@ -85,9 +85,9 @@ def test_a_thought_that_is_not_told_apart_is_known_by_its_marks(
     server: Any, connect: Any, wire: Any, text: str, finish: str, answer: str, thought: str
 ) -> None:
     server.script = says(wire, text, finish)
-    (made,) = sample_prompts(connect(), [PROMPT], Sampling(thinking=64))
+    (made,) = sample_prompts(connect(), [PROMPT], Sampling(n=1, thinking=64))
     assert (made.text, made.thought, made.finish_reason) == (answer, thought, finish)
-    (made,) = sample_prompts(connect(), [PROMPT], Sampling())  # nobody asked for thoughts
+    (made,) = sample_prompts(connect(), [PROMPT], Sampling(n=1))  # nobody asked for thoughts
     assert (made.text, made.thought) == (text or "", "")
 
 
@@ -112,7 +112,7 @@ def test_the_marks_of_families(text: str, parted: tuple[str, str]) -> None:
 def test_half_a_character_in_a_thought_costs_its_row(server: Any, connect: Any, wire: Any) -> None:
     server.script = says(wire, "A.", reasoning="\ud83d")
     with pytest.warns(UserWarning, match="half a character"):
-        (made,) = sample_prompts(connect(), [PROMPT], Sampling(thinking=64))
+        (made,) = sample_prompts(connect(), [PROMPT], Sampling(n=1, thinking=64))
     assert (made.text, made.thought, made.finish_reason) == ("", "", "malformed")
 
 
@@ -142,7 +142,7 @@ def test_how_a_server_is_told_is_in_the_keys(server: Any, connect: Any) -> None:
     (ask, _) = expand([Pair(PROMPT, "Yes.", "No.")], KIND)
     keys = {TextJudge(engine, reasoning=Reasoning(thinking=t)).key(ask) for t in (None, 0, 64, 65)}
     assert len(keys) == 4
-    ways = [Sampling(thinking=t) for t in (None, 0, 64)]
+    ways = [Sampling(n=1, thinking=t) for t in (None, 0, 64)]
     assert len({completion_keys(engine, way, PROMPT)[0] for way in ways}) == 3
     # labels by log-probability: the model is told not to think
     quiet = PairwiseJudge(engine, reasoning=Reasoning(thinking=0))

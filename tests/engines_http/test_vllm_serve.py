@@ -236,7 +236,7 @@ def test_samples_follow_prompt_seed_and_index(url: str, local: HFEngine) -> None
             b.finish_reason,
             b.tokens,
         )
-    (near,) = engine.generate([ask("bake bread " * 235, None)], Sampling(max_new_tokens=100))
+    (near,) = engine.generate([ask("bake bread " * 235, None)], Sampling(n=1, max_new_tokens=100))
     room = 512 - len(local.encoder.prompt(ask("bake bread " * 235, None)))
     assert 0 < room < 100
     assert near[0].finish_reason in ("length", "stop")

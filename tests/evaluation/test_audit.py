@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, cohen_kappa_score
 
 from rlaif.errors import DataError
 from rlaif.evaluation.audit import Labels, audit, failed
+from rlaif.evaluation.settings import LabelLimits
 from rlaif.report.labels import Cube
 from rlaif.statistics import calibration, intervals, slots
 
@@ -282,9 +283,10 @@ GOOD |= {"gold_agreement": {"value": 0.45, "low": 0.3, "high": 0.6, "n": 40}}
     ],
 )
 def test_limits(quality: Any, limits: Any, names: list[str]) -> None:
-    assert list(failed(quality, **limits)) == names
+    off = dict.fromkeys(LabelLimits.model_fields)
+    assert list(failed(quality, LabelLimits(**off | limits))) == names
 
 
 def test_a_limit_says_what_was_found() -> None:
-    (text,) = failed({**GOOD, "abstained": 51}, max_abstained=0.5).values()
+    (text,) = failed({**GOOD, "abstained": 51}, LabelLimits()).values()
     assert text == "the judge abstained in 51 of 100 verdicts (51.0%; the limit is 50.0%)"

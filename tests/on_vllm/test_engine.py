@@ -121,7 +121,7 @@ def test_a_prompt_longer_than_the_context_is_refused_and_never_sent(fresh):
     assert short.failure is None
     length = len(fresh.encoder.prompt(prompts[1]))
     assert fresh.usage.computed_tokens == length
-    (cut,), (done,) = fresh.generate(prompts, Sampling(max_new_tokens=2))
+    (cut,), (done,) = fresh.generate(prompts, Sampling(n=1, max_new_tokens=2))
     assert (cut.text, cut.finish_reason, cut.tokens) == ("", "too_long", 0)
     assert done.tokens >= 1
 
@@ -238,7 +238,7 @@ def test_finish_reasons_stop_strings_and_counts(fresh):
 def test_temperatures_that_vllm_would_change_are_refused(engine):
     for temperature in (0.001, 2.5):
         with pytest.raises(ConfigError, match="temperature"):
-            engine.generate([ask("Hi")], Sampling(temperature=temperature))
+            engine.generate([ask("Hi")], Sampling(n=1, temperature=temperature))
 
 
 # ---- new weights

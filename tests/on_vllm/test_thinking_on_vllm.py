@@ -49,8 +49,8 @@ def test_thoughts_and_labels_are_those_of_transformers(thinker: Path, engine: En
     reference = HFEngine(str(thinker))
     prompts = [Rendered((USER,)), Rendered((USER, USER))]
     for drawn in (
-        Sampling(temperature=0, max_new_tokens=0, thinking=20),
-        Sampling(temperature=0, max_new_tokens=8, thinking=20),
+        Sampling(n=1, temperature=0, max_new_tokens=0, thinking=20),
+        Sampling(n=1, temperature=0, max_new_tokens=8, thinking=20),
     ):
         found, plain = engine.generate(prompts, drawn), reference.generate(prompts, drawn)
         assert found == plain

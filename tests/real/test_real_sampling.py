@@ -30,12 +30,12 @@ def test_a_sample_depends_on_its_prompt_and_seed_and_not_on_its_batch(engine: HF
 
 def test_it_counts_on(engine: HFEngine) -> None:
     prompt = ask("Count from one to ten.", "One, two, three, four,")
-    (found,) = engine.generate([prompt], Sampling(temperature=0, max_new_tokens=8))[0]
+    (found,) = engine.generate([prompt], Sampling(n=1, temperature=0, max_new_tokens=8))[0]
     assert found.text.strip().startswith("five, six, seven"), found.text
 
 
 def test_a_transcript_ends_where_the_human_would_speak_again(engine: HFEngine) -> None:
     turns = [Message("user", "Say hi."), Message("assistant", "Hi."), Message("user", "Say hi.")]
     prompt = Rendered.chat([*turns, Message("assistant", "Hi."), turns[0]])
-    (found,) = engine.generate([prompt], Sampling(temperature=0, max_new_tokens=16))[0]
+    (found,) = engine.generate([prompt], Sampling(n=1, temperature=0, max_new_tokens=16))[0]
     assert (found.text, found.finish_reason) == ("Hi.", "stop")

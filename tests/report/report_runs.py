@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.judges.base import verdict_key
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Message, Order, Pair, Prompt, Verdict
 from rlaif.store import RunStore, write_json
 from rlaif.tiny import prompts as tiny_prompts
@@ -140,7 +140,7 @@ def write_labels(
         store.table("pairs").replace(pairs)
         store.table("verdicts").append(verdicts)
         store.table("preferences").replace(
-            aggregate(pairs, verdicts, weights=weights, min_margin=min_margin)
+            aggregate(pairs, verdicts, PreferenceSettings(min_margin=min_margin), weights=weights)
         )
         store.update_manifest(
             "constitution",

@@ -16,6 +16,7 @@ from rlaif.constitution.published import import_constitution
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
 from rlaif.files.readers.fields import Broken, item_at
+from rlaif.files.readers.settings import PairReading
 
 GOOD = '{"prompt": "q", "chosen": "a", "rejected": "b"}'
 REPEATED = {
@@ -40,7 +41,7 @@ def test_a_row_of_repeated_keys_is_malformed(tmp_path: Path, row: str, form: str
     with pytest.raises(DataError, match=r":2: expected different keys, got '\w+' twice in one obj"):
         list(read_pairs(path))
     bad: list[BadRow] = []
-    assert len(list(read_pairs(path, skip_bad=1, on_bad=bad.append))) == 2
+    assert len(list(read_pairs(path, PairReading(skip_bad=1), on_bad=bad.append))) == 2
     assert [(b.reason, b.excerpt[:14]) for b in bad] == [("malformed", '{"prompt": "q"')]
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from rlaif.cli.app import app
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_pairs, read_prompts
+from rlaif.files.readers.settings import PairReading
 from rlaif.files.resources import find
 
 
@@ -64,9 +65,13 @@ def test_a_wrong_column_says_what_it_was_for() -> None:
     Path("p.jsonl").write_text(json.dumps({"q": "a?", "good": "b", "bad": "c"}) + "\n")
     columns = {"prompt": "q", "chosen": "gud", "rejected": "bad"}
     with pytest.raises(DataError, match=r"columns\.chosen: there is no 'gud'"):
-        list(read_pairs("p.jsonl", columns=columns))
+        list(read_pairs("p.jsonl", PairReading(columns=columns)))
     with pytest.raises(DataError, match=r"columns\.rejected: .*'bad\.3'"):
-        list(read_pairs("p.jsonl", columns={**columns, "chosen": "good", "rejected": "bad.3"}))
+        list(
+            read_pairs(
+                "p.jsonl", PairReading(columns={**columns, "chosen": "good", "rejected": "bad.3"})
+            )
+        )
 
 
 @pytest.mark.parametrize("read", [read_pairs, read_prompts])

@@ -22,7 +22,7 @@ from rlaif.config import Config, Section, load_config
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Sampling
 from rlaif.errors import ConfigError, RlaifError
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.judges.reasoning import Reasoning
 
 NO_NUMBERS = (".inf", "-.inf", ".nan", "1e999", "-1e999", "1.0e+400", "yes")
@@ -148,15 +148,15 @@ def test_from_python_too() -> None:
         with pytest.raises(ValidationError):
             Principle(id="a", compare="?", weight=wrong)
         with pytest.raises(ConfigError, match="temperature"):
-            Sampling(temperature=wrong)
+            Sampling(n=1, temperature=wrong)
         with pytest.raises(ConfigError, match="temperature"):
             Reasoning(temperature=wrong)
         with pytest.raises(ConfigError, match="min_margin"):
-            aggregate([], [], min_margin=wrong)
+            aggregate([], [], PreferenceSettings(min_margin=wrong))
         with pytest.raises(ConfigError, match="weight"):
-            aggregate([], [], rule="weighted", weights={"a": wrong})
+            aggregate([], [], PreferenceSettings(aggregate="weighted"), weights={"a": wrong})
     with pytest.raises(ConfigError, match="stop"):
-        Sampling(stop=("",))
+        Sampling(n=1, stop=("",))
 
 
 @pytest.mark.parametrize("wrong", [math.inf, math.nan, -math.inf])

@@ -17,6 +17,7 @@ from rlaif.errors import DataError
 from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
 from rlaif.files.readers.chosen import RATINGS
 from rlaif.files.readers.repeats import Repeats, Votes
+from rlaif.files.readers.settings import PairReading
 from rlaif.records import Message, Pair, Prompt
 from rlaif.store import RunStore
 
@@ -84,14 +85,16 @@ def test_what_is_no_text_is_refused_by_name_and_counted(tmp_path: Path, name: st
     with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{place}.*--skip-bad 1"):
         list(read_pairs(path))
     bad: list[BadRow] = []
-    assert len(list(read_pairs(path, skip_bad=1, on_bad=bad.append))) == 1
+    assert len(list(read_pairs(path, PairReading(skip_bad=1), on_bad=bad.append))) == 1
     assert [(b.source, b.reason) for b in bad] == [(f"{path}:2", "unsupported")]
 
 
 def test_two_answers_that_differ_in_a_tool_call_only_are_not_identical(tmp_path: Path) -> None:
     row = {"chosen": [user("q"), says("", tool_calls=CALL)], "rejected": [user("q"), says("")]}
     bad: list[BadRow] = []
-    list(read_pairs(write(tmp_path / "rows.jsonl", row), skip_bad=1, on_bad=bad.append))
+    list(
+        read_pairs(write(tmp_path / "rows.jsonl", row), PairReading(skip_bad=1), on_bad=bad.append)
+    )
     assert [b.reason for b in bad] == ["unsupported"]
 
 
@@ -130,7 +133,9 @@ def test_an_answer_that_its_row_calls_bad_is_not_learnt_from(tmp_path: Path) -> 
 def test_a_field_whose_name_is_no_unicode_is_told_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"a\\ud800": 1}\n')
     bad: list[BadRow] = []
-    assert list(read_pairs(tmp_path / "rows.jsonl", skip_bad=1, on_bad=bad.append)) == []
+    assert (
+        list(read_pairs(tmp_path / "rows.jsonl", PairReading(skip_bad=1), on_bad=bad.append)) == []
+    )
     assert bad[0].detail.encode()
     assert bad[0].excerpt.encode()
 

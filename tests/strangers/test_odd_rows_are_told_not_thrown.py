@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rlaif.errors import DataError
 from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
 from rlaif.files.readers.formats import FORMATS
+from rlaif.files.readers.settings import AnswerReading, PairReading, PromptReading
 
 FILES = sorted((Path(__file__).parent / "datasets").glob("*.jsonl"))
 ROWS: list[dict[str, Any]] = [
@@ -130,18 +131,18 @@ def test_any_row_makes_pairs_or_is_told(
     path = tmp_path_factory.getbasetemp() / "odd.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     bad: list[BadRow] = []
-    options: Any = {"skip_bad": 9, "on_bad": bad.append}
+    pairs = PairReading(skip_bad=9)
     for pair in [
-        *read_pairs(path, format=format, **options),
-        *read_pairs(path, **options),
-        *read_pairs(path, columns=COLUMNS, **options),
+        *read_pairs(path, pairs.but(format=format), on_bad=bad.append),
+        *read_pairs(path, pairs, on_bad=bad.append),
+        *read_pairs(path, pairs.but(columns=COLUMNS), on_bad=bad.append),
     ]:
         assert pair.prompt.messages
         assert pair.prompt.messages[-1].role != "assistant"
         assert pair.first.strip() != pair.second.strip()
         assert pair.label is None or 0 <= pair.label <= 1
-    list(read_prompts(path, **options))
-    list(read_demonstrations(path, **options))
+    list(read_prompts(path, PromptReading(skip_bad=9), on_bad=bad.append))
+    list(read_demonstrations(path, AnswerReading(skip_bad=9), on_bad=bad.append))
     for row in bad:
         assert json.dumps([row.source, row.excerpt, row.detail], ensure_ascii=False).encode()
     for read in (read_pairs, read_prompts, read_demonstrations):

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.errors import DataError
+from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
 from rlaif.files.readers.conversations import PROMPT_COLUMNS, is_transcript
+from rlaif.files.readers.settings import AnswerReading, PairReading, PromptReading
 from rlaif.records import Message, Pair
 
 
@@ -23,7 +24,9 @@ def write(path: Path, *rows: Any) -> Path:
 
 def pairs(path: Path, *rows: Any, **options: Any) -> tuple[list[Pair], list[BadRow]]:
     bad: list[BadRow] = []
-    found = list(read_pairs(write(path / "rows.jsonl", *rows), on_bad=bad.append, **options))
+    found = list(
+        read_pairs(write(path / "rows.jsonl", *rows), PairReading(**options), on_bad=bad.append)
+    )
     return found, bad
 
 
@@ -209,7 +212,7 @@ def test_any_row_is_read_by_the_paths_of_its_columns(tmp_path: Path, form: str) 
         pq.write_table(pa.Table.from_pylist([NESTED]), path)
 
     def read(**columns: str) -> list[tuple[str, str, float | None]]:
-        found = list(read_pairs(path, columns={**ASK, **columns}))
+        found = list(read_pairs(path, PairReading(columns={**ASK, **columns})))
         asked = (Message("system", "s"), Message("user", "q"))
         assert all(pair.prompt.messages == asked for pair in found)
         return [(pair.first, pair.second, pair.label) for pair in found]
@@ -222,8 +225,10 @@ def test_any_row_is_read_by_the_paths_of_its_columns(tmp_path: Path, form: str) 
     assert scores == [("a", "b", 0.5), ("a", "c", 1.0), ("b", "c", 1.0)]
     ranks = read(completions="answers[].text", ranks="answers[].rank")
     assert ranks == [("a", "b", 1.0), ("a", "c", 1.0), ("b", "c", 1.0)]
-    (prompt,) = read_prompts(path, columns=ASK)
-    (answer,) = read_demonstrations(path, columns={**ASK, "completion": "corrects.0"})
+    (prompt,) = read_prompts(path, PromptReading(columns=ASK))
+    (answer,) = read_demonstrations(
+        path, AnswerReading(columns={**ASK, "completion": "corrects.0"})
+    )
     assert (
         prompt.messages == answer.prompt.messages == (Message("system", "s"), Message("user", "q"))
     )
@@ -242,7 +247,7 @@ def test_any_row_is_read_by_the_paths_of_its_columns(tmp_path: Path, form: str) 
             {"prompt": "meta.question", "chosen": "corrects.7", "rejected": "wrong.one"},
             "no item 7 for 'corrects.7': the list has 2",
         ),
-        ({"promt": "q", "chosen": "a", "rejected": "b"}, "no 'promt'.*Did you mean 'prompt'"),
+        ({"promt": "q", "chosen": "a", "rejected": "b"}, "key 'promt'.*Did you mean 'prompt'"),
         ({"prompt": "q", "chosen": "a"}, "columns: expected prompt, and one of"),
         ({"prompt": "q"}, "columns: expected prompt, and one of"),
         ({"chosen": "corrects.0", "rejected": "wrong.one"}, "no prompt in it"),
@@ -255,7 +260,7 @@ def test_any_row_is_read_by_the_paths_of_its_columns(tmp_path: Path, form: str) 
 def test_columns_that_lead_nowhere_are_told(
     tmp_path: Path, columns: dict[str, str], message: str
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((DataError, ConfigError), match=message):
         pairs(tmp_path, NESTED, columns=columns)
 
 

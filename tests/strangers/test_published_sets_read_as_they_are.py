@@ -16,6 +16,7 @@ import pytest
 
 from rlaif.errors import DataError
 from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
+from rlaif.files.readers.settings import PairReading
 from rlaif.records import Message, Pair
 
 FILES = Path(__file__).parent / "datasets"
@@ -129,7 +130,7 @@ def test_every_file_is_expected_and_trl_implicit_prompts_are_read_where_asked_fo
     assert names - EXPECTED.keys() == {"trl_implicit"}
     with pytest.raises(DataError, match=r"trl_implicit.jsonl:1: no prompt .*fields: chosen, rej"):
         list(read_pairs(FILES / "trl_implicit.jsonl"))
-    found = [told(p) for p in read_pairs(FILES / "trl_implicit.jsonl", format="trl")]
+    found = [told(p) for p in read_pairs(FILES / "trl_implicit.jsonl", PairReading(format="trl"))]
     assert found == [
         (None, "The sky is", " blue.", " green.", 1.0),
         (None, "The sun is in the", " sky.", " sea.", 1.0),
@@ -145,7 +146,9 @@ def test_the_shared_faults_are_the_files_here() -> None:
 
 
 def test_pku_has_two_verdicts_and_the_safer_one_is_read_where_asked_for() -> None:
-    found = [p.label for p in read_pairs(FILES / "pku_saferlhf.jsonl", format="pku_safer")]
+    found = [
+        p.label for p in read_pairs(FILES / "pku_saferlhf.jsonl", PairReading(format="pku_safer"))
+    ]
     rows = [json.loads(s) for s in (FILES / "pku_saferlhf.jsonl").read_text().splitlines()]
     assert found == [1.0 - row["safer_response_id"] for row in rows]
     assert found != [p.label for p in read_pairs(FILES / "pku_saferlhf.jsonl")]
@@ -485,7 +488,7 @@ def test_arena_conversations_that_part_early_are_left_out_and_named(tmp_path: Pa
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "winner": "neither"}))
     bad: list[BadRow] = []
-    assert list(read_pairs(path, limit=1, skip_bad=1, on_bad=bad.append)) == []
+    assert list(read_pairs(path, PairReading(limit=1, skip_bad=1), on_bad=bad.append)) == []
     assert [b.reason for b in bad] == ["unlike_prefixes", "malformed"]
     assert "model_a, model_b or a tie, got 'neither'" in bad[1].detail
 
@@ -547,7 +550,7 @@ def test_oasst_trees_are_siblings_by_rank_flat_and_nested(tmp_path: Path) -> Non
     ):
         path.write_text("".join(json.dumps(row) + "\n" for row in ring))
         with pytest.raises(DataError, match=told):
-            list(read_pairs(path, format="oasst"))
+            list(read_pairs(path, PairReading(format="oasst")))
     path.write_text("".join(json.dumps(row) + "\n" for row in flat))
     only = list(read_prompts(path, on_bad=bad.append))
     assert [[m.content for m in p.messages] for p in only] == [["q0"]]

@@ -21,7 +21,7 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.judges.methods import METHODS, judge_class
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import Pair, Prompt
 from rlaif.steps.executors import Memory, label_pairs, run_judge
 
@@ -40,12 +40,11 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("function", [label_pairs, aggregate])
 def test_rules_have_the_defaults_of_the_config(function: Callable[..., Any]) -> None:
-    config = PreferencesConfig().model_dump()
-    config["rule"], config["order_rule"] = config.pop("aggregate"), config.pop("orders")
-    found = defaults(function)  # their `orders` are those of the judge
-    shared = config.keys() & found.keys()
-    assert {"rule", "order_rule", "min_margin", "principle_margin"} <= shared
-    assert {name: found[name] for name in shared} == {name: config[name] for name in shared}
+    config, found = PreferencesConfig().model_dump(), PreferenceSettings().model_dump()
+    assert {"aggregate", "orders", "min_margin", "principle_margin"} <= found.keys()
+    assert found == config
+    # `orders` are those in which the judge is asked
+    assert not (found.keys() - {"orders"}) & defaults(function).keys()
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -61,9 +60,8 @@ def test_rationales_and_samples_have_the_defaults_of_the_config() -> None:
     thinking = {"thinking": EngineConfig().thinking}  # a setting of the model
     config, found = RationaleConfig().model_dump() | thinking, defaults(rlaif.Reasoning)
     assert found == {name: config[name] for name in found}
-    # A config pairs samples, and fixes the seed of its run: those two are its own.
-    config, found = SamplingConfig().model_dump() | thinking, defaults(rlaif.Sampling)
-    assert {k for k in found if found[k] != config[k]} == {"n", "seed"}
+    config, found = SamplingConfig().model_dump() | thinking, rlaif.Sampling().model_dump()
+    assert found == {name: config[name] for name in found}
 
 
 def test_labels_have_the_reasons_of_their_verdicts() -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from rlaif.config import load_config
 from rlaif.errors import DataError
 from rlaif.files.readers import BadRow, read_pairs, read_prompts
+from rlaif.files.readers.settings import PairReading
 from rlaif.store.places import Named, keep, missing
 
 ROWS = [
@@ -103,7 +104,7 @@ def test_a_file_that_is_cut_off_is_never_taken_for_a_shorter_one(
     path.write_bytes(packed[: int(len(packed) * 0.9)])
     if packing == "" and form == "csv":
         path.write_bytes(packed[: packed.rindex(b",")])  # a last row without its last cell
-        assert len(list(read_pairs(path, skip_bad=1, on_bad=lambda _: None))) == 2_999
+        assert len(list(read_pairs(path, PairReading(skip_bad=1), on_bad=lambda _: None))) == 2_999
         quoted = b'prompt,chosen,rejected\nq,a,"b\nq,a,c\n'  # cut off inside a cell
         (tmp_path / "quoted.csv").write_bytes(quoted)
         with pytest.raises(DataError, match=r"quoted.csv: the file cannot be read beyond line"):
@@ -162,7 +163,10 @@ def test_a_damaged_array_is_told(tmp_path: Path, text: str) -> None:
 def test_items_of_an_array_that_are_no_objects_are_malformed_rows(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(["text", ROWS[0]]))
     bad: list[BadRow] = []
-    assert len(list(read_pairs(tmp_path / "rows.json", skip_bad=1, on_bad=bad.append))) == 1
+    assert (
+        len(list(read_pairs(tmp_path / "rows.json", PairReading(skip_bad=1), on_bad=bad.append)))
+        == 1
+    )
     assert (bad[0].source, bad[0].detail) == (
         f"{tmp_path}/rows.json:1",
         "expected a JSON object, got a text",
@@ -173,7 +177,7 @@ def test_csv_rows_that_do_not_fit_their_header_or_are_no_text(tmp_path: Path) ->
     path = tmp_path / "rows.csv"
     path.write_bytes(b"prompt,chosen,rejected\nq,a,b\nq,a\nq,a,b,c\nq,\xff,b\nq,,b\n" + b"q,x,y\n")
     bad: list[BadRow] = []
-    found = list(read_pairs(path, skip_bad=9, on_bad=bad.append))
+    found = list(read_pairs(path, PairReading(skip_bad=9), on_bad=bad.append))
     assert [(p.first, p.source) for p in found] == [("a", "rows.csv:2"), ("x", "rows.csv:7")]
     assert [b.source.rpartition(":")[2] for b in bad] == ["3", "4", "5", "6"]
     assert bad[0].detail == "expected 3 cells, as the header has, got 2"

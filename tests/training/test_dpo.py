@@ -110,7 +110,7 @@ def test_the_saved_folder_is_a_whole_model(trained):
     engine = HFEngine(str(path), device="cpu")
     assert engine.tokenizer.chat_template == make_tokenizer().chat_template
     prompt = Rendered.chat(Prompt.user("the cat").messages)
-    out = engine.generate([prompt], Sampling(max_new_tokens=4))
+    out = engine.generate([prompt], Sampling(n=1, max_new_tokens=4))
     assert out[0][0].tokens >= 1
 
 

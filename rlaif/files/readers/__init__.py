@@ -40,11 +40,17 @@ from rlaif.files.readers.fields import (
     refuse_unsupported,
     say_which,
 )
-from rlaif.files.readers.formats import COLUMNS, Format, group_of, pairs_of, unknown_format
+from rlaif.files.readers.formats import COLUMNS, Format, group_of, pairs_of
 from rlaif.files.readers.own import EVERY, own_reader
 from rlaif.files.readers.rated import listed, nvidia_prompt, oasst_prompt
 from rlaif.files.readers.repeats import Repeats
 from rlaif.files.readers.rows import Placed, read_units
+from rlaif.files.readers.settings import (
+    AnswerReading,
+    PairReading,
+    PromptReading,
+    paths_of,
+)
 from rlaif.files.readers.sources import open_source
 from rlaif.records import Demonstration, Message, Pair, Prompt
 
@@ -65,28 +71,24 @@ _ANSWERS = ("completion", "response", "output", "answer")
 
 def read_pairs(
     source: str | Path,
+    reading: PairReading | None = None,
     *,
-    format: str = "auto",
-    columns: Columns | None = None,
-    limit: int | None = None,
-    skip_bad: int = 0,
     on_bad: OnBad | None = None,
 ) -> Iterator[Pair]:
     """Pairs of a source; where one response is known to be better, most formats have it first.
 
-    `format`: one of `rlaif.files.readers.formats`, "auto", which tells them apart row by row, or
-    `module:function`, a reader of your own (`rlaif.files.readers.own`).
-    `columns` says instead which fields are `prompt`, `chosen`, `rejected` and so on
-    (`rlaif.files.readers.columns`). `label` is P(first is better) as people, or `p_chosen`, say. An
-    empty response is kept: judges abstain on it. A row that says the opposite of an earlier one of
-    the same two responses is handed out too, and told to `on_bad` (`contradicts`, naming both).
-    `limit` counts pairs. `on_bad` is told of every row left out; without it one warning sums up.
+    `reading` says which format the source has, or which fields are `prompt`, `chosen`, `rejected`
+    and so on; how many pairs to read, and how many malformed rows to pass over. A pair's `label` is
+    P(first is better) as people, or `p_chosen`, say. An empty response is kept: judges abstain on
+    it. A row that says the opposite of an earlier one of the same two responses is handed out too,
+    and told to `on_bad` (`contradicts`, naming both). `on_bad` is told of every row left out;
+    without it one warning sums up.
 
-    Raises DataError for a source that is missing, of an unknown kind or cut off, for an unknown
-    format or column, and at the malformed row after `skip_bad` skipped ones.
+    Raises DataError for a source that is missing, of an unknown kind or cut off, for columns that
+    make no pair, and at the malformed row after `skip_bad` skipped ones.
     """
-    if said := unknown_format(format):
-        raise DataError(said)
+    reading = reading or PairReading()
+    columns, format = paths_of(reading.columns), reading.format
     if columns:
         if format != "auto":
             raise DataError(f"columns are named, so the format '{format}' has no say: leave it out")
@@ -103,7 +105,7 @@ def read_pairs(
     def group(row: Row) -> Any:
         return None if columns or reader else group_of(format, row)
 
-    return read_units(str(source), raw, convert, limit, skip_bad, on_bad, group, Repeats())
+    return read_units(str(source), raw, convert, reading, on_bad, group, Repeats())
 
 
 def _named_pairs(rows: Placed, columns: Columns) -> Iterable[Pair | Left]:
@@ -117,19 +119,19 @@ def _named_pairs(rows: Placed, columns: Columns) -> Iterable[Pair | Left]:
 
 def read_prompts(
     source: str | Path,
+    reading: PromptReading | None = None,
     *,
-    columns: Columns | None = None,
-    limit: int | None = None,
-    skip_bad: int = 0,
     on_bad: OnBad | None = None,
 ) -> Iterator[Prompt]:
     """Prompts of a source: rows with `prompt`, `messages`, `text`, or another name of a prompt,
     each text or messages; a `system` column goes in front. Of pairs whose prompt stands in the
     responses, such as hh-rlhf's, it is taken from there.
 
-    `columns` says instead which fields are `prompt` and `system`. `limit`, `skip_bad`, `on_bad` and
-    the errors are those of `read_pairs`.
+    `reading` may say instead which fields are `prompt` and `system`. `on_bad` and the errors are
+    those of `read_pairs`.
     """
+    reading = reading or PromptReading()
+    columns = paths_of(reading.columns)
     if columns:
         named.check(columns, named.PROMPT_ROLES)
     wanted = named.heads(columns) if columns else COLUMNS | {*_TALKS}
@@ -138,24 +140,24 @@ def read_prompts(
     def convert(rows: Placed) -> Iterable[Prompt | Left]:
         return _prompt(*rows[0], columns)
 
-    return read_units(str(source), raw, convert, limit, skip_bad, on_bad)
+    return read_units(str(source), raw, convert, reading, on_bad)
 
 
 def read_demonstrations(
     source: str | Path,
+    reading: AnswerReading | None = None,
     *,
-    columns: Columns | None = None,
-    limit: int | None = None,
-    skip_bad: int = 0,
     on_bad: OnBad | None = None,
 ) -> Iterator[Demonstration]:
     """Answers to learn from: rows with `messages` or `conversations`, of which the last is the
     assistant's, or with a prompt and `completion`, `response`, `output` or `answer`, each text or
     messages; a `system` column goes in front. Only the last answer is learnt from.
 
-    `columns` says instead which fields are `messages`, or `prompt`, `completion` and `system`.
-    `limit`, `skip_bad`, `on_bad` and the errors are those of `read_pairs`.
+    `reading` may say instead which fields are `messages`, or `prompt`, `completion` and `system`.
+    `on_bad` and the errors are those of `read_pairs`.
     """
+    reading = reading or AnswerReading()
+    columns = paths_of(reading.columns)
     if columns:
         named.check(columns, named.ANSWER_ROLES)
     wanted = named.heads(columns) if columns else COLUMNS | {*_TALKS, *_ANSWERS, "label"}
@@ -164,7 +166,7 @@ def read_demonstrations(
     def convert(rows: Placed) -> Iterable[Demonstration | Left]:
         return _demonstration(*rows[0], columns)
 
-    return read_units(str(source), raw, convert, limit, skip_bad, on_bad)
+    return read_units(str(source), raw, convert, reading, on_bad)
 
 
 def _demonstration(where: str, row: Row, columns: Columns | None) -> Iterator[Demonstration]:

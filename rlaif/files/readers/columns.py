@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlaif.errors import DataError, nearest
+from rlaif.errors import DataError
 from rlaif.files.readers.fields import UNSUPPORTED, Left, Row, fields_of, items, kind
 
 Columns = Mapping[str, str]  # what a column is → its path
@@ -36,9 +36,6 @@ _OPTIONAL = {"system", "p_chosen", "score_chosen", "score_rejected", "label"}
 
 def check(columns: Columns, roles: tuple[str, ...]) -> None:
     """DataError where the columns named make no row of this kind."""
-    for role in columns:
-        if role not in roles:
-            raise DataError(f"columns: there is no '{role}'.{nearest(role, roles)}")
     if roles is PROMPT_ROLES:
         whole = "prompt" in columns
         expected = "prompt"

@@ -26,6 +26,7 @@ from rlaif.files.readers.fields import (
     parse,
 )
 from rlaif.files.readers.repeats import Repeats
+from rlaif.files.readers.settings import Reading
 from rlaif.files.readers.sources import open_source
 from rlaif.records import Pair
 
@@ -48,15 +49,16 @@ def read_rows(
     Raises DataError as `rlaif.files.readers.read_pairs` does.
     """
     raw = open_source(str(source), columns, allow_text=False)
-    return read_units(str(source), raw, lambda rows: convert(*rows[0]), None, skip_bad, on_bad)
+    return read_units(
+        str(source), raw, lambda rows: convert(*rows[0]), Reading(skip_bad=skip_bad), on_bad
+    )
 
 
 def read_units(
     source: str,
     raw: Iterator[tuple[str, Raw]],
     convert: Convert[R],
-    limit: int | None,
-    skip_bad: int,
+    reading: Reading,
     on_bad: OnBad | None,
     group: Callable[[Row], Any] = lambda _: None,
     repeats: Repeats | None = None,
@@ -67,13 +69,11 @@ def read_units(
     def tell(where: str, reason: BadReason, content: Raw, detail: str) -> None:
         left[reason] += 1
         stopped = sum(left[r] for r in STOPPING)
-        if reason in STOPPING and stopped > skip_bad:
-            raise DataError(_malformed(where, detail, skip_bad))
+        if reason in STOPPING and stopped > reading.skip_bad:
+            raise DataError(_malformed(where, detail, reading.skip_bad))
         if on_bad:
             on_bad(BadRow(where, reason, excerpt(content), detail))
 
-    if limit is not None and limit <= 0:
-        return
     for unit in _units(raw, group):
         where, content, _ = unit[0]
         for found in _made(unit, convert):
@@ -85,9 +85,9 @@ def read_units(
                 tell(where, "contradicts", content, f"says the opposite of {earlier}")
             yield found
             made += 1
-            if made == limit:
+            if made == reading.limit:
                 break
-        if made == limit:
+        if made == reading.limit:
             break
     if left and on_bad is None:
         _sum_up(source, left)

@@ -42,5 +42,5 @@ def test_log_probabilities_agree(
 
 def test_greedy_completions_agree(vllm: VLLMEngine, engine: HFEngine) -> None:
     prompts = requests(engine, FIRST, SECOND, 1)
-    sampling = Sampling(temperature=0, max_new_tokens=8)
+    sampling = Sampling(n=1, temperature=0, max_new_tokens=8)
     assert vllm.generate(prompts, sampling) == engine.generate(prompts, sampling)
