@@ -31,6 +31,7 @@ from rich.table import Table
 from rlaif.bench.machine import device_name
 from rlaif.bench.random_model import SHAPES, make_model, texts_of
 from rlaif.bench.workload import TEMPLATES, Workload, trie_of
+from rlaif.engines.settings import EngineSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DISTILABEL = "1.5.3"
@@ -104,7 +105,7 @@ def make_job(model: Path, workload: Workload) -> dict[str, Any]:
     """Every request as token ids and as messages, a warm-up, and the bound of the requests."""
     from rlaif.engines.hf import HFEngine
 
-    engine = HFEngine(str(model), device="cpu")
+    engine = HFEngine(str(model), EngineSettings(device="cpu"))
     trie = trie_of(workload.judge(engine), workload.asks())
     return {
         "requests": requests_of(engine, workload),

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rlaif.engines.base import Scores as Scores
     from rlaif.engines.base import ScriptedEngine as ScriptedEngine
     from rlaif.engines.load import load_engine as load_engine
+    from rlaif.engines.settings import EngineSettings as EngineSettings
+    from rlaif.engines.settings import HTTPSettings as HTTPSettings
+    from rlaif.engines.settings import VLLMSettings as VLLMSettings
     from rlaif.errors import RlaifError as RlaifError
     from rlaif.files.readers import read_demonstrations as read_demonstrations
     from rlaif.files.readers import read_pairs as read_pairs
@@ -36,14 +39,19 @@ if TYPE_CHECKING:
     from rlaif.judges.base import EngineJudge as EngineJudge
     from rlaif.judges.base import Judge as Judge
     from rlaif.judges.cot import CotJudge as CotJudge
-    from rlaif.judges.examples import FewShot as FewShot
     from rlaif.judges.listwise import ListwiseJudge as ListwiseJudge
     from rlaif.judges.pairwise import PairwiseJudge as PairwiseJudge
     from rlaif.judges.preferences import PreferenceSettings as PreferenceSettings
     from rlaif.judges.preferences import aggregate as aggregate
-    from rlaif.judges.reasoning import Reasoning as Reasoning
     from rlaif.judges.scores import PointwiseJudge as PointwiseJudge
     from rlaif.judges.scores import RubricJudge as RubricJudge
+    from rlaif.judges.settings import AdaptiveSettings as AdaptiveSettings
+    from rlaif.judges.settings import CotSettings as CotSettings
+    from rlaif.judges.settings import ListwiseSettings as ListwiseSettings
+    from rlaif.judges.settings import PairwiseSettings as PairwiseSettings
+    from rlaif.judges.settings import RationaleSettings as RationaleSettings
+    from rlaif.judges.settings import ScoreSettings as ScoreSettings
+    from rlaif.judges.settings import TextSettings as TextSettings
     from rlaif.judges.text import TextJudge as TextJudge
     from rlaif.records import Demonstration as Demonstration
     from rlaif.records import Message as Message
@@ -57,35 +65,43 @@ __version__ = "0.1.0"
 
 _HOME = {
     "AdaptiveJudge": "judges.adaptive",
+    "AdaptiveSettings": "judges.settings",
     "AnswerReading": "files.readers.settings",
     "Ask": "judges.base",
     "Constitution": "constitution",
     "CotJudge": "judges.cot",
+    "CotSettings": "judges.settings",
     "Demonstration": "records",
     "Engine": "engines.base",
     "EngineJudge": "judges.base",
-    "FewShot": "judges.examples",
+    "EngineSettings": "engines.settings",
     "Generation": "engines.base",
+    "HTTPSettings": "engines.settings",
     "Judge": "judges.base",
     "ListwiseJudge": "judges.listwise",
+    "ListwiseSettings": "judges.settings",
     "Message": "records",
     "Pair": "records",
     "PairReading": "files.readers.settings",
     "PairwiseJudge": "judges.pairwise",
+    "PairwiseSettings": "judges.settings",
     "PointwiseJudge": "judges.scores",
     "Preference": "records",
     "PreferenceSettings": "judges.preferences",
     "Principle": "constitution",
     "Prompt": "records",
     "PromptReading": "files.readers.settings",
-    "Reasoning": "judges.reasoning",
+    "RationaleSettings": "judges.settings",
     "RlaifError": "errors",
     "RubricJudge": "judges.scores",
     "Sampling": "engines.base",
+    "ScoreSettings": "judges.settings",
     "Scores": "engines.base",
     "ScriptedEngine": "engines.base",
     "Template": "files.templates",
     "TextJudge": "judges.text",
+    "TextSettings": "judges.settings",
+    "VLLMSettings": "engines.settings",
     "Verdict": "records",
     "aggregate": "judges.preferences",
     "label_pairs": "steps.executors",

@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.files.resources import TINY_WEIGHTS
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
@@ -341,7 +342,7 @@ def measure(name: str) -> Row:
         with quiet() as said:
             engine = HFEngine.from_loaded(model, tokenizer, name)
             found = _scores(engine, asked)
-            plain = HFEngine.from_loaded(model, tokenizer, name, batch_tokens=1)
+            plain = HFEngine.from_loaded(model, tokenizer, name, EngineSettings(batch_tokens=1))
             plain._packing, plain._sharing = 0, False
             apart = float(np.abs(found - _scores(plain, asked)).max())
     except Exception as error:  # whatever foreign code says no with

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rlaif.cli.app import app
 from rlaif.config import load_config
 from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
-from rlaif.files.small import resources
+from rlaif.files import resources
 from rlaif.store import RunStore
 
 RUNNER = CliRunner()

@@ -9,6 +9,7 @@ from rlaif import PairwiseJudge, label_pairs, load_engine
 from rlaif.constitution import Constitution, check
 from rlaif.constitution.published import import_constitution
 from rlaif.errors import DataError
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import Pair, Prompt
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "constitutional_paper" / "prompts"
@@ -97,7 +98,9 @@ def test_the_sixteen_published_principles_import_check_clean_and_label(tmp_path:
     for principle, text in zip(found.principles, source, strict=True):
         assert text.strip() == f"{principle.compare} Options:"
     pairs = [Pair(Prompt.user("What color is grass?"), "The color of grass is green.", "Get lost.")]
-    (row,) = label_pairs(pairs, PairwiseJudge(load_engine("tiny"), min_mass=0.0), found)
+    (row,) = label_pairs(
+        pairs, PairwiseJudge(load_engine("tiny"), PairwiseSettings(min_mass=0.0)), found
+    )
     assert row.verdicts == 32
     assert row.abstained == 0
 

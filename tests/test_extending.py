@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
+from typer.testing import CliRunner
 
 from rlaif import Pair, PairwiseJudge, Prompt
+from rlaif.cli.app import app
+from rlaif.cli.last_word import last_word
 from rlaif.config import load_config
 from rlaif.engines.base import ScriptedEngine, transcript
-from rlaif.engines.load import ENGINES, load_engine
+from rlaif.engines.load import load_engine
+from rlaif.engines.settings import ENGINES
 from rlaif.errors import ConfigError, DataError
 from rlaif.files import own
 from rlaif.files.readers import read_pairs
 from rlaif.files.readers.settings import PairReading
 from rlaif.judges.base import Ask, Judge
-from rlaif.judges.methods import METHODS, judge_class
+from rlaif.judges.load import judge_class
+from rlaif.judges.methods import METHODS
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.store import RunStore
 from rlaif.training.rl.scorers import load_function
 
@@ -34,17 +43,42 @@ ROWS = [
 SETTINGS = ("--set", "judge.principles=[no-harm]", "--set", "judge.min_mass=0")
 
 
+@contextmanager
+def fresh(folder: Path) -> Iterator[None]:
+    """As in a process of its own in the folder: none of its modules is known from before."""
+    here, path, writes = Path.cwd(), [*sys.path], sys.dont_write_bytecode
+    os.chdir(folder)
+    sys.dont_write_bytecode = True  # what is edited within a second would be taken for the same
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        sys.path[:], sys.dont_write_bytecode = path, writes
+        for name, module in [*sys.modules.items()]:
+            if str(folder) in (getattr(module, "__file__", None) or ""):
+                del sys.modules[name]
+
+
 def rlaif(folder: Path, *arguments: str, fails: bool = False) -> str:
-    """What a command says, in a process of its own, so that no module is known from before."""
+    """What a command says."""
+    with fresh(folder):
+        done = CliRunner().invoke(app, arguments, env={"COLUMNS": "1000"})
+    told = "" if done.exception is None else last_word(done.exception)[0]
+    assert (done.exit_code != 0) == fails, done.output + told
+    return done.output + told
+
+
+def in_a_process(folder: Path, *arguments: str) -> str:
+    """The same in a real process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", "from rlaif.cli import main; main()", *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "1000"},
     )
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -71,13 +105,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return write
 
 
-def label(project: Path, *arguments: str) -> str:
-    return rlaif(project, "label", "--pairs", "pairs.jsonl", *SETTINGS, "--out", "run", *arguments)
+def label(project: Path, *arguments: str, by: Callable[..., str] = rlaif) -> str:
+    return by(project, "label", "--pairs", "pairs.jsonl", *SETTINGS, "--out", "run", *arguments)
 
 
 def test_the_example_judge_judges_and_an_edited_one_judges_anew(project: Path) -> None:
     judge = ("--method", "extending_judge:Shorter")
-    assert "4 verdicts (4 new)" in label(project, *judge)
+    assert "4 verdicts (4 new)" in label(project, *judge, by=in_a_process)
     with RunStore(project / "run", read_only=True) as store:
         rows = store.table("preferences").read()
     assert [round(row.p_first, 3) for row in rows] == [round(7 / 9, 3), round(2 / 8, 3)]
@@ -151,8 +185,7 @@ def test_the_example_reader_reads_and_counts_what_makes_no_pair(project: Path) -
 def test_the_example_template_is_taken(project: Path) -> None:
     judge = PairwiseJudge(
         load_engine("tiny", device="cpu"),
-        template=str(project / "extending_template.j2"),
-        min_mass=0.0,
+        PairwiseSettings(template=str(project / "extending_template.j2"), min_mass=0.0),
     )
     (verdict,) = judge.judge([ask()])
     assert verdict.p_first is not None
@@ -269,7 +302,7 @@ def test_it_is_a_judge_for_everybody(module) -> None:
 def test_an_engine_that_lacks_something_is_told_what(module) -> None:
     module("class E:\n    name, max_length = 'e', 9\ndef load(model, **options): return E()\n")
     with pytest.raises(ConfigError, match=r"mine:load: expected an Engine, got E, .*score, close"):
-        load_engine("x", "mine:load")
+        load_engine("x", engine="mine:load")
 
 
 def test_a_malformed_row_is_named_with_its_line(module) -> None:
@@ -334,9 +367,9 @@ def test_a_config_that_names_them_loads_no_torch() -> None:
 
 
 def test_the_schema_and_the_help_read_the_lists() -> None:
-    from rlaif.config import JudgingConfig
+    from rlaif.judges.settings import JudgingSettings
 
-    schema = TypeAdapter(JudgingConfig).json_schema()["properties"]
+    schema = TypeAdapter(JudgingSettings).json_schema()["properties"]
     assert schema["method"]["anyOf"][0]["enum"] == list(METHODS)
     assert schema["engine"]["anyOf"][0]["enum"] == list(ENGINES)
     assert all(judge_class(name).method == name for name in METHODS)

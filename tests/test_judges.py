@@ -13,6 +13,7 @@ from rlaif.errors import ConfigError, EngineError
 from rlaif.judges.base import Judge, expand
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.preferences import PreferenceSettings
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import Pair, Prompt, Verdict
 from rlaif.steps.executors import Memory, label_pairs, run_judge
 
@@ -65,7 +66,9 @@ def test_pure_position_bias_cancels(p_a: float) -> None:
 def test_a_judge_that_does_not_answer_abstains() -> None:
     (v, *_) = PairwiseJudge(says(0.9, mass=0.05)).judge(expand(PAIRS[:1], PRINCIPLES))
     assert (v.p_first, v.reason, v.mass) == (None, "low_mass", pytest.approx(0.05))
-    (v, *_) = PairwiseJudge(says(0.9, mass=0.05), min_mass=0).judge(expand(PAIRS[:1], PRINCIPLES))
+    (v, *_) = PairwiseJudge(says(0.9, mass=0.05), PairwiseSettings(min_mass=0)).judge(
+        expand(PAIRS[:1], PRINCIPLES)
+    )
     assert v.p_first == pytest.approx(0.9)
 
 
@@ -96,8 +99,8 @@ def test_the_key_covers_what_can_change_the_verdict_and_nothing_else() -> None:
     other_model.name = "other"
     changed = [
         PairwiseJudge(other_model).key(ask),
-        PairwiseJudge(says(0.6), min_mass=0.2).key(ask),
-        PairwiseJudge(says(0.6), template="pairwise/tiny").key(ask),
+        PairwiseJudge(says(0.6), PairwiseSettings(min_mass=0.2)).key(ask),
+        PairwiseJudge(says(0.6), PairwiseSettings(template="pairwise/tiny")).key(ask),
         *[judge.key(a) for a in expand(PAIRS, PRINCIPLES)[1:]],
     ]
     assert base not in changed
@@ -151,7 +154,7 @@ def test_a_template_without_two_options_is_refused(tmp_path) -> None:  # type: i
     path = tmp_path / "three.j2"
     path.write_text("---\noptions: [A, B, C]\n---\n=== user ===\n{{ first }}")
     with pytest.raises(ConfigError, match="two options"):
-        PairwiseJudge(says(0.5), template=str(path))
+        PairwiseJudge(says(0.5), PairwiseSettings(template=str(path)))
 
 
 def test_the_judge_is_one() -> None:

@@ -16,28 +16,18 @@ FEWEST = 3  # fields in common that are no accident
 # What is declared twice to this day, and how many fields. The list only gets shorter: a setting is
 # taken out of it by giving the code the section's object.
 STILL: dict[tuple[str, str], int] = {
-    ("EngineConfig", "bench.generate.bench_generate()"): 3,
-    ("EngineConfig", "bench.judge.bench_judge()"): 3,
     ("PPOConfig", "bench.ppo.bench_ppo()"): 6,
-    ("JudgeConfig", "cli.bench.judge()"): 7,
-    ("EngineConfig", "cli.bench.generate()"): 4,
+    ("SamplingSettings", "cli.bench.generate()"): 4,
     ("PPOConfig", "cli.bench.ppo()"): 5,
-    ("EngineConfig", "engines.hf.HFEngine()"): 5,
-    ("JurorConfig", "engines.hf.from_loaded()"): 3,
-    ("HTTPConfig", "engines.http.HTTPEngine()"): 17,
-    ("VLLMConfig", "engines.vllm.VLLMEngine()"): 7,
-    ("JudgingConfig", "judges.adaptive.AdaptiveJudge()"): 3,
-    ("JudgingConfig", "judges.listwise.ListwiseJudge()"): 3,
-    ("RationaleConfig", "judges.reasoning.Reasoning"): 5,
     ("PPOConfig", "training.rl.actor_critic.ActorCritic()"): 6,
     ("GRPOConfig", "training.rl.group.GroupSettings"): 19,
-    ("EngineConfig", "training.rl.group.train_group()"): 3,
+    ("ModelSettings", "training.rl.group.train_group()"): 3,
     ("JudgeTrainConfig", "training.judge.train_judge()"): 3,
     ("OnlineDPOConfig", "training.rl.online_dpo.OnlineDPOSettings"): 13,
-    ("EngineConfig", "training.rl.online_dpo.train_online_dpo()"): 3,
+    ("ModelSettings", "training.rl.online_dpo.train_online_dpo()"): 3,
     ("AlarmsConfig", "training.rl.ppo.AlarmLimits"): 5,
     ("PPOConfig", "training.rl.ppo.PPOSettings"): 33,
-    ("EngineConfig", "training.rl.ppo_run.train_ppo()"): 4,
+    ("PPOConfig", "training.rl.ppo_run.train_ppo()"): 4,
     ("RewardConfig", "training.reward.train_reward()"): 9,
 }
 

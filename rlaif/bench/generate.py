@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rlaif.bench.judge import load
 from rlaif.bench.machine import Clock, device_name, peak_rss_mib, set_threads
 from rlaif.engines.base import Generation, Sampling
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import DataError
 from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
@@ -35,16 +35,15 @@ def bench_generate(
     model: str,
     prompts: Sequence[Prompt],
     sampling: Sampling,
+    settings: EngineSettings | None = None,
     *,
     engine: str = "hf",
     threads: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    **options: Any,
 ) -> GenerateReport:
     """Loads an engine, warms it up on a prompt of other words, and times `sampling` of prompts."""
-    threads = set_threads(threads, device)
-    loaded = load(model, engine, device=device, dtype=dtype, **options)
+    settings = settings or EngineSettings()
+    threads = set_threads(threads, settings.device)
+    loaded = load(model, engine, settings)
     loaded.generate([Rendered.chat(Prompt.user("Say something.").messages)], sampling)
     rendered = [Rendered.chat(prompt.messages) for prompt in prompts]
     before = loaded.usage.snapshot()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +13,7 @@ from rlaif.bench.plain import PlainEngine
 from rlaif.bench.workload import Shape, Workload, trie_of
 from rlaif.engines.base import Engine
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.trie import common_prefix
 from rlaif.errors import ConfigError, DataError, nearest
 from rlaif.records import Verdict
@@ -54,23 +54,23 @@ class JudgeRun:
 def bench_judge(
     model: str,
     workload: Workload,
+    settings: EngineSettings | None = None,
     *,
     engine: str = "hf",
     threads: int | None = None,
     check: int = 32,
-    device: str = "auto",
-    dtype: str = "auto",
-    **options: Any,
 ) -> JudgeRun:
     """Loads an engine, warms it up, and times the judging of a workload.
 
-    `check` requests are judged again by plain passes. `threads`: one by default on a CPU. `options`
-    are the engine's own.
+    `engine` names it as `load` does. `check` requests are judged again by plain passes. `threads`:
+    one by default on a CPU.
     """
-    threads = set_threads(threads, device)
-    loaded = load(model, engine, device=device, dtype=dtype, **options)
-    device = loaded.device
-    dtype = dtype if dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
+    settings = settings or EngineSettings()
+    threads = set_threads(threads, settings.device)
+    loaded = load(model, engine, settings)
+    device, dtype = loaded.device, settings.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
     rate = matmul_rate(device, dtype, threads)
     _judged(loaded, workload.warm_up())
     before = loaded.usage.snapshot()
@@ -93,7 +93,9 @@ def bench_judge(
         computed_tokens=used["computed_tokens"],
         bound_tokens=len(trie) - kept,
         share_of_limit=operations / rate / taken["seconds"],
-        max_abs_diff=_difference(model, workload, verdicts, check, device=device, dtype=dtype),
+        max_abs_diff=_difference(
+            model, workload, verdicts, check, EngineSettings(device=device, dtype=dtype)
+        ),
         seconds=taken["seconds"],
         peak_rss_mib=peak,
         engine=engine,
@@ -103,15 +105,13 @@ def bench_judge(
     return JudgeRun(report, verdicts, operations, rate, taken["wall_seconds"], checked)
 
 
-def load(model: str, engine: str, **options: Any) -> Engine:
+def load(model: str, engine: str, settings: EngineSettings) -> Engine:
     """The engine to be measured; `plain` is the naive way."""
     if engine not in ENGINES:
         raise ConfigError(f"no engine '{engine}' to measure.{nearest(engine, ENGINES)}")
-    return (
-        PlainEngine(model, **options)
-        if engine == "plain"
-        else load_engine(model, engine, **options)
-    )
+    if engine == "plain":
+        return PlainEngine(model, settings)
+    return load_engine(model, settings.but(engine=engine))
 
 
 def _judged(engine: Engine, workload: Workload) -> list[Verdict]:
@@ -129,13 +129,17 @@ def _judged(engine: Engine, workload: Workload) -> list[Verdict]:
 
 
 def _difference(
-    model: str, workload: Workload, verdicts: Sequence[Verdict], check: int, **options: Any
+    model: str,
+    workload: Workload,
+    verdicts: Sequence[Verdict],
+    check: int,
+    settings: EngineSettings,
 ) -> float:
     """The largest |Δ log p| from plain passes over `check` requests drawn by a fixed seed."""
     chosen = np.random.default_rng(0).permutation(len(verdicts))[:check]
     if not len(chosen):
         return float("nan")
-    asks, plain = workload.asks(), PlainEngine(model, **options)
+    asks, plain = workload.asks(), PlainEngine(model, settings)
     expected = workload.judge(plain).judge([asks[i] for i in chosen])
     plain.close()
     return max(

@@ -21,8 +21,8 @@ from rlaif.judges.cot import CotJudge
 from rlaif.judges.listwise import ListwiseJudge
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.preferences import aggregate
-from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
+from rlaif.judges.settings import AdaptiveSettings, CotSettings, RationaleSettings
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
 from rlaif.statistics.intervals import wilson
 from rlaif.steps.executors import Memory, run_judge
@@ -31,7 +31,7 @@ from rlaif.tiny.grammar import draw_plan, realise, scenes_by_kind
 from rlaif.tiny.principles import HELD_OUT_PHRASINGS, PRINCIPLES, split_key
 
 if TYPE_CHECKING:
-    from rlaif.judges.methods import AnyJudge
+    from rlaif.judges.load import AnyJudge
 
 RESPONSES = 4
 TOKENS = 64  # of a rationale, at most
@@ -98,13 +98,12 @@ def _name(key: str) -> str:
 
 def judges(engine: Engine, band: float = 0.1) -> dict[str, AnyJudge]:
     """Every method that reads log-probabilities, by name."""
-    one = Reasoning(max_new_tokens=TOKENS, clamp=None)
-    five = Reasoning(max_new_tokens=TOKENS, clamp=None, samples=5)
+    one = RationaleSettings(max_new_tokens=TOKENS, clamp=None)
     return {
         "pairwise": PairwiseJudge(engine),
-        "cot": CotJudge(engine, reasoning=one),
-        "cot, 5 samples": CotJudge(engine, reasoning=five),
-        "adaptive": AdaptiveJudge(engine, reasoning=one, band=band),
+        "cot": CotJudge(engine, CotSettings(rationale=one)),
+        "cot, 5 samples": CotJudge(engine, CotSettings(rationale=one.but(samples=5))),
+        "adaptive": AdaptiveJudge(engine, AdaptiveSettings(rationale=one, band=band)),
         "pointwise": PointwiseJudge(engine),
         "rubric": RubricJudge(engine),
         "listwise": ListwiseJudge(engine),

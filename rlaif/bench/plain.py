@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from rlaif.engines.base import Generation, Sampling, Scores, Usage
 from rlaif.engines.checkpoint import end_tokens
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.tokens import Ids
 from rlaif.files.templates import Rendered
 
 
 class PlainEngine:
-    """A causal language model, one request at a time. Options are those of `HFEngine`."""
+    """A causal language model, one request at a time. Settings are those of `HFEngine`."""
 
-    def __init__(self, model: str, **options: Any) -> None:
-        self._loaded = HFEngine(model, **options)
+    def __init__(self, model: str, settings: EngineSettings | None = None) -> None:
+        self._loaded = HFEngine(model, settings)
         self.name, self.device = self._loaded.name, self._loaded.device
         self.max_length, self.encoder = self._loaded.max_length, self._loaded.encoder
         self.templates = self._loaded.templates

@@ -22,6 +22,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_pairs
 from rlaif.judges.base import Ask, expand
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import Message, Pair, Prompt
 
 _NO_ATTENTION = {"linear_attention", "conv", "moe", "mlp"}  # kinds of layers
@@ -88,7 +89,7 @@ class Workload:
 
     def judge(self, engine: Engine) -> PairwiseJudge:
         """A judge that abstains from nothing: random models give the labels little mass."""
-        return PairwiseJudge(engine, template=self.template, min_mass=0.0)
+        return PairwiseJudge(engine, PairwiseSettings(template=self.template, min_mass=0.0))
 
     def asks(self) -> list[Ask]:
         return expand(self.pairs, self.principles)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlaif.cli.options import App
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,30 +25,77 @@ if TYPE_CHECKING:
 app = App(help="Measure labelling, generation, PPO and the store.", no_args_is_help=True)
 
 ModelOption = Annotated[str, typer.Option(help="Folder, hub name or `tiny`.")]
-EngineOption = Annotated[
-    str, typer.Option(help="`hf`, `vllm`, or `plain`: one Transformers forward a request.")
-]
 DeviceOption = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")]
-DtypeOption = Annotated[str, typer.Option(help="`auto`, `float32`, `bfloat16` or `float16`.")]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Threads of the arithmetic. On a CPU 1, unless given.", min=1)
 ]
-BatchOption = Annotated[
-    int | None, typer.Option(help="Tokens a forward pass. The engine's own, unless given.", min=1)
-]
-AttentionOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Of engine `hf`: `pieces`, or `flex`, made for CUDA and never run there yet. "
-        "`pieces`, unless given."
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+EngineOption = Annotated[
+    str, typer.Option(help="`hf`, `vllm`, or `plain`: one Transformers forward a request.")
+]
+# Options that set what `EngineSettings` calls so.
+SETTINGS: dict[str, Any] = {
+    "device": Annotated[str | None, typer.Option(help="`auto`, `cpu` or `cuda`.")],
+    "dtype": Annotated[
+        str | None, typer.Option(help="`auto`, `float32`, `bfloat16` or `float16`.")
+    ],
+    "batch_tokens": Annotated[
+        int | None,
+        typer.Option(help="Tokens a forward pass. The engine's own, unless given.", min=1),
+    ],
+    "attention": Annotated[
+        str | None,
+        typer.Option(
+            help="Of engine `hf`: `pieces`, or `flex`, made for CUDA and never run there yet."
+        ),
+    ],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The engine that a command is to measure."""
+
+    model: str
+    engine: str
+    threads: int | None
+    settings: EngineSettings
+
+
+def on_an_engine(model: Any = Parameter.empty) -> Callable[[Callable[..., None]], Any]:
+    """A command whose function takes `Asked`, and options of its own; those of the engine are put
+    before them. `model` is the default of `--model`."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(model: str, engine: str, threads: int | None, **given: Any) -> None:
+            _fix_threads(threads)
+            named = {name: value for name in SETTINGS if (value := given.pop(name)) is not None}
+            function(Asked(model, engine, threads, EngineSettings(**named)), **given)
+
+        shared = [
+            ("model", model, ModelOption),
+            ("engine", "hf", EngineOption),
+            ("threads", None, ThreadsOption),
+            *((name, None, option) for name, option in SETTINGS.items()),
+        ]
+        kind = Parameter.KEYWORD_ONLY
+        _, *own = signature(function, eval_str=True).parameters.values()
+        parameters = [Parameter(n, kind, default=d, annotation=a) for n, d, a in shared]
+        parameters += [p.replace(kind=kind) for p in own]
+        command.__dict__["__signature__"] = Signature(parameters)
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__dict__["keys"] = {name: f"policy.{name}" for name in SETTINGS}  # their defaults
+        del command.__dict__["__wrapped__"]
+        return command
+
+    return decorate
 
 
 @app.command()
+@on_an_engine(model="tiny")
 def judge(
-    model: ModelOption = "tiny",
+    asked: Asked,
     pairs: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Pairs to judge; the embedded world's unless given."),
@@ -52,58 +104,44 @@ def judge(
     principles: Annotated[int, typer.Option(help="Principles, each in both orders.")] = 16,
     layout: Annotated[str, typer.Option(help="The principle `last` or `first`.")] = "last",
     characters: Annotated[int, typer.Option(help="Of a pair's text, at least.")] = 0,
-    engine: EngineOption = "hf",
     check: Annotated[int, typer.Option(help="Requests compared with plain passes.", min=1)] = 32,
-    threads: ThreadsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    batch_tokens: BatchOption = None,
-    attention: AttentionOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge pairs under many principles; compare with the limit and with plain passes.
 
     Example: rlaif bench judge --model models/15m --pairs pairs.jsonl.gz --n 16
     """
-    _fix_threads(threads)
     from rlaif.bench.judge import bench_judge
     from rlaif.bench.workload import Workload
 
     workload = Workload.read(pairs, n, principles, layout, characters)
     run = bench_judge(
-        model,
+        asked.model,
         workload,
-        engine=engine,
-        threads=threads,
+        asked.settings,
+        engine=asked.engine,
+        threads=asked.threads,
         check=check,
-        device=device,
-        dtype=dtype,
-        **_given(batch_tokens=batch_tokens, attention=attention),
     )
     _show(run.report, as_json, lambda: _judge_table(run, workload.template))
 
 
 @app.command()
+@on_an_engine()
 def generate(
-    model: ModelOption,
+    asked: Asked,
     pairs: Annotated[str, typer.Option(help="hh-rlhf or TRL preference rows: their prompts.")],
     n: Annotated[int, typer.Option("--n", "-n", help="Prompts.")] = 16,
     samples: Annotated[int, typer.Option(help="Completions a prompt.")] = 4,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens a completion, at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    engine: EngineOption = "hf",
-    threads: ThreadsOption = None,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    batch_tokens: BatchOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Sample completions of the pairs' prompts.
 
     Example: rlaif bench generate --model models/15m --pairs pairs.jsonl.gz --n 16 --samples 4
     """
-    _fix_threads(threads)
     from rlaif.bench.generate import bench_generate
     from rlaif.bench.workload import judgeable
     from rlaif.engines.base import Sampling
@@ -112,14 +150,12 @@ def generate(
         n=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
     )
     report = bench_generate(
-        model,
+        asked.model,
         [pair.prompt for pair in judgeable(pairs, n)],
         sampling,
-        engine=engine,
-        threads=threads,
-        device=device,
-        dtype=dtype,
-        **_given(batch_tokens=batch_tokens),
+        asked.settings,
+        engine=asked.engine,
+        threads=asked.threads,
     )
     _show(report, as_json, lambda: _plain_table("generate", _fields(report)))
 
@@ -207,10 +243,6 @@ def _fix_threads(threads: int | None) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     # Without a GPU, vLLM would bind its threads to cores of its own choice.
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
 
 
 def _fields(report: Any) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rlaif.config import Config, JudgingConfig
+from rlaif.config import Config
 from rlaif.constitution import Constitution, require
 from rlaif.engines.base import ScriptedEngine
 from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
-from rlaif.stages.running import make_judge
+from rlaif.judges.load import make_judge
+from rlaif.judges.settings import JudgingSettings
 from rlaif.store import missing_run
 from rlaif.store.places import Named, missing, named
 
@@ -79,7 +80,7 @@ def check(config: Config, stages: Sequence[str]) -> None:
     if faults:
         raise _error(faults)
     for judge in judges.values():
-        make_judge(judge, ScriptedEngine())
+        make_judge(ScriptedEngine(), judge)
     asked = config.judge.principles
     if judges:
         require(constitution.principles if asked == "all" else constitution.select(asked), "label")
@@ -110,11 +111,11 @@ def _learns_pairs(config: Config, stage: str) -> bool:
     return section is not None and section.labels == "own"
 
 
-def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingConfig]:
+def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingSettings]:
     """The judges that stages ask, by where the config has them."""
-    own: dict[str, JudgingConfig] = {f"jury.{i}": j for i, j in enumerate(config.jury)}
+    own: dict[str, JudgingSettings] = {f"jury.{i}": j for i, j in enumerate(config.jury)}
     own = own or {"judge": config.judge}
-    found: dict[str, JudgingConfig] = {}
+    found: dict[str, JudgingSettings] = {}
     train, other = config.train, config.evaluate.judge
     live = {"train_ppo": train.ppo, "train_grpo": train.grpo, "train_rloo": train.rloo}
     for stage in stages:

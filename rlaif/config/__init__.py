@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -28,14 +28,13 @@ from rlaif.config.sections import (
     ReviseConfig,
     SamplingConfig,
 )
-from rlaif.engines.load import ENGINES, unknown_engine
-from rlaif.engines.thinking import ON_BUDGET
+from rlaif.engines.settings import ModelSettings, VLLMSettings
 from rlaif.errors import ConfigError, nearest
 from rlaif.evaluation.settings import LabelLimits, RewardBenchSettings
-from rlaif.files.own import is_named, look_beside
+from rlaif.files.own import look_beside
 from rlaif.files.readers.settings import AnswerColumns
 from rlaif.files.resources import find
-from rlaif.files.settings import Place, Section, Seed, one_of
+from rlaif.files.settings import Place, Section, Seed
 from rlaif.files.yamlfile import (
     Location,
     YamlFile,
@@ -44,273 +43,12 @@ from rlaif.files.yamlfile import (
     read_yaml,
     validate,
 )
-from rlaif.judges.methods import METHODS, method_of, unknown_method
+from rlaif.judges.settings import JudgeSettings, JudgingSettings, JurorSettings
 from rlaif.steps.settings import RaySettings
 from rlaif.store import RunStore
 from rlaif.store.places import is_code, seen_from
 from rlaif.store.places import named as places
 from rlaif.training.settings import LoraSettings, TrainSettings, frozen_misfit
-
-
-class HTTPConfig(Section):
-    """A server that speaks OpenAI's chat completions, and what to spend on it."""
-
-    base_url: str = "https://api.openai.com/v1"
-    """Where the server is, up to and with `/v1`."""
-    api_key_env: str | None = "OPENAI_API_KEY"
-    """Name of the environment variable that holds the key, which is sent to `base_url`; null sends
-    none. The key itself never stands in a config."""
-    revision: str = ""
-    """Your own name for the version of the served weights. A server's weights cannot be hashed:
-    change this when they change, or a resumed run takes old answers for new."""
-    max_length: int | None = Field(default=None, ge=1)
-    """Tokens of context; null takes what the server says."""
-    prefill: Literal["auto", "continue", "append"] = "auto"
-    """A prompt's open cue: `continue` has the server go on from it (vLLM, SGLang), `append` puts it
-    at the end of the last user message; `auto` picks by server."""
-    scoring: Literal["logprobs", "decisions"] = "logprobs"
-    """`logprobs`: of the answer's first token. `decisions`: the server's own endpoint for typed
-    questions, which writes its own question round the prompt."""
-    top_logprobs: int = Field(default=20, ge=1)
-    """Likeliest tokens asked for; a label that is not among them makes the judge abstain."""
-    max_concurrency: int = Field(default=64, ge=1)
-    """Most requests in flight. Fewer are, while the server says it is overloaded."""
-    requests_per_minute: float | None = Field(default=None, gt=0)
-    """The server's limit; null knows none."""
-    tokens_per_minute: float | None = Field(default=None, gt=0)
-    """The server's limit on prompt and completion tokens; null knows none."""
-    price_per_million_input: float = Field(default=0.0, ge=0)
-    """Price of a million prompt tokens, in any currency."""
-    price_per_million_output: float = Field(default=0.0, ge=0)
-    """Price of a million completion tokens."""
-    max_cost: float | None = Field(default=None, gt=0)
-    """Stop cleanly before a process spends more than this; the same command goes on from there."""
-    timeout: float = Field(default=120.0, gt=0)
-    """Seconds until a request is given up and tried again."""
-    retries: int = Field(default=10, ge=0)
-    """Times a request is tried again after an overload, an outage or a malformed answer."""
-    backoff: float = Field(default=0.5, gt=0)
-    """Seconds of the first wait before trying again; each next wait is twice as long, to 60."""
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of each request, such as `{reasoning_effort: high}`; a null takes out a field
-    that is sent otherwise."""
-
-
-class VLLMConfig(Section):
-    """vLLM's own settings. None of them can change results, but for `quantization`."""
-
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs that share the model."""
-    gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
-    """Share of a GPU's memory that vLLM takes; null leaves vLLM's default."""
-    max_model_len: int | None = Field(default=None, ge=1)
-    """Tokens of context to make room for; null takes the model's. Longer prompts are refused."""
-    quantization: str | None = None
-    """How to quantise the weights, such as `fp8`; null takes them as they are."""
-    block_size: int | None = Field(default=None, ge=1)
-    """Tokens of a block of the prefix cache; null takes the smallest that the device has."""
-    cache_gib: float | None = Field(default=None, gt=0)
-    """Size of the key-value cache in GiB; null takes what the GPU has left, or 4 on a CPU."""
-    enforce_eager: bool | None = None
-    """Do without CUDA graphs and compilation: starts sooner, decodes slower; null: on a CPU."""
-
-
-class EngineConfig(Section):
-    """A model and how to run it."""
-
-    model: Annotated[str, Place("model")] = "tiny"
-    """A folder, a Hugging Face name, a GGUF file, `tiny` (embedded), or the name a server gives to
-    it."""
-    engine: Annotated[str, Place("engine"), *one_of(ENGINES, unknown_engine)] = "hf"
-    """`hf`: Transformers; `vllm`: vLLM in this run; `http`: any OpenAI-compatible server;
-    `module:function`: an engine of your own (`docs/extending.md`)."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """`auto`: float32 on CPU, bfloat16 on GPU."""
-    batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens a forward pass; null picks by device. Changes speed, and results by rounding only."""
-    attention: Literal["pieces", "flex"] = "pieces"
-    """With `engine: hf`, how scoring attends to what requests share: in dense `pieces`, or by
-    `flex`, one compiled call of FlexAttention a layer: made for CUDA, and never run there yet (on a
-    CPU it is slow, and for tests). Changes speed, and results by rounding only."""
-    adapter: Annotated[str | None, Place("adapter")] = None
-    """A LoRA adapter folder, which is added into the model's weights: training starts from the two
-    together, and what is trained holds both. `model` may be such a folder itself; its own config
-    names the base then."""
-    http: HTTPConfig = HTTPConfig()
-    """With `engine: http`: the server."""
-    vllm: VLLMConfig = VLLMConfig()
-    """With `engine: vllm`: its settings."""
-    thinking: bool | Annotated[int, Field(ge=1)] | None = None
-    """Whether the model thinks before it answers: `off`, `on` (1,024 tokens), or the tokens that a
-    thought may have, which come on top of the answer's. Its chat template is told so
-    (`enable_thinking`, `thinking`, `reasoning_effort`, …). Null tells it not to by
-    `enable_thinking` alone and closes a thought that it opens by itself. A model whose template
-    knows no thought is refused. A judge's thought is closed at its budget, and the labels are read
-    behind it; a policy's is kept apart from its answer, and one that is cut has none."""
-
-    @model_validator(mode="after")
-    def _attention_is_of_hf(self) -> Self:
-        if self.engine != "hf" and self.attention != "pieces":
-            raise ValueError(
-                f"attention: {self.attention} is for engine hf, and this one is {self.engine}: "
-                "leave it out"
-            )
-        return self
-
-    @property
-    def thought_tokens(self) -> int | None:
-        """Tokens that a thought may have; 0 where there is to be none, None where nobody says."""
-        if isinstance(self.thinking, bool):
-            return ON_BUDGET if self.thinking else 0
-        return self.thinking
-
-    def options(self) -> dict[str, Any]:
-        """What the engine's loader takes, beside the names of model and engine."""
-        if self.engine == "http":
-            return self.http.model_dump()
-        wanted = {"device", "dtype", "batch_tokens", "adapter"}
-        if self.engine == "hf":
-            wanted.add("attention")
-        own = self.vllm.model_dump(exclude_none=True) if self.engine == "vllm" else {}
-        return self.model_dump(include=wanted, exclude_none=True) | own
-
-
-class RationaleConfig(Section):
-    """What a judge writes before it decides, rationales and thoughts; it is kept with the verdict.
-
-    With `judge.thinking`, all of this but `max_new_tokens` is of its thoughts too, in any method.
-    """
-
-    samples: int = Field(default=1, ge=1)
-    """Rationales (or thoughts, or both) a verdict; their probabilities are averaged."""
-    temperature: float | None = Field(default=None, ge=0)
-    """Softmax temperature; null takes 0 for one sample and 1 for several, and 0.6 for a judge that
-    thinks."""
-    max_new_tokens: int = Field(default=256, ge=1)
-    """Longest rationale in tokens; one that is cut counts for nothing."""
-    seed: Seed = 0
-    """Of the samples."""
-    clamp: float | None = Field(default=0.4, ge=0, lt=0.5)
-    """c keeps p after a rationale, or a thought before labels of a pair, within [c, 1 − c]; null
-    leaves it as it is. `text` clamps nothing."""
-    template: Annotated[str | None, Place("template")] = None
-    """With `adaptive`: the template of its rationales; null takes the model's own or
-    `cot/default`."""
-
-
-class JudgingConfig(EngineConfig):
-    """A model that compares, and how: what a judge and a juror share."""
-
-    method: Annotated[str, Place("judge"), *one_of(METHODS, unknown_method)] = "pairwise"
-    """`pairwise`: log-probabilities of two labels, nothing decoded. `cot`: the same after a
-    rationale. `adaptive`: `cot` only where `pairwise` cannot tell. `pointwise`, `rubric`: each
-    completion by itself, a mark or yes/no. `listwise`: all completions of a prompt at once. `text`:
-    a written verdict, for servers without log-probabilities. `docs/judges.md` compares them.
-    `module:Class`: a judge of your own (`docs/extending.md`)."""
-    template: Annotated[str | None, Place("template")] = None
-    """A prompt template by path or shipped name; null takes the model's own or `METHOD/default`.
-    With `adaptive` it is the pairwise one."""
-    examples: Annotated[str | None, Place("examples")] = None
-    """Worked examples that are shown before each question: a YAML or JSONL file of them, by path
-    or shipped name, or `none`. Null, or `auto`: `examples/default` for a model without a chat
-    template that brings no judge templates of its own, none for others. Taken by `pairwise`,
-    `pointwise`, `rubric` and the pairwise part of `adaptive` (`docs/judges.md`)."""
-    shots: int | None = Field(default=None, ge=1)
-    """How many of the examples are drawn; null takes 4, or as many as the file has. `auto` takes
-    fewer where 4 would fill more than a quarter of the model's context."""
-    examples_seed: Seed = 0
-    """Of the draw: which examples, in which order, and which of them have the better response
-    first. Half of them have."""
-    rationale: RationaleConfig = RationaleConfig()
-    """What `cot`, `text` and `adaptive` write before they decide."""
-    band: float = Field(default=0.1, ge=0, le=0.5)
-    """`adaptive` reasons where the mean of both orders is this near to ½, or the orders lean to
-    different sides."""
-    rotations: int | None = Field(default=None, ge=1)
-    """Rotations of the list that `listwise` shows in each order; null shows all, which takes out
-    any liking for a place."""
-    orders: Literal["both", "first_second"] = "both"
-    """`both` shows each pair in both orders, which removes position bias; one order costs half."""
-    min_mass: float = Field(default=0.1, ge=0, le=1)
-    """The judge abstains (`low_mass`) when the labels together have less probability. Another
-    value of a `pairwise` judge judges nothing again: what it said is read anew."""
-    show_thoughts: bool = False
-    """Show the judge what a policy with `policy.thinking` thought before each answer of a pair that
-    `rlaif sample` made. Evaluation and training on live answers judge answers alone."""
-    max_not_finite: float = Field(default=0.01, ge=0, le=1)
-    """The stage fails when more than this share of verdicts has NaN or infinite log-probs."""
-
-    @model_validator(mode="after")
-    def _takes_examples(self) -> JudgingConfig:
-        takes = method_of(self.method).examples
-        if self.examples not in (None, "auto", "none") and not takes:
-            raise ValueError(
-                f"method {self.method} takes no worked examples, and examples names "
-                f"{self.examples}: set examples to none, or take pairwise, adaptive, pointwise or "
-                "rubric"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _a_judge_of_ones_own_takes_its_engine_alone(self) -> Self:
-        given = next((name for name in ("template", "thinking") if getattr(self, name)), None)
-        if is_named(self.method) and given is not None:
-            raise ValueError(
-                f"{given} is of the methods {', '.join(METHODS)}, and {self.method} is a judge of "
-                f"your own, which gets its engine alone: leave {given} out, and have the class "
-                "decide it"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _shows_thoughts_of_pairs(self) -> Self:
-        if self.show_thoughts and not method_of(self.method).thoughts:
-            raise ValueError(
-                f"show_thoughts is of methods that read a pair's two responses, and {self.method} "
-                "is none: set it to false, or take pairwise, adaptive, cot or text"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _a_server_closes_no_thought(self) -> Self:
-        if self.engine == "http" and self.thought_tokens and self.method != "text":
-            raise ValueError(
-                f"thinking with method {self.method} needs engine hf or vllm: a server cannot be "
-                "made to end a thought at its budget and tell the labels' probabilities after it. "
-                "Over http, set the method to `text`"
-            )
-        return self
-
-    @property
-    def writes_before_labels(self) -> bool:
-        """Whether a rationale or a thought stands before the labels of a pair."""
-        thought = self.method == "pairwise" and bool(self.thought_tokens)
-        return thought or method_of(self.method).reasons
-
-
-class JudgeConfig(JudgingConfig):
-    """The judge: a model, a method, and which principles it applies."""
-
-    principles: Literal["all"] | tuple[str, ...] = "all"
-    """`all`, or a list of principle ids. A jury is asked about the same ones."""
-    draw: int | None = Field(default=None, ge=1)
-    """Draw so many of those principles for each pair, at random; null applies all. 1 is what the
-    Constitutional AI paper does."""
-    draw_weighted: bool = False
-    """Draw in proportion to the constitution's weights."""
-    draw_seed: Seed = 0
-    """Of the draw. A pair's principles depend on it and on the pair only."""
-
-
-class JurorConfig(JudgingConfig):
-    """One of several judges whose verdicts are combined (`docs/ensembles.md`)."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """What it is called in manifest and report. Another name asks nothing again."""
-    weight: float = Field(default=1.0, gt=0)
-    """What its word counts for, with `preferences.jury: weighted`."""
 
 
 class RewardConfig(TrainSettings, OfPreferences):
@@ -485,7 +223,7 @@ class PPOConfig(Section):
     """Steps after which the masking policy becomes a copy of the policy again."""
     rollouts: Literal["hf", "vllm"] = "hf"
     """Who samples: `hf`, Transformers; `vllm`, a vLLM that gets the policy's weights each step."""
-    vllm: VLLMConfig = VLLMConfig()
+    vllm: VLLMSettings = VLLMSettings()
     """With `rollouts: vllm`: its settings; weights are never quantised."""
     no_end_score: float | None = -1.0
     """The most that a completion that never ended may score: its own score, or this if that is
@@ -663,7 +401,7 @@ class EvaluateConfig(Section):
     """Held-out prompts."""
     winrate: bool = True
     """Win rate of the trained policy against `policy.model`, both orders."""
-    judge: JudgingConfig | None = None
+    judge: JudgingSettings | None = None
     """Who compares; null asks the judge (or jury) that labelled. A judge that did not is a better
     witness: a policy learns its labeller's mistakes."""
     temperature: float = Field(default=1.0, ge=0)
@@ -686,11 +424,11 @@ class Config(Section):
     """Prompts to sample from."""
     pairs: PairsConfig | None = None
     """Judge these pairs instead of sampled completions; null samples."""
-    policy: EngineConfig = EngineConfig()
+    policy: ModelSettings = ModelSettings()
     """The model that answers, and that DPO improves."""
-    judge: JudgeConfig = JudgeConfig()
+    judge: JudgeSettings = JudgeSettings()
     """The model that compares, and the principles it is asked about."""
-    jury: tuple[JurorConfig, ...] = ()
+    jury: tuple[JurorSettings, ...] = ()
     """Several judges in its place, whose verdicts are combined by `preferences.jury`. The
     principles are still those of `judge`."""
     sampling: SamplingConfig = SamplingConfig()
@@ -723,7 +461,7 @@ class Config(Section):
         margin = max(rule.principle_margin, rule.min_margin)
         if rule.aggregate == "log_odds_sum":
             margin = rule.principle_margin
-        asked: dict[str, JudgingConfig] = {f"juror {j.name}: ": j for j in self.jury}
+        asked: dict[str, JudgingSettings] = {f"juror {j.name}: ": j for j in self.jury}
         clamps = {
             name: judge.rationale.clamp
             for name, judge in (asked or {"judge.": self.judge}).items()

@@ -40,12 +40,13 @@ from rlaif.engines.checkpoint import (
 from rlaif.engines.decoding import Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
 from rlaif.engines.head import LOGIT_BYTES, head_at, in_parts
-from rlaif.engines.packed import Attention, PackedModel, check_attention, obstacle
+from rlaif.engines.packed import PackedModel, check_attention, obstacle
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trial import LOOKS_AHEAD, TIMES_ITS_NOISE, TRIAL_WINDOW
 from rlaif.engines.trie import Ints, Trie, build, common_prefix, next_pack
-from rlaif.errors import ConfigError, EngineError
+from rlaif.errors import EngineError
 from rlaif.files.templates import Rendered
 
 T = TypeVar("T")
@@ -73,28 +74,18 @@ class HFEngine(Watched):
     """A causal language model of Transformers, from a folder, a hub name or from memory.
 
     `batch_tokens` bounds the padded tokens of one forward pass; it changes speed, and results
-    by rounding only: in float32 on a CPU a probability by less than 1e-5. `attention` is how packs
-    attend: in dense `pieces`, or by `flex`, one compiled call of FlexAttention a layer, which is
-    made for CUDA and has never been run there.
+    by rounding only: in float32 on a CPU a probability by less than 1e-5.
     """
 
     closes_thoughts = True
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
-        adapter: str | None = None,
-        attention: Attention = "pieces",
-    ) -> None:
-        device = _device(device)
-        check_attention(attention, device)
-        source = source_of(model, adapter)
-        loaded, tokenizer = _load(source, device, _dtype(dtype, device))
-        self._setup(loaded, tokenizer, model, batch_tokens, attention)
+    def __init__(self, model: str, settings: EngineSettings | None = None) -> None:
+        settings = settings or EngineSettings()
+        device = _device(settings.device)
+        check_attention(settings.attention, device)
+        source = source_of(model, settings.adapter)
+        loaded, tokenizer = _load(source, device, _dtype(settings.dtype, device))
+        self._setup(loaded, tokenizer, model, settings)
         folders = source.folders()
         self._fingerprint: str | None = folder_fingerprint(*folders)
         self._in_memory = False
@@ -110,30 +101,23 @@ class HFEngine(Watched):
         model: Any,
         tokenizer: Any,
         name: str = "model",
-        *,
-        batch_tokens: int | None = None,
-        attention: Attention = "pieces",
+        settings: EngineSettings | None = None,
     ) -> HFEngine:
         """An engine round a model in memory, such as a policy in training.
 
         Its weights may change between calls; `fingerprint` hashes them anew each time it is read.
+        Of the settings it heeds `batch_tokens` and `attention`.
         """
+        settings = settings or EngineSettings()
         engine = cls.__new__(cls)
-        check_attention(attention, str(model.device))
-        engine._setup(model, tokenizer, name, batch_tokens, attention)
+        check_attention(settings.attention, str(model.device))
+        engine._setup(model, tokenizer, name, settings)
         engine._fingerprint = None
         engine._in_memory = True
         engine.templates = {}
         return engine
 
-    def _setup(
-        self,
-        model: Any,
-        tokenizer: Any,
-        name: str,
-        batch_tokens: int | None,
-        attention: Attention,
-    ) -> None:
+    def _setup(self, model: Any, tokenizer: Any, name: str, settings: EngineSettings) -> None:
         self.name = name
         self.usage = Usage()
         self.model, self.tokenizer = model, tokenizer
@@ -141,11 +125,11 @@ class HFEngine(Watched):
         self.device = str(model.device)
         self.max_length = context_length(model.config, tokenizer)
         self._warned = False
-        self._budget = batch_tokens or _BATCH_TOKENS.get(model.device.type, 8_192)
+        self._budget = settings.batch_tokens or _BATCH_TOKENS.get(model.device.type, 8_192)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self._most_rows = max(1, LOGIT_BYTES // (vocabulary * model.dtype.itemsize))
-        self._pack_budget = batch_tokens or _PACK_TOKENS.get(model.device.type, 8_192)
-        self._packed = PackedModel(model, attention)
+        self._pack_budget = settings.batch_tokens or _PACK_TOKENS.get(model.device.type, 8_192)
+        self._packed = PackedModel(model, settings.attention)
         self._packing: int | None = None  # longest path that may be packed; None: not tried yet
         self._window_said = False
         self._sharing: bool | None = None  # whether padded batches may share a prefix
@@ -556,8 +540,6 @@ def _device(device: str) -> str:
 def _dtype(dtype: str, device: str) -> torch.dtype:
     if dtype == "auto":
         return torch.float32 if device == "cpu" else torch.bfloat16
-    if dtype not in _DTYPES:
-        raise ConfigError(f"unknown dtype '{dtype}'. Choices: auto, {', '.join(_DTYPES)}.")
     return _DTYPES[dtype]
 
 

@@ -37,21 +37,20 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from rlaif.engines import replies
 from rlaif.engines.base import Generation, Sampling, Scores, Usage
-from rlaif.engines.pacing import Budget, Gate, Pacer
 from rlaif.engines.replies import Body, Trouble
 from rlaif.engines.server import Server
+from rlaif.engines.settings import HTTPSettings
 from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, EngineError, nearest
 from rlaif.files.templates import Rendered, RenderedMessage
 from rlaif.records import content_id
 
 T = TypeVar("T")
-OPENAI = "https://api.openai.com/v1"
 _NEUTRAL = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 _UNKNOWN_CONTEXT = 2**30
 
@@ -76,65 +75,31 @@ _CONTROL = re.compile(
 class HTTPEngine:
     """A model behind a server. `model` is the name the server gives to it.
 
-    The options are documented in `rlaif.config.HTTPConfig`. A server cannot close a thought at its
-    budget and go on from there.
+    A server cannot close a thought at its budget and go on from there.
     """
 
     closes_thoughts = False
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        base_url: str = OPENAI,
-        api_key_env: str | None = "OPENAI_API_KEY",
-        revision: str = "",
-        max_length: int | None = None,
-        prefill: Literal["auto", "continue", "append"] = "auto",
-        scoring: Literal["logprobs", "decisions"] = "logprobs",
-        top_logprobs: int = 20,
-        max_concurrency: int = 64,
-        requests_per_minute: float | None = None,
-        tokens_per_minute: float | None = None,
-        price_per_million_input: float = 0.0,
-        price_per_million_output: float = 0.0,
-        max_cost: float | None = None,
-        timeout: float = 120.0,
-        retries: int = 10,
-        backoff: float = 0.5,
-        extra_body: dict[str, Any] | None = None,
-    ) -> None:
-        _one_of("prefill", prefill, "auto", "continue", "append")
-        _one_of("scoring", scoring, "logprobs", "decisions")
+    def __init__(self, model: str, settings: HTTPSettings | None = None) -> None:
+        settings = settings or HTTPSettings()
         self.name = model
         self.usage = Usage()
         self.templates: dict[str, str] = {}
-        address = _address(base_url)  # two servers of one machine may name their models alike
+        address = _address(settings.base_url)  # two servers of a machine may name models alike
         self.host = address.host
         self.device = f"server {self.host}"
-        self._scoring = scoring
-        self._top_logprobs = top_logprobs
-        self._extra = dict(extra_body or {})
+        self._scoring = settings.scoring
+        self._top_logprobs = settings.top_logprobs
+        self._extra = settings.extra_body
         self._limit_name = "max_tokens"
         self._models: list[str] = []
         self._decider: _Decider | None = None  # found at the first decision
         self._spellings: dict[str, frozenset[str]] = {}  # option → its tokens
         self._missing_example: str | None = None
         self._warned = self._warned_of_nonsense = False
-        self._server = Server(
-            base_url,
-            api_key_env,
-            usage=self.usage,
-            gate=Gate(max_concurrency),
-            requests=Pacer(requests_per_minute),
-            tokens=Pacer(tokens_per_minute),
-            budget=Budget(max_cost, price_per_million_input, price_per_million_output),
-            timeout=timeout,
-            retries=retries,
-            backoff=backoff,
-        )
+        self._server = Server(settings, self.usage)
         try:
-            self._connect(max_length, prefill)
+            self._connect(settings.max_length, settings.prefill)
         except BaseException:
             self.close()
             raise
@@ -143,14 +108,14 @@ class HTTPEngine:
             "http",
             address,
             model,
-            revision,
-            max_length,
+            settings.revision,
+            settings.max_length,
             self.prefill,
-            scoring,
-            top_logprobs,
+            settings.scoring,
+            settings.top_logprobs,
             self._extra,
         )
-        self.weights = content_id("http", address, model, revision)
+        self.weights = content_id("http", address, model, settings.revision)
 
     def __repr__(self) -> str:
         return f"HTTPEngine({self.name!r}, host={self.host!r})"
@@ -457,11 +422,6 @@ def sent_text(message: RenderedMessage) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates
 
 
-def _one_of(name: str, value: str, *known: str) -> None:
-    if value not in known:
-        raise ConfigError(f"unknown {name} '{value}'.{nearest(value, known)}")
-
-
 class _Address(NamedTuple):
     host: str
     port: int
@@ -476,7 +436,7 @@ def _address(base_url: str) -> _Address:
     except ValueError:
         url, host, port = urlsplit(""), None, 0
     if url.scheme not in ("http", "https") or not host:
-        raise ConfigError(f"base_url must look like {OPENAI}")
+        raise ConfigError(f"base_url must look like {HTTPSettings().base_url}")
     if url.username or url.password or url.query:
         raise ConfigError(
             "base_url holds a user, a password or a query. Keys come from the environment only: "

@@ -8,51 +8,40 @@ from __future__ import annotations
 from typing import Any
 
 from rlaif.engines.base import Engine
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import ConfigError
-from rlaif.files import own
-
-ENGINES = ("hf", "http", "vllm")
 
 
-def load_engine(model: str, engine: str = "hf", **options: Any) -> Engine:
-    """Loads a model: `tiny` (embedded), a folder, or a Hugging Face name.
+def load_engine(model: str, settings: EngineSettings | None = None, **options: Any) -> Engine:
+    """Loads a model: `tiny` (embedded), a folder, a Hugging Face name, or the name that a server
+    gives to it.
 
-    Options of `hf`: `device` ("auto", "cpu", "cuda"), `dtype` ("auto", "float32", "bfloat16",
-    "float16"), `batch_tokens` (padded tokens a forward pass), `adapter` (a LoRA folder),
-    `attention` ("pieces", or "flex": one compiled call a layer on CUDA, never run there yet).
-
-    `http` takes the name a server gives to the model; its options are those of `HTTPEngine`, such
-    as `base_url`.
-
-    `vllm` takes the options of `hf` but `attention`, and those of `VLLMEngine`, such as
-    `tensor_parallel_size`.
-
-    `module:function` is an engine of your own (`rlaif.engines.own`).
+    `settings.engine` says by what, Transformers unless given; `module:function` is an engine of
+    your own (`rlaif.engines.own`). `options` are settings by their names, such as
+    `load_engine("tiny", device="cpu")`. ConfigError for those that there are not.
     """
-    if engine in ("hf", "vllm"):  # a name that leads nowhere is told before anything heavy loads
+    if isinstance(settings, str):
+        raise ConfigError(
+            f"load_engine({model!r}, {settings!r}): an engine is named by its settings: "
+            f"load_engine({model!r}, engine={settings!r})"
+        )
+    settings = (settings or EngineSettings()).but(**options)
+    if settings.engine in ("hf", "vllm"):  # a name that leads nowhere is told before all else
         from rlaif.engines.checkpoint import source_of
 
-        source_of(model, options.get("adapter"))
-    if engine == "hf":
+        source_of(model, settings.adapter)
+    if settings.engine == "hf":
         from rlaif.engines.hf import HFEngine
 
-        return HFEngine(model, **options)
-    if engine == "http":
+        return HFEngine(model, settings)
+    if settings.engine == "http":
         from rlaif.engines.http import HTTPEngine
 
-        return HTTPEngine(model, **options)
-    if engine == "vllm":
+        return HTTPEngine(model, settings.http)
+    if settings.engine == "vllm":
         from rlaif.engines.vllm import VLLMEngine
 
-        return VLLMEngine(model, **options)
-    if said := unknown_engine(engine):
-        raise ConfigError(said)
+        return VLLMEngine(model, settings)
     from rlaif.engines.own import load_own
 
-    return load_own(model, engine, options)
-
-
-def unknown_engine(name: str) -> str | None:
-    """What is wrong with the name of an engine; None for a listed one and `module:function`."""
-    engine = "An engine of your own is named `module:function`"
-    return own.unknown(name, ENGINES, "unknown engine", engine)
+    return load_own(model, settings)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rlaif.engines.base import Engine, Generation, Sampling, Scores, Thinker
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.thinking import Mode
 from rlaif.files import own
 from rlaif.files.templates import Rendered
@@ -66,11 +67,12 @@ class OwnThinker(OwnEngine):
         return self._thinker.thinking_id(mode)
 
 
-def load_own(model: str, name: str, options: dict[str, Any]) -> Engine:
+def load_own(model: str, settings: EngineSettings) -> Engine:
     """The engine that `module:function` makes. ConfigError where it lacks something."""
+    name = settings.engine
     function = own.load(name, "engine function")
     try:
-        engine = function(model, **options)
+        engine = function(model, **settings.options())
     except (Exception, SystemExit) as error:
         raise own.raised(error, name, "engine function") from error
     own.require(engine, ENGINE_MEMBERS, name, "an Engine")

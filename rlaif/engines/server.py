@@ -28,6 +28,7 @@ from rlaif.engines.replies import (
     status_trouble,
     tokens_used,
 )
+from rlaif.engines.settings import HTTPSettings
 from rlaif.errors import ConfigError, EngineError, missing_extra
 
 T = TypeVar("T")
@@ -45,27 +46,18 @@ _NONSENSE_TRIES = 3  # a server that contradicts itself does so again, and each 
 class Server:
     """Asks one server. `ask` returns what `read` makes of the answer, or the trouble it met."""
 
-    def __init__(
-        self,
-        base_url: str,
-        api_key_env: str | None,
-        *,
-        usage: Usage,
-        gate: Gate,
-        requests: Pacer,
-        tokens: Pacer,
-        budget: Budget,
-        timeout: float,
-        retries: int,
-        backoff: float,
-    ) -> None:
-        self.url = base_url.rstrip("/")
-        self._usage, self._gate, self._budget = usage, gate, budget
-        self._requests, self._tokens = requests, tokens
-        self._timeout, self._retries, self._backoff = timeout, retries, backoff
+    def __init__(self, settings: HTTPSettings, usage: Usage) -> None:
+        self.url = settings.base_url.rstrip("/")
+        self._settings, self._usage = settings, usage
+        self._gate = Gate(settings.max_concurrency)
+        self._requests = Pacer(settings.requests_per_minute)
+        self._tokens = Pacer(settings.tokens_per_minute)
+        prices = settings.price_per_million_input, settings.price_per_million_output
+        self._budget = Budget(settings.max_cost, *prices)
         self._jitter = random.Random()  # not the global one, which others seed
         self._seen_bytes = self._seen_tokens = 0
         self._warned_of_usage = False
+        api_key_env = settings.api_key_env
         self._key_hint = f"the key in {api_key_env}" if api_key_env else "api_key_env (now null)"
         self._client, self._secret = _client(self.url, api_key_env)
         self._loop = asyncio.new_event_loop()
@@ -135,20 +127,21 @@ class Server:
         keeps failing. Answers that contradict themselves are given back as trouble after three.
         """
         nonsense = 0
-        for tries in range(1, self._retries + 2):
+        for tries in range(1, self._settings.retries + 2):
             outcome = await self._attempt(method, path, body, read, output)
             if not isinstance(outcome, Trouble) or outcome.kind not in _PASSING:
                 return outcome
             trouble = outcome
             nonsense += outcome.kind == "nonsense"
-            if nonsense >= min(_NONSENSE_TRIES, self._retries + 1):
+            if nonsense >= min(_NONSENSE_TRIES, self._settings.retries + 1):
                 return outcome
             wait = trouble.wait or 0.0
-            if tries > self._retries or wait > _LONGEST_WAIT:
+            if tries > self._settings.retries or wait > _LONGEST_WAIT:
                 break
             # Full jitter, so that many requests do not come back at once.
             backoff = (
-                min(_LONGEST_BACKOFF, self._backoff * 2 ** (tries - 1)) * self._jitter.random()
+                min(_LONGEST_BACKOFF, self._settings.backoff * 2 ** (tries - 1))
+                * self._jitter.random()
             )
             await asyncio.sleep(max(backoff, wait))
         asked = f" (it asks to wait {wait:.0f} s)" if wait else ""
@@ -193,7 +186,7 @@ class Server:
 
         url = self.url.removesuffix("/v1") + path if path.startswith("/") else path
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._settings.timeout):
                 if method == "GET":
                     text = await self._client.get(url, cast_to=str)
                 else:
@@ -201,7 +194,7 @@ class Server:
             answer: Body = self._secret.clean_json(parse(self._secret.clean(text)))
             return answer
         except (TimeoutError, openai.APITimeoutError):
-            return Trouble("overload", f"there was no answer within {self._timeout:g} s")
+            return Trouble("overload", f"there was no answer within {self._settings.timeout:g} s")
         except openai.APIStatusError as error:
             trouble = status_trouble(
                 error.status_code, self._secret.clean(error.response.text), error.response.headers

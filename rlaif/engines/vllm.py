@@ -48,6 +48,7 @@ from rlaif.engines.checkpoint import (
 )
 from rlaif.engines.fingerprint import folder_fingerprint, run_fingerprint
 from rlaif.engines.gguf import gguf_of
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.thinking import Mode
 from rlaif.engines.tokens import Encoder, Ids, exclusive
 from rlaif.engines.trie import common_prefix
@@ -82,11 +83,8 @@ class Drawn:
 class VLLMEngine:
     """A causal language model in vLLM, from a folder or a hub name.
 
-    `batch_tokens` bounds the tokens of one step; `block_size` the tokens of a block of the cache,
-    of which only whole ones are shared (None: the smallest that the device takes). `cache_gib` is
-    the size of the cache; None takes what `gpu_memory_utilization` leaves, or 4 GiB on a CPU.
-    `sleep_mode` lets `sleep()` free the GPU's memory for training; `rollouts` makes an engine for
-    `rollout()`.
+    `batch_tokens` bounds the tokens of one step. `sleep_mode` lets `sleep()` free the GPU's memory
+    for training; `rollouts` makes an engine for `rollout()`.
     """
 
     closes_thoughts = True
@@ -94,22 +92,14 @@ class VLLMEngine:
     def __init__(
         self,
         model: str,
+        settings: EngineSettings | None = None,
         *,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
-        adapter: str | None = None,
-        tensor_parallel_size: int = 1,
-        gpu_memory_utilization: float | None = None,
-        max_model_len: int | None = None,
-        quantization: str | None = None,
-        block_size: int | None = None,
-        cache_gib: float | None = None,
-        enforce_eager: bool | None = None,
         sleep_mode: bool = False,
         rollouts: bool = False,
     ) -> None:
-        source = source_of(model, adapter)
+        settings = settings or EngineSettings()
+        own = settings.vllm
+        source = source_of(model, settings.adapter)
         if gguf_of(source.model) is not None:
             raise EngineError(
                 f"the vllm engine does not load {model}: vLLM reads no GGUF files by itself. Use "
@@ -117,7 +107,7 @@ class VLLMEngine:
                 "docs/real-model.md shows"
             )
         self._vllm = _import_vllm()
-        self.device = _device(device, sleep_mode)
+        self.device = _device(settings.device, sleep_mode)
         self.name = model
         self.usage = Usage()
         path, adapter = source.model, source.adapter
@@ -128,28 +118,28 @@ class VLLMEngine:
         self._adapter = _adapter(adapter) if adapter else None
         self._sleep_mode, self._asleep, self._empty = sleep_mode, False, False
         self._rollouts = rollouts
-        context = max_model_len or context_length(config, tokenizer)
-        settings = {
-            "dtype": _dtype(dtype, self.device, quantization, config),
-            "max_num_batched_tokens": batch_tokens,
-            "tensor_parallel_size": tensor_parallel_size,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "max_model_len": max_model_len,
-            "quantization": quantization,
-            "block_size": block_size,
-            "kv_cache_memory_bytes": int(cache_gib * 2**30) if cache_gib else None,
-            "enforce_eager": enforce_eager,
+        context = own.max_model_len or context_length(config, tokenizer)
+        given = {
+            "dtype": _dtype(settings.dtype, self.device, own.quantization, config),
+            "max_num_batched_tokens": settings.batch_tokens,
+            "tensor_parallel_size": own.tensor_parallel_size,
+            "gpu_memory_utilization": own.gpu_memory_utilization,
+            "max_model_len": own.max_model_len,
+            "quantization": own.quantization,
+            "block_size": own.block_size,
+            "kv_cache_memory_bytes": int(own.cache_gib * 2**30) if own.cache_gib else None,
+            "enforce_eager": own.enforce_eager,
             "enable_sleep_mode": sleep_mode or None,
             **(_lora_settings(adapter) if adapter else {}),
         }
         if self.device == "cpu":
-            settings = _for_cpu(settings, context)
+            given = _for_cpu(given, context)
         self._llm: Any = None
-        self._llm = self._start(path, {k: v for k, v in settings.items() if v is not None})
+        self._llm = self._start(path, {k: v for k, v in given.items() if v is not None})
         # Runs at the interpreter's end as well, before vLLM's own clean-up, which kills after 5 s.
         self._shutdown = weakref.finalize(self, _shut_down, self._llm)
         self.max_length: int = self._llm.model_config.max_model_len
-        self._dtype, self._quantized = self._llm.model_config.dtype, quantization
+        self._dtype, self._quantized = self._llm.model_config.dtype, own.quantization
         self._folder = model_folder(path)
         self._loaded_fingerprint = folder_fingerprint(*source.folders())
         self._fingerprint = self._loaded_fingerprint

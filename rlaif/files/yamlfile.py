@@ -319,6 +319,9 @@ def _fault(model: type[BaseModel], file: YamlFile, error: Any) -> str:
         case _:
             text = error["type"] == "string_type" and isinstance(error["input"], float | int | date)
             hint = ": put it in quotes" if text else ""
+            if error["type"] == "literal_error":  # which lists the choices
+                close = nearest(str(error["input"]), re.findall(r"'(\w+)'", error["msg"]))
+                hint = f".{close}" if "Did you mean" in close else ""
             return f"{where}: '{name}': {error['msg']}, got {_short(error['input'])}{hint}"
 
 

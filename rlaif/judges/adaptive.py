@@ -12,13 +12,11 @@ from typing import Any
 
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine
-from rlaif.errors import ConfigError
 from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.cot import CotJudge
-from rlaif.judges.examples import FewShot
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.protocols import require_engine
-from rlaif.judges.reasoning import Reasoning
+from rlaif.judges.settings import AdaptiveSettings
 from rlaif.records import ORDERS, Verdict, content_id
 
 _Question = tuple[str, str, str]  # pair, principle, its text
@@ -30,47 +28,30 @@ class AdaptiveJudge:
 
     It looks at both orders of each pair whichever are asked, so that no verdict depends on what
     else is asked. A verdict by chain of thought has rationales and decoded tokens, others none.
-    `template` is the pairwise one, `cot_template` the other; `few_shot` is of the pairwise one. A
-    model that thinks does so only before a rationale.
+    `template` is the pairwise one, `rationale.template` the other; worked examples are of the
+    pairwise one. A model that thinks does so only before a rationale.
     """
 
     method = "adaptive"
     together = False
     both_orders = True
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        template: str | None = None,
-        cot_template: str | None = None,
-        min_mass: float = 0.1,
-        reasoning: Reasoning | None = None,
-        band: float = 0.1,
-        few_shot: FewShot | None = None,
-    ) -> None:
-        if not 0 <= band <= 0.5:
-            raise ConfigError(f"band must be in [0, 0.5], got {band}")
+    def __init__(self, engine: Engine, settings: AdaptiveSettings | None = None) -> None:
         require_engine(engine)
-        self.engine, self.name, self.band = engine, engine.name, band
-        quick = replace(reasoning, thinking=0) if reasoning and reasoning.thinking else reasoning
+        settings = settings or AdaptiveSettings()
+        self.engine, self.name, self.band = engine, engine.name, settings.band
         self.fast = PairwiseJudge(
-            engine, template=template, min_mass=min_mass, few_shot=few_shot, reasoning=quick
+            engine, settings.but(thinking=False) if settings.thinking else settings
         )
-        self.slow = CotJudge(engine, template=cot_template, min_mass=min_mass, reasoning=reasoning)
+        self.slow = CotJudge(engine, settings.but(template=settings.rationale.template))
         self.fingerprint = content_id(
-            "adaptive", self.fast.fingerprint, self.slow.fingerprint, band
+            "adaptive", self.fast.fingerprint, self.slow.fingerprint, self.band
         )
 
     key_by = staticmethod(EngineJudge.key_by)
 
     def key(self, ask: Ask) -> str:
         return self.key_by(self.fingerprint, ask, self.fast.shows_thoughts)
-
-    def show_thoughts(self) -> None:
-        """Has the judge read what the policy thought before its answers, where that is known."""
-        self.fast.show_thoughts()
-        self.slow.show_thoughts()
 
     def about(self) -> dict[str, Any]:
         """What the manifest tells of a judge."""

@@ -25,12 +25,13 @@ from rlaif.engines.base import (
     weights_of,
 )
 from rlaif.engines.thinking import Mode
-from rlaif.errors import ConfigError, require_finite
+from rlaif.errors import ConfigError
 from rlaif.files.readers.examples import Example
 from rlaif.files.templates import Rendered, Template, Thought, load_template
-from rlaif.judges.examples import Examples, FewShot, examples_for
+from rlaif.judges.examples import Examples, examples_for
 from rlaif.judges.protocols import require_engine
 from rlaif.judges.reasoning import Reasoning, Sample, unusable
+from rlaif.judges.settings import AskSettings, FewShot
 from rlaif.records import ORDERS, Order, Pair, Reason, Verdict, content_id
 
 # The principles to ask about: the same for every pair, or chosen pair by pair (`rlaif.judges.draw`)
@@ -93,31 +94,23 @@ class Judge(Protocol):
 class EngineJudge(ABC):
     """What the judges by an engine and a template share.
 
-    `template`: a path or shipped name; None takes the model's own, else `METHOD/default`.
-    `min_mass`: a judge that gives its labels together less probability abstains (`low_mass`).
+    A judge that gives its labels together less probability than `min_mass` abstains (`low_mass`).
     """
 
     method: ClassVar[str]
     together: bool = False
     both_orders: ClassVar[bool] = True  # whether the order shown can change a verdict
 
-    def __init__(
-        self,
-        engine: Engine,
-        template: str | None,
-        min_mass: float,
-        *settings: Any,
-        reasoning: Reasoning | None = None,
-    ) -> None:
+    def __init__(self, engine: Engine, settings: AskSettings, min_mass: float = 0.0) -> None:
         require_engine(engine)
-        require_finite(min_mass=min_mass)
         self.engine = engine
         self.name = engine.name
-        self.template_name = template or engine.templates.get(self.method, f"{self.method}/default")
+        own = engine.templates.get(self.method, f"{self.method}/default")
+        self.template_name = settings.template or own
         self.template: Template = load_template(self.template_name)
         self.min_mass = min_mass
-        self.reasoning = reasoning or Reasoning()
-        self._settings = (*settings, *self._thinking_id())
+        self.reasoning = Reasoning(settings.rationale, settings.thought_tokens)
+        self._settings = (*self._identity(), *self._thinking_id())
         self._told_malformed = False
         self.shows_thoughts = False  # a policy's, before its answers
         # A method that takes some shows them by `show_examples`; for one that takes none, whoever
@@ -125,9 +118,12 @@ class EngineJudge(ABC):
         self.examples: Examples | None = None
         self.fingerprint = self.fingerprint_at(min_mass)
 
-    def show_examples(self, few_shot: FewShot | None) -> None:
-        """Puts worked examples before each question; None leaves it to the model (`FewShot`)."""
-        few_shot = few_shot or FewShot()
+    def _identity(self) -> tuple[Any, ...]:
+        """Those of its settings that can change a verdict, and that only some methods have."""
+        return self.reasoning.settings_of_thoughts
+
+    def show_examples(self, few_shot: FewShot) -> None:
+        """Puts worked examples before each question, where the settings or the model ask for it."""
         self.examples = examples_for(few_shot, self.engine, self.template, self.worked)
         self.fingerprint = self.fingerprint_at(self.min_mass)
 
@@ -217,10 +213,6 @@ class EngineJudge(ABC):
         return verdict_key(
             fingerprint, ask.pair.id, ask.order, principle.id, principle.compare, *more
         )
-
-    def show_thoughts(self) -> None:
-        """Has the judge read what the policy thought before its answers, where that is known."""
-        self.shows_thoughts = True
 
     def shown(self, ask: Ask) -> tuple[str, str]:
         """The two completions as this judge reads them, in their order."""

@@ -9,38 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from rlaif.engines.base import Engine, Generation
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge
 from rlaif.judges.pairwise import after_writing
-from rlaif.judges.reasoning import Reasoning, Sample, unusable
+from rlaif.judges.reasoning import Sample, unusable
+from rlaif.judges.settings import CotSettings
 from rlaif.records import Verdict
 
 
 class CotJudge(EngineJudge):
     """Judges pairs after a rationale of its own, which is kept with the verdict.
 
-    `template` is rendered twice: with `rationale` none, and with the rationale before the cue. It
-    says by `stop` where a rationale ends. `reasoning`: how many, how long, and the clamp; and
-    whether the model thinks before each. A verdict's log-probabilities and mass are means over the
+    The template is rendered twice: with `rationale` none, and with the rationale before the cue. It
+    says by `stop` where a rationale ends. A verdict's log-probabilities and mass are means over the
     rationales.
     """
 
     method = "cot"
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        template: str | None = None,
-        min_mass: float = 0.1,
-        reasoning: Reasoning | None = None,
-    ) -> None:
-        reasoning = reasoning or Reasoning()
-        super().__init__(engine, template, min_mass, reasoning.settings, reasoning=reasoning)
+    def __init__(self, engine: Engine, settings: CotSettings | None = None) -> None:
+        settings = settings or CotSettings()
+        super().__init__(engine, settings, settings.min_mass)
         self._needs_options(2)
+        self.shows_thoughts = settings.show_thoughts
         self.sampling = self.reasoning.sampling(self.template.stop)
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (self.reasoning.settings,)
 
     def render(self, ask: Ask, rationale: str | None = None) -> Rendered:
         """The prompt that asks for a rationale, or the one that is scored after it."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +22,7 @@ from rlaif.errors import ConfigError
 from rlaif.files.readers.examples import Example, read_examples
 from rlaif.files.resources import find
 from rlaif.files.templates import Rendered, RenderedMessage, Segment, Template
+from rlaif.judges.settings import FewShot
 from rlaif.records import content_id
 
 SHIPPED = "examples/default"
@@ -31,38 +31,17 @@ SHARE = 4  # of a small context, `auto` takes at most one part in so many
 Worked = Callable[[Example], tuple[Rendered, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class FewShot:
-    """Which worked examples a judge reads first.
-
-    `examples`: a file, `none`, or None or `auto`: those shipped with the package where the model
-    has neither a chat template nor judge templates of its own, and none elsewhere. `shots`: how
-    many are drawn; None takes 4, or as many as a file has. `seed`: of the draw.
-    """
-
-    examples: str | None = None
-    shots: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.shots is not None and self.shots < 1:
-            raise ConfigError(f"shots must be at least 1, got {self.shots} (none: examples='none')")
-
-    @property
-    def auto(self) -> bool:
-        return self.examples in (None, "auto")
-
-    def draw(self) -> tuple[Example, ...]:
-        """The examples, drawn, in the order and the way round in which they are shown."""
-        name = SHIPPED if self.auto or self.examples is None else self.examples
-        known = read_examples(find("prompts", name, ".yaml"))
-        shots = min(SHOTS, len(known)) if self.shots is None else self.shots
-        if shots > len(known):
-            raise ConfigError(
-                f"judge.shots={shots} asks for more worked examples than {name} has "
-                f"({len(known)}): write more, or ask for fewer"
-            )
-        return draw(known, shots, self.seed)
+def drawn(few_shot: FewShot) -> tuple[Example, ...]:
+    """The examples, drawn, in the order and the way round in which they are shown."""
+    name = SHIPPED if few_shot.auto or few_shot.examples is None else few_shot.examples
+    known = read_examples(find("prompts", name, ".yaml"))
+    shots = min(SHOTS, len(known)) if few_shot.shots is None else few_shot.shots
+    if shots > len(known):
+        raise ConfigError(
+            f"judge.shots={shots} asks for more worked examples than {name} has "
+            f"({len(known)}): write more, or ask for fewer"
+        )
+    return draw(known, shots, few_shot.examples_seed)
 
 
 def draw(examples: Sequence[Example], shots: int, seed: int) -> tuple[Example, ...]:
@@ -145,7 +124,7 @@ class Examples:
         self.engine, self.few_shot = engine, few_shot
         self._encoder = getattr(engine, "encoder", None)
         self._told = False
-        examples = few_shot.draw()
+        examples = drawn(few_shot)
         self.count = len(examples)
         self.preamble = Preamble([worked(e) for e in examples])
         self._sample = worked(examples[0])[0]
@@ -164,7 +143,7 @@ class Examples:
         return {
             "from": name,
             "shots": self.count,
-            "seed": self.few_shot.seed,
+            "seed": self.few_shot.examples_seed,
             "hash": self.preamble.hash,
             "tokens": self.tokens,
         }
@@ -226,8 +205,7 @@ def _that_fits_auto(made: Examples, worked: Worked) -> Examples | None:
     best: Examples | None = made
     while best is not None and (best.tokens or 0) > room:
         count -= 2  # as many of each answer
-        fewer = FewShot(few_shot.examples, count, few_shot.seed) if count > 0 else None
-        best = Examples(fewer, engine, worked) if fewer is not None else None
+        best = Examples(few_shot.but(shots=count), engine, worked) if count > 0 else None
     if count < wanted:
         warnings.warn(
             f"{engine.name} has no chat template, and {wanted} worked examples would take more "

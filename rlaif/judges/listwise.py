@@ -20,7 +20,8 @@ from rlaif.engines.base import Engine, Scores
 from rlaif.errors import ConfigError
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge, sigmoid, verdict_key
-from rlaif.judges.reasoning import Reasoning, Sample, facts_of
+from rlaif.judges.reasoning import Sample, facts_of
+from rlaif.judges.settings import ListwiseSettings
 from rlaif.records import Prompt, Reason, Verdict, content_id
 
 group_id = lru_cache(maxsize=4_096)(lambda group: content_id("group", group))
@@ -32,30 +33,24 @@ _Seen = tuple[tuple[str, ...], Sample, Scores | None]
 class ListwiseJudge(EngineJudge):
     """Judges the completions of a prompt together; `Ask.group` says which they are.
 
-    `rotations`: how many rotations of the list to show; None shows all, which takes out any liking
-    for a place. A list has at most as many completions as the template has labels.
+    A list has at most as many completions as the template has labels.
     """
 
     method = "listwise"
     together = True
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        template: str | None = None,
-        min_mass: float = 0.1,
-        rotations: int | None = None,
-        reasoning: Reasoning | None = None,
-    ) -> None:
-        settings = reasoning.settings_of_thoughts if reasoning else ()
-        super().__init__(engine, template, min_mass, rotations, *settings, reasoning=reasoning)
-        self.rotations = rotations
+    def __init__(self, engine: Engine, settings: ListwiseSettings | None = None) -> None:
+        settings = settings or ListwiseSettings()
+        self.rotations = settings.rotations
+        super().__init__(engine, settings, settings.min_mass)
         if len(self.template.options) < 2:
             raise ConfigError(
                 f"{self.template_name}: a listwise template needs labels in its front matter, such "
                 f"as `options: [A, B, C, D]`; it has {list(self.template.options)}"
             )
+
+    def _identity(self) -> tuple[Any, ...]:
+        return self.rotations, *super()._identity()
 
     @staticmethod
     def key_by(fingerprint: str, ask: Ask, shows_thoughts: bool = False) -> str:  # noqa: ARG004

@@ -1,23 +1,14 @@
-"""The methods of judging: the one list of them, and a judge of somebody's own beside it.
+"""The methods of judging: the one list of them.
 
 Everything that speaks of methods (the check of a config, the commands' help, what makes judges)
-reads `METHODS`. Nothing here loads a judge before it is asked for.
+reads `METHODS`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING
 
 from rlaif.files import own
-
-if TYPE_CHECKING:
-    from rlaif.judges.adaptive import AdaptiveJudge
-    from rlaif.judges.base import EngineJudge
-    from rlaif.judges.own import OwnJudge
-
-    AnyJudge = EngineJudge | AdaptiveJudge | OwnJudge
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +48,3 @@ def unknown_method(name: str) -> str | None:
 def method_of(name: str) -> Method:
     """What is known of a method without loading its judge."""
     return METHODS.get(name) or Method(name)
-
-
-def judge_class(name: str) -> type[AnyJudge]:
-    """The class of a method's judge. ConfigError where one of somebody's own cannot be loaded or
-    lacks something that a judge has."""
-    if name not in METHODS:
-        from rlaif.judges.own import own_judge
-
-        return own_judge(name)
-    module, _, inner = METHODS[name].judge.partition(":")
-    found: type[AnyJudge] = getattr(import_module(module), inner)
-    return found

@@ -15,37 +15,26 @@ from rlaif.engines.base import Engine, Scores
 from rlaif.files.readers.examples import Example
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge, sigmoid
-from rlaif.judges.examples import FewShot
-from rlaif.judges.reasoning import Reasoning, Sample, facts_of, verdict_of
+from rlaif.judges.reasoning import Sample, facts_of, verdict_of
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import Pair, Reason, Verdict
 
 
 class PairwiseJudge(EngineJudge):
     """Judges pairs with an engine's `score`.
 
-    `template`: a path or shipped name; None takes the model's own, else `pairwise/default`.
-    `min_mass`: a judge that gives the two labels together less probability abstains (`low_mass`).
-    `few_shot`: the worked examples it reads first; None takes some for a model without a chat
-    template (`FewShot`).
-    `reasoning`: whether the model thinks before it (`Reasoning.thinking`), and how; it writes
-    nothing else. The verdict is then the mean over its thoughts, as after rationales.
+    Where the model thinks, it writes nothing else before it decides: the verdict is the mean over
+    its thoughts, as after rationales.
     """
 
     method = "pairwise"
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        template: str | None = None,
-        min_mass: float = 0.1,
-        few_shot: FewShot | None = None,
-        reasoning: Reasoning | None = None,
-    ) -> None:
-        settings = reasoning.settings_of_thoughts if reasoning else ()
-        super().__init__(engine, template, min_mass, *settings, reasoning=reasoning)
+    def __init__(self, engine: Engine, settings: PairwiseSettings | None = None) -> None:
+        settings = settings or PairwiseSettings()
+        super().__init__(engine, settings, settings.min_mass)
         self._needs_options(2)
-        self.show_examples(few_shot)
+        self.shows_thoughts = settings.show_thoughts
+        self.show_examples(settings)
 
     def render(self, ask: Ask) -> Rendered:
         """The exact prompt of an ask."""

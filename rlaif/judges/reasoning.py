@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.engines.base import Generation, Sampling
-from rlaif.errors import ConfigError, require_finite_fields
 from rlaif.files.templates import Rendered
+from rlaif.judges.settings import RationaleSettings
 from rlaif.records import Reason, Unusable
 
 THINKING_TEMPERATURE = 0.6
@@ -26,45 +26,29 @@ _REASONS: dict[str, Unusable | None] = {
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """How rationales are written.
+    """What a judge writes before it decides: its rationales, and the thoughts before them or alone.
 
-    `samples`: rationales a verdict, whose probabilities are averaged (self-consistency).
-    `temperature`: None takes 0 for one sample and 1 for several.
-    `clamp`: c keeps each sample's p within [c, 1 − c], because a rationale makes the verdict after
-    it overconfident: Bai et al. 2022 (§4.1) take 0.4. None leaves p as it is.
-    `thinking`: tokens that a thought of a thinking model may have, before the rationale or in its
-    place; it is closed there. 0 keeps the model from thinking, None leaves that to its chat
-    template. A model that thinks is sampled at 0.6 where `temperature` is None, as its makers
-    advise: at 0 such models tend to go round in circles.
+    A rationale makes the verdict after it overconfident, so that p is clamped: Bai et al. 2022
+    (§4.1) take 0.4. `thinking`: tokens that a thought of a thinking model may have, before the
+    rationale or in its place; it is closed there. 0 keeps the model from thinking, None leaves that
+    to its chat template. A model that thinks is sampled at 0.6 where no temperature is set, as its
+    makers advise: at 0 such models tend to go round in circles.
     """
 
-    samples: int = 1
-    temperature: float | None = None
-    max_new_tokens: int = 256
-    seed: int = 0
-    clamp: float | None = 0.4
+    rationale: RationaleSettings
     thinking: int | None = None
 
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
-        if self.samples > 1 and self.temperature == 0:
-            raise ConfigError(
-                f"{self.samples} samples at temperature 0 are all the same: raise the temperature, "
-                "or ask for one"
-            )
-        if self.clamp is not None and not 0 <= self.clamp < 0.5:
-            raise ConfigError(f"clamp must be in [0, 0.5) or None, got {self.clamp}")
-
     def sampling(self, stop: tuple[str, ...]) -> Sampling:
-        """The same as an engine takes it. Raises ConfigError for values out of range."""
-        temperature = self.temperature
+        """How an engine is to sample them."""
+        asked = self.rationale
+        temperature = asked.temperature
         if temperature is None:
-            temperature = THINKING_TEMPERATURE if self.thinking else float(self.samples > 1)
+            temperature = THINKING_TEMPERATURE if self.thinking else float(asked.samples > 1)
         return Sampling(
-            n=self.samples,
+            n=asked.samples,
             temperature=temperature,
-            max_new_tokens=self.max_new_tokens,
-            seed=self.seed,
+            max_new_tokens=asked.max_new_tokens,
+            seed=asked.seed,
             stop=stop,
             thinking=self.thinking,
         )
@@ -80,7 +64,8 @@ class Reasoning:
         drawn = self.sampling(())
         seed = drawn.seed if drawn.temperature > 0 else 0
         thinking = () if self.thinking is None else (self.thinking,)
-        return drawn.n, float(drawn.temperature), drawn.max_new_tokens, seed, self.clamp, *thinking
+        clamp = self.rationale.clamp
+        return drawn.n, float(drawn.temperature), drawn.max_new_tokens, seed, clamp, *thinking
 
     @property
     def settings_of_thoughts(self) -> tuple[float | None, ...]:
@@ -91,7 +76,9 @@ class Reasoning:
         return n, temperature, *others
 
     def clamped(self, p: float) -> float:
-        return p if self.clamp is None else min(max(p, self.clamp), 1.0 - self.clamp)
+        """p within [clamp, 1 − clamp]."""
+        clamp = self.rationale.clamp
+        return p if clamp is None else min(max(p, clamp), 1.0 - clamp)
 
 
 @dataclass(frozen=True, slots=True)

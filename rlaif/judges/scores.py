@@ -20,8 +20,8 @@ from rlaif.errors import ConfigError
 from rlaif.files.readers.examples import Example
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge
-from rlaif.judges.examples import FewShot
-from rlaif.judges.reasoning import Reasoning, Sample, facts_of, verdict_of
+from rlaif.judges.reasoning import Sample, facts_of, verdict_of
+from rlaif.judges.settings import ScoreSettings
 from rlaif.records import Prompt, Reason, Verdict
 
 
@@ -74,29 +74,21 @@ class ScoreJudge(EngineJudge):
     """Scores completions by the probabilities of its template's options, from worst to best.
 
     In one call each completion is asked about once under a principle, however many pairs it is in.
-    A worked example (`few_shot`) shows one of its responses, with the best level or the worst.
+    A worked example shows one of its responses, with the best level or the worst.
     """
 
     together = True
     both_orders = False
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        template: str | None = None,
-        min_mass: float = 0.1,
-        few_shot: FewShot | None = None,
-        reasoning: Reasoning | None = None,
-    ) -> None:
-        settings = reasoning.settings_of_thoughts if reasoning else ()
-        super().__init__(engine, template, min_mass, *settings, reasoning=reasoning)
+    def __init__(self, engine: Engine, settings: ScoreSettings | None = None) -> None:
+        settings = settings or ScoreSettings()
+        super().__init__(engine, settings, settings.min_mass)
         if len(self.template.options) < 2:
             raise ConfigError(
                 f"{self.template_name}: a {self.method} template needs options from worst to best "
                 f"in its front matter; it has {list(self.template.options)}"
             )
-        self.show_examples(few_shot)
+        self.show_examples(settings)
 
     def judge(self, asks: Sequence[Ask]) -> list[Verdict]:
         sides = [
@@ -232,18 +224,8 @@ class RubricJudge(ScoreJudge):
 
     method = "rubric"
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        template: str | None = None,
-        min_mass: float = 0.1,
-        few_shot: FewShot | None = None,
-        reasoning: Reasoning | None = None,
-    ) -> None:
-        super().__init__(
-            engine, template=template, min_mass=min_mass, few_shot=few_shot, reasoning=reasoning
-        )
+    def __init__(self, engine: Engine, settings: ScoreSettings | None = None) -> None:
+        super().__init__(engine, settings)
         self._needs_options(2)
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 from rlaif.engines.base import Engine, Generation, closes_thoughts
 from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge
-from rlaif.judges.reasoning import Reasoning, Sample, facts_of, unusable, verdict_of
+from rlaif.judges.reasoning import Sample, facts_of, unusable, verdict_of
+from rlaif.judges.settings import TextSettings
 from rlaif.records import Reason, Verdict
 
 _MOST = 40  # characters between the brackets of what may be meant as a verdict
@@ -25,21 +26,23 @@ _MOST = 40  # characters between the brackets of what may be meant as a verdict
 class TextJudge(EngineJudge):
     """Judges pairs by the verdict it writes: 1, 0, or ½ for a third option, which is a tie.
 
-    p is the mean over `reasoning.samples` texts, which are kept with the verdict; without samples
+    p is the mean over `rationale.samples` texts, which are kept with the verdict; without samples
     it is a hard label. The template's options stand in brackets, such as `[[A]]`.
     """
 
     method = "text"
 
-    def __init__(
-        self, engine: Engine, *, template: str | None = None, reasoning: Reasoning | None = None
-    ) -> None:
+    def __init__(self, engine: Engine, settings: TextSettings | None = None) -> None:
+        settings = settings or TextSettings()
         # There is no probability to clamp: a sample is a vote.
-        votes = replace(reasoning or Reasoning(), clamp=None)
-        super().__init__(engine, template, 0.0, votes.settings, reasoning=votes)
+        super().__init__(engine, settings.but(rationale=settings.rationale.but(clamp=None)))
         self._needs_options(2, 3)
+        self.shows_thoughts = settings.show_thoughts
         self.sampling = self.reasoning.sampling(self.template.stop)
         self._pattern = verdict_pattern(self.template.options, self.template_name)
+
+    def _identity(self) -> tuple[Any, ...]:
+        return (self.reasoning.settings,)
 
     def render(self, ask: Ask) -> Rendered:
         """The exact prompt of an ask."""

@@ -23,7 +23,7 @@ from rlaif.steps.pace import Saver, pace_of
 from rlaif.store import RunStore, write_json
 
 if TYPE_CHECKING:
-    from rlaif.judges.methods import AnyJudge
+    from rlaif.judges.load import AnyJudge
 
 FILE = "attacks.json"
 

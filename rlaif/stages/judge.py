@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif.config import JudgeTrainConfig, JudgingConfig
+from rlaif.config import JudgeTrainConfig
 from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
+from rlaif.judges.settings import JudgingSettings
 from rlaif.stages.labelling import known
 from rlaif.stages.learning import judged
 from rlaif.stages.record import finish
@@ -78,13 +79,13 @@ def train_judge(run: Run) -> None:
     )
 
 
-def _start(run: Run, config: JudgeTrainConfig) -> tuple[JudgingConfig, str | None]:
+def _start(run: Run, config: JudgeTrainConfig) -> tuple[JudgingSettings, str | None]:
     """The model to start from with its adapter and device, and the template to learn with."""
-    judge: JudgingConfig = run.config.judge
+    judge: JudgingSettings = run.config.judge
     if config.model is not None:
         if config.juror is not None:
             raise ConfigError("train.judge: model and juror both name where to start: give one")
-        fresh = JudgingConfig(model=config.model, device=judge.device)
+        fresh = JudgingSettings(model=config.model, device=judge.device)
         return fresh, config.template
     jury = {juror.name: juror for juror in run.config.jury}
     if config.juror is not None and config.juror not in jury:

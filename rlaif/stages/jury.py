@@ -14,19 +14,19 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any
 
-from rlaif.config import JudgingConfig
 from rlaif.errors import ConfigError
 from rlaif.judges.base import expand
-from rlaif.judges.methods import judge_class
+from rlaif.judges.load import judge_class
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.preferences import Orders
+from rlaif.judges.settings import JudgingSettings
 from rlaif.records import Order, Pair, Verdict
 from rlaif.stages.run import Run
 from rlaif.stages.running import Work, judging
 from rlaif.steps.executors import Done, Judged, Progress, counted
 
 if TYPE_CHECKING:
-    from rlaif.judges.methods import AnyJudge
+    from rlaif.judges.load import AnyJudge
 
 READ_PAIRS = 1_024  # pairs read at a time
 
@@ -36,7 +36,7 @@ class Juror:
     """One judge of a run, and what it did. `name` is None for a judge without a jury."""
 
     name: str | None
-    section: JudgingConfig
+    section: JudgingSettings
     orders: tuple[Order, ...]
     done: Done = field(default_factory=Done)
     about: dict[str, Any] = field(default_factory=dict)
@@ -253,7 +253,7 @@ class Bench:
         return each[0][1] if each[0][0] is None else each
 
 
-def of_one(run: Run, section: JudgingConfig) -> Bench:
+def of_one(run: Run, section: JudgingSettings) -> Bench:
     """Loads one judge that is not among the run's."""
     orders = run.orders(section)
     return Bench(((Juror(None, section, orders), run.judge(section)),), orders)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 
-from rlaif.config import JudgingConfig
 from rlaif.engines.checkpoint import own_templates, source_of
 from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import load_template
 from rlaif.judges.base import by_prompt
 from rlaif.judges.listwise import listed
+from rlaif.judges.settings import JudgingSettings
 from rlaif.stages.jury import READ_PAIRS, jurors
 from rlaif.stages.run import Run
 
@@ -67,7 +67,7 @@ def _listwise(run: Run) -> Iterator[tuple[str, str, int]]:
             yield who, name, len(load_template(name).options)
 
 
-def _own_template(section: JudgingConfig) -> str:
+def _own_template(section: JudgingSettings) -> str:
     """The model's template for lists, or the default one; no weights are loaded."""
     found: dict[str, str] = {}
     if section.engine != "http":

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from rlaif.config import HTTPConfig, VLLMConfig
+from rlaif.engines.settings import HTTPSettings, VLLMSettings
 from rlaif.errors import ConfigError
 from rlaif.records import content_id
 from rlaif.stages.run import Run
@@ -40,7 +40,7 @@ _NO_EFFECT = {
     "draw_seed",
     "weight",
 }
-_NO_EFFECT |= {f"http.{name}" for name in HTTPConfig.model_fields} - {
+_NO_EFFECT |= {f"http.{name}" for name in HTTPSettings.model_fields} - {
     "http.base_url",
     "http.revision",
     "http.prefill",
@@ -49,7 +49,7 @@ _NO_EFFECT |= {f"http.{name}" for name in HTTPConfig.model_fields} - {
     "http.extra_body",
     "http.max_length",
 }
-_NO_EFFECT |= {f"vllm.{name}" for name in VLLMConfig.model_fields} - {
+_NO_EFFECT |= {f"vllm.{name}" for name in VLLMSettings.model_fields} - {
     "vllm.quantization",
     "vllm.max_model_len",
 }

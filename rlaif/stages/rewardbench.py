@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rlaif.config import EngineConfig
 from rlaif.engines.base import weights_of
+from rlaif.engines.settings import ModelSettings
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.rewardbench import Decision, Scores, Seen, games, seen_by_scores
 from rlaif.evaluation.settings import RewardBenchSettings
@@ -147,7 +147,7 @@ def _scorer(run: Run) -> tuple[str, Score, dict[str, Any]]:
     return implicit.key, implicit.score, about
 
 
-def _whole(section: EngineConfig, model: str) -> EngineConfig:
+def _whole(section: ModelSettings, model: str) -> ModelSettings:
     """The section of another model, whose weights hold all that it is."""
     return section.model_copy(update={"model": model, "adapter": None})
 

@@ -9,22 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from rlaif.config import Config, EngineConfig, JudgingConfig
+from rlaif.config import Config
 from rlaif.constitution import Constitution, Principle, require
 from rlaif.engines.base import Engine
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import ModelSettings
 from rlaif.engines.tokens import fix_date
 from rlaif.errors import DataError
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
-from rlaif.judges.methods import judge_class
+from rlaif.judges.load import judge_class, make_judge
+from rlaif.judges.settings import JudgingSettings
 from rlaif.records import ORDERS, Order, content_id
-from rlaif.stages.running import make_judge
 from rlaif.steps.executors import Progress
 from rlaif.store import RunStore
 
 if TYPE_CHECKING:
-    from rlaif.judges.methods import AnyJudge
+    from rlaif.judges.load import AnyJudge
 
 
 class Reporter(Protocol):
@@ -54,7 +55,7 @@ def _began(store: RunStore) -> datetime.date | None:
         ) from None
 
 
-def _engine_id(config: EngineConfig) -> str:
+def _engine_id(config: ModelSettings) -> str:
     return content_id(config.model, config.engine, config.options())
 
 
@@ -67,7 +68,7 @@ def _set_up_torch(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def orders_asked(section: JudgingConfig) -> tuple[Order, ...]:
+def orders_asked(section: JudgingSettings) -> tuple[Order, ...]:
     """The orders in which the judge of a section is asked."""
     if not judge_class(section.method).both_orders:
         return ("first_second",)  # the other would be the same verdict again
@@ -99,16 +100,16 @@ class Run:
         fix_date(date)
         self.constitution = Constitution.load(self.config.constitution)
 
-    def engine(self, config: EngineConfig) -> Engine:
+    def engine(self, config: ModelSettings) -> Engine:
         """The engine of a section, loaded once."""
         name = _engine_id(config)
         if name not in self._engines:
             if not (self.local_models or config.engine == "http"):
                 _set_up_torch(self.config.threads)
-            self._engines[name] = load_engine(config.model, config.engine, **config.options())
+            self._engines[name] = load_engine(config.model, config)
         return self._engines[name]
 
-    def release(self, config: EngineConfig, keep: Iterable[EngineConfig] = ()) -> None:
+    def release(self, config: ModelSettings, keep: Iterable[ModelSettings] = ()) -> None:
         """Closes the engine of a section, unless one of `keep` has the same."""
         if _engine_id(config) in map(_engine_id, keep):
             return
@@ -116,11 +117,11 @@ class Run:
         if engine is not None:
             engine.close()
 
-    def judge(self, section: JudgingConfig | None = None) -> AnyJudge:
+    def judge(self, section: JudgingSettings | None = None) -> AnyJudge:
         """The run's judge, or the juror of a section."""
         require(self.principles(), "label")
         section = section or self.config.judge
-        return make_judge(section, self.engine(section))
+        return make_judge(self.engine(section), section)
 
     def principles(self) -> tuple[Principle, ...]:
         """All that may be asked about."""
@@ -134,7 +135,7 @@ class Run:
             return every
         return Draw(every, judge.draw, judge.draw_weighted, judge.draw_seed)
 
-    def orders(self, section: JudgingConfig | None = None) -> tuple[Order, ...]:
+    def orders(self, section: JudgingSettings | None = None) -> tuple[Order, ...]:
         """Those in which the run's judge, or the juror of a section, is asked."""
         return orders_asked(section or self.config.judge)
 

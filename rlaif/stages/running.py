@@ -8,22 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
-from rlaif.config import Config, EngineConfig, JudgingConfig
+from rlaif.config import Config
 from rlaif.engines.base import Engine, Sampling, weights_of
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import ModelSettings
 from rlaif.engines.tokens import fix_date
-from rlaif.files.own import is_named
 from rlaif.judges.base import Principles
-from rlaif.judges.examples import FewShot
-from rlaif.judges.methods import judge_class, method_of
-from rlaif.judges.own import OwnJudge
-from rlaif.judges.reasoning import Reasoning
+from rlaif.judges.load import judge_class, make_judge
+from rlaif.judges.settings import JudgingSettings
 from rlaif.records import Completion, Order, Pair, Prompt, Verdict
 from rlaif.steps import executors
 from rlaif.steps.executors import Finished, Item, Judged, Row, Sink
 
 if TYPE_CHECKING:
-    from rlaif.judges.methods import AnyJudge
+    from rlaif.judges.load import AnyJudge
 
 
 @dataclass(slots=True)
@@ -69,7 +67,7 @@ class Work(Generic[Item, Row]):
 
 def judging(
     config: Config,
-    section: JudgingConfig,
+    section: JudgingSettings,
     judge: Callable[[], AnyJudge],
     pairs: Iterable[Pair],
     principles: Principles,
@@ -135,7 +133,7 @@ def sampling(
 
 
 def load_policy(
-    config: EngineConfig, threads: int | None, date: datetime.date | None = None
+    config: ModelSettings, threads: int | None, date: datetime.date | None = None
 ) -> Engine:
     """An engine by its section, on a worker; `date` is the run's, for chat templates that ask."""
     if date is not None:
@@ -144,43 +142,14 @@ def load_policy(
         import torch
 
         torch.set_num_threads(threads)
-    return load_engine(config.model, config.engine, **config.options())
+    return load_engine(config.model, config)
 
 
 def load_judge(
-    config: JudgingConfig, threads: int | None, date: datetime.date | None = None
+    config: JudgingSettings, threads: int | None, date: datetime.date | None = None
 ) -> AnyJudge:
     """The judge by its section, on a worker."""
-    return make_judge(config, load_policy(config, threads, date))
-
-
-def make_judge(config: JudgingConfig, engine: Engine) -> AnyJudge:
-    """The judge of a section, with its engine loaded."""
-    made: Any = judge_class(config.method)
-    judge: AnyJudge = made(engine, **_settings(config))
-    if config.show_thoughts and not isinstance(judge, OwnJudge):
-        judge.show_thoughts()
-    return judge
-
-
-def _settings(config: JudgingConfig) -> dict[str, Any]:
-    """What a section says to its method's judge; one of somebody's own takes its engine alone."""
-    method = config.method
-    if is_named(method):
-        return {}
-    reasoning = Reasoning(
-        **config.rationale.model_dump(exclude={"template"}), thinking=config.thought_tokens
-    )
-    found: dict[str, Any] = {"template": config.template, "reasoning": reasoning}
-    if method != "text":  # it has no labels
-        found["min_mass"] = config.min_mass
-    if method_of(method).examples:
-        found["few_shot"] = FewShot(config.examples, config.shots, config.examples_seed)
-    if method == "adaptive":
-        found |= {"cot_template": config.rationale.template, "band": config.band}
-    if method == "listwise":
-        found["rotations"] = config.rotations
-    return found
+    return make_judge(load_policy(config, threads, date), config)
 
 
 def about_engine(engine: Engine) -> dict[str, Any]:

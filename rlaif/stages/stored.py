@@ -13,15 +13,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rlaif.config import Config, JudgingConfig, load_config
+from rlaif.config import Config, load_config
 from rlaif.constitution import Principle
 from rlaif.errors import DataError
 from rlaif.evaluation.cases import Case
 from rlaif.evaluation.compare import LabelRule
 from rlaif.judges.base import Ask, Principles, expand
 from rlaif.judges.draw import Draw
-from rlaif.judges.methods import judge_class
+from rlaif.judges.load import judge_class
 from rlaif.judges.preferences import Orders
+from rlaif.judges.settings import JudgingSettings
 from rlaif.records import ORDERS, Order, Pair, Verdict
 from rlaif.stages.run import orders_asked
 from rlaif.steps.executors import judging_chunks
@@ -38,7 +39,7 @@ class Judged:
     """
 
     name: str | None
-    section: JudgingConfig
+    section: JudgingSettings
     orders: tuple[Order, ...]
     fingerprint: str
 
@@ -90,7 +91,7 @@ class Stored:
         """Who labelled: one, or the jurors; empty where no judge did (pairs of `contrast`)."""
         said, config = self.manifest.get("judge") or {}, self.config
         jury = said.get("jury") or {}
-        found: list[tuple[str | None, JudgingConfig, Any]] = []
+        found: list[tuple[str | None, JudgingSettings, Any]] = []
         if jury:
             found = [(j.name, j, jury[j.name]) for j in config.jury if j.name in jury]
         elif said:

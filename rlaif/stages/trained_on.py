@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlaif.config import EngineConfig
+from rlaif.engines.settings import ModelSettings
 from rlaif.errors import DataError
 from rlaif.files.small import read_bytes, read_object
 from rlaif.records import Prompt
@@ -70,7 +70,7 @@ def prompts_of_models(run: Run, models: Iterable[Path]) -> dict[str, set[str]]:
     return found
 
 
-def tell_learnt(run: Run, judges: Iterable[EngineConfig]) -> None:
+def tell_learnt(run: Run, judges: Iterable[ModelSettings]) -> None:
     """Warns where judges have learnt from prompts of the run's own pairs: what is known of these
     they may have been told, so agreeing with it proves nothing."""
     for name in dict.fromkeys(str(part) for j in judges for part in (j.model, j.adapter) if part):

@@ -322,8 +322,8 @@ class _Measure:
         import warnings
 
         from rlaif.engines.hf import HFEngine
-        from rlaif.judges.examples import FewShot
         from rlaif.judges.pairwise import PairwiseJudge
+        from rlaif.judges.settings import PairwiseSettings
         from rlaif.training.checkpoints import keep_reference
 
         model = loaded.model
@@ -335,9 +335,8 @@ class _Measure:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # told in the notes
                 engine = HFEngine.from_loaded(model, loaded.tokenizer, loaded.source)
-            judge = PairwiseJudge(
-                engine, template=self._template.name, min_mass=0.0, few_shot=FewShot("none")
-            )
+            asking = PairwiseSettings(template=self._template.name, min_mass=0.0, examples="none")
+            judge = PairwiseJudge(engine, asking)
             with self._bar(f"judge {when}", len(missing)) as tell:
                 for i in range(0, len(missing), _CHUNK):
                     some = missing[i : i + _CHUNK]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlaif.config import JudgingConfig, load_config
+from rlaif.config import load_config
 from rlaif.constitution import Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.errors import RlaifError
@@ -15,14 +15,15 @@ from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import Ask
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.listwise import ListwiseJudge
+from rlaif.judges.load import make_judge
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.scores import ScoreJudge
+from rlaif.judges.settings import JudgingSettings
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Verdict
-from rlaif.stages.running import make_judge
 
 if TYPE_CHECKING:
-    from rlaif.judges.methods import AnyJudge
+    from rlaif.judges.load import AnyJudge
     from rlaif.store import RunStore
 
 Json = Mapping[str, Any]
@@ -90,7 +91,7 @@ class Prompts:
 
     def _made(self, juror: str) -> AnyJudge | str:
         config = load_config(str(self._store.path("run.yaml")))
-        sections: dict[str, JudgingConfig] = {j.name: j for j in config.jury}
+        sections: dict[str, JudgingSettings] = {j.name: j for j in config.jury}
         section = sections.get(juror, config.judge)
         told = self._told(juror)
         examples = told.get("examples") or {}
@@ -104,7 +105,7 @@ class Prompts:
             given["template"] = section.template
         if "seed" in examples:
             given["examples_seed"] = examples["seed"]
-        return make_judge(section.model_copy(update=given), ScriptedEngine())
+        return make_judge(ScriptedEngine(), section.model_copy(update=given))
 
 
 def _prompts(judge: AnyJudge, ask: Ask, verdict: Verdict) -> list[tuple[str, Rendered]]:

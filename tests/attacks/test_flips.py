@@ -16,6 +16,7 @@ from rlaif.evaluation.attacks import Question, clear_questions, draw, report, tr
 from rlaif.judges.attacks import FAMILIES, LONG, Target, appended
 from rlaif.judges.base import expand
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import ORDERS, Pair, Prompt, Verdict
 
 PRINCIPLE = Principle(id="p", compare="Which is better?")
@@ -31,7 +32,9 @@ def gullible(text: str, _options) -> list[float]:
 
 
 def run(families: list[str], pairs=PAIRS, **options):
-    judge = PairwiseJudge(ScriptedEngine(scorer=gullible, **options), template="pairwise/default")
+    judge = PairwiseJudge(
+        ScriptedEngine(scorer=gullible, **options), PairwiseSettings(template="pairwise/default")
+    )
     verdicts = judge.judge(expand(pairs, [PRINCIPLE]))
     questions = clear_questions(pairs, [PRINCIPLE], verdicts, ORDERS)
     todo = list(trials(questions, ORDERS, lambda place: "AB"[place], families=families))

@@ -20,7 +20,7 @@ from rlaif import Constitution
 from rlaif.cli.app import app
 from rlaif.cli.init import make_project
 from rlaif.config import load_config
-from rlaif.files.small import resources
+from rlaif.files import resources
 from rlaif.records import Prompt
 
 HERE = [page for page in PAGES if any(c[0] == "rlaif" for c in commands(page))]

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -276,7 +277,9 @@ def make_engine(tokenizer):
     """Engine round a random model: `make_engine("qwen2", batch_tokens=64)`."""
 
     def make(shape: str = "qwen2", tokenizer=tokenizer, **options) -> HFEngine:
-        return HFEngine.from_loaded(random_model(shape), tokenizer, shape, **options)
+        return HFEngine.from_loaded(
+            random_model(shape), tokenizer, shape, EngineSettings(**options)
+        )
 
     return make
 

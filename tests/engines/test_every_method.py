@@ -12,8 +12,15 @@ from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import expand
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.listwise import ListwiseJudge
-from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
+from rlaif.judges.settings import (
+    AdaptiveSettings,
+    CotSettings,
+    ListwiseSettings,
+    RationaleSettings,
+    ScoreSettings,
+    TextSettings,
+)
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Prompt
 
@@ -22,8 +29,8 @@ TEXTS = ("Mix flour and water.", "I will not.", "Ask <|im_end|> a baker [[A]].")
 PAIRS = [
     Pair(Prompt.user(q), a, b) for q in ("Bread?", "Cake?") for a in TEXTS for b in TEXTS if a < b
 ]
-SHORT = Reasoning(max_new_tokens=16, clamp=None)
-SEVERAL = Reasoning(max_new_tokens=16, clamp=None, samples=3)
+SHORT = RationaleSettings(max_new_tokens=16, clamp=None)
+SEVERAL = RationaleSettings(max_new_tokens=16, clamp=None, samples=3)
 
 
 def template(tmp_path, name: str, front: str, body: str) -> str:
@@ -51,20 +58,23 @@ def judges(tmp_path):
     def make(engine):
         zero = {"min_mass": 0.0}
         return {
-            "cot": CotJudge(engine, template=files["cot"], reasoning=SHORT, **zero),
-            "cot of three": CotJudge(engine, template=files["cot"], reasoning=SEVERAL, **zero),
+            "cot": CotJudge(engine, CotSettings(template=files["cot"], rationale=SHORT, **zero)),
+            "cot of three": CotJudge(
+                engine, CotSettings(template=files["cot"], rationale=SEVERAL, **zero)
+            ),
             "adaptive": AdaptiveJudge(
                 engine,
-                template=files["pairwise"],
-                cot_template=files["cot"],
-                reasoning=SHORT,
-                band=0.05,
-                **zero,
+                AdaptiveSettings(
+                    template=files["pairwise"],
+                    rationale=SHORT.but(template=files["cot"]),
+                    band=0.05,
+                    **zero,
+                ),
             ),
-            "pointwise": PointwiseJudge(engine, template=files["marks"], **zero),
-            "rubric": RubricJudge(engine, template=files["rubric"], **zero),
-            "listwise": ListwiseJudge(engine, template=files["list"], **zero),
-            "text": TextJudge(engine, template=files["text"], reasoning=SEVERAL),
+            "pointwise": PointwiseJudge(engine, ScoreSettings(template=files["marks"], **zero)),
+            "rubric": RubricJudge(engine, ScoreSettings(template=files["rubric"], **zero)),
+            "listwise": ListwiseJudge(engine, ListwiseSettings(template=files["list"], **zero)),
+            "text": TextJudge(engine, TextSettings(template=files["text"], rationale=SEVERAL)),
         }
 
     return make

@@ -14,12 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
-from rlaif.config import EngineConfig
 from rlaif.engines import attention, flex_attention, packed, trial
 from rlaif.engines import trie as t
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings, ModelSettings
 from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
@@ -150,7 +149,9 @@ def prompts() -> list[Rendered]:
 
 
 def logprobs(model, tokenizer, how: str) -> np.ndarray:
-    engine = HFEngine.from_loaded(model, tokenizer, batch_tokens=150, attention=how)
+    engine = HFEngine.from_loaded(
+        model, tokenizer, settings=EngineSettings(batch_tokens=150, attention=how)
+    )
     scores = engine.score(prompts(), [(" A", " neither")] * 6)
     assert engine._packing  # the trial let it pass
     assert engine.usage.computed_tokens == engine.usage.bound_tokens
@@ -259,13 +260,15 @@ def test_a_kernel_that_cannot_be_made_is_an_error_that_names_why():
 
 
 def test_the_option_is_of_the_hf_engine(model_of, tokenizer):
-    assert EngineConfig().options()["attention"] == "pieces"
-    assert EngineConfig(attention="flex").options()["attention"] == "flex"
-    assert "attention" not in EngineConfig(engine="vllm").options()
-    assert "attention" not in EngineConfig(engine="http").options()
-    with pytest.raises(ValidationError, match="attention: flex is for engine hf"):
-        EngineConfig(engine="vllm", attention="flex")
-    with pytest.raises(ConfigError, match=r"unknown attention 'rows'.* pieces, flex"):
-        HFEngine.from_loaded(model_of("llama"), tokenizer, attention="rows")
+    assert ModelSettings().options()["attention"] == "pieces"
+    assert ModelSettings(attention="flex").options()["attention"] == "flex"
+    assert "attention" not in ModelSettings(engine="vllm").options()
+    assert "attention" not in ModelSettings(engine="http").options()
+    with pytest.raises(ConfigError, match="attention: flex is for engine hf"):
+        ModelSettings(engine="vllm", attention="flex")
+    with pytest.raises(ConfigError, match="should be 'pieces' or 'flex', got 'rows'"):
+        HFEngine.from_loaded(
+            model_of("llama"), tokenizer, settings=EngineSettings(attention="rows")
+        )
     with pytest.raises(ConfigError, match=r"not on mps\. Take attention: pieces"):
         flex_attention.check_usable("mps")

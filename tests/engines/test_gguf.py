@@ -19,6 +19,7 @@ from rlaif.engines.checkpoint import source_of
 from rlaif.engines.gguf import adds_beginning, gguf_of, read_metadata
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import Rendered
 from rlaif.records import Pair, Preference, Prompt
@@ -52,7 +53,7 @@ def loaded(path: Path) -> tuple[HFEngine, list[str]]:
     """The engine, and what was warned of when it was loaded."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        engine = HFEngine(str(path), device="cpu")
+        engine = HFEngine(str(path), EngineSettings(device="cpu"))
     return engine, [str(w.message) for w in said]
 
 
@@ -188,7 +189,7 @@ def test_a_part_of_a_model_and_a_damaged_file_are_refused(write) -> None:  # typ
 
 def test_vllm_says_that_it_does_not_load_one(write) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(EngineError, match="engine: hf"):
-        load_engine(str(write()), "vllm")
+        load_engine(str(write()), engine="vllm")
 
 
 def test_metadata_are_read_as_the_package_reads_them(write) -> None:  # type: ignore[no-untyped-def]

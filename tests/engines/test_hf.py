@@ -16,6 +16,7 @@ from rlaif.engines.base import Engine, Sampling
 from rlaif.engines.decoding import choose, uniforms
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
@@ -296,9 +297,9 @@ def test_adapters_on_disk_and_in_memory_score_alike(folder, tmp_path, model_of, 
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, init_lora_weights=False))
     tuned.save_pretrained(tmp_path / "adapter")
     live = HFEngine.from_loaded(tuned, tokenizer).score([ask("Hi")], [OPTIONS])[0].logprobs
-    merged = HFEngine(str(folder), device="cpu", adapter=str(tmp_path / "adapter"))
+    merged = HFEngine(str(folder), EngineSettings(device="cpu", adapter=str(tmp_path / "adapter")))
     assert merged.score([ask("Hi")], [OPTIONS])[0].logprobs == pytest.approx(live, abs=1e-4)
-    plain = HFEngine(str(folder), device="cpu")
+    plain = HFEngine(str(folder), EngineSettings(device="cpu"))
     assert plain.score([ask("Hi")], [OPTIONS])[0].logprobs != pytest.approx(live, abs=1e-2)
     assert plain.fingerprint != merged.fingerprint
 

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.tokens import Encoder
 from rlaif.evaluation.policy import kl_to_base
 from rlaif.files.templates import Rendered, Segment
@@ -198,8 +199,8 @@ def test_a_reward_model_scores_the_tokens_it_was_trained_on(model, tmp_path):
 
 
 def test_the_kl_is_over_the_ids_that_were_sampled(model):
-    policy = HFEngine(model, device="cpu")
-    base = HFEngine(model, device="cpu")
+    policy = HFEngine(model, EngineSettings(device="cpu"))
+    base = HFEngine(model, EngineSettings(device="cpu"))
     with torch.no_grad():
         for p in base.model.parameters():
             p.add_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
@@ -220,7 +221,7 @@ def test_the_kl_is_over_the_ids_that_were_sampled(model):
 
 
 def test_sampled_ids_are_kept_with_the_run_and_older_shards_have_none(model, tmp_path):
-    engine = HFEngine(model, device="cpu")
+    engine = HFEngine(model, EngineSettings(device="cpu"))
     prompts = [PROMPT, Prompt.user("And then?")]
     made = sample_prompts(engine, prompts, Sampling(n=3, max_new_tokens=12, seed=3))
     assert all(len(c.ids) == c.tokens for c in made)
@@ -250,6 +251,6 @@ def test_sampled_ids_are_kept_with_the_run_and_older_shards_have_none(model, tmp
 
 
 def test_text_under_judgement_is_no_ones_own(model):
-    encoder = HFEngine(model, device="cpu").encoder
+    encoder = HFEngine(model, EngineSettings(device="cpu")).encoder
     ids = encoder._segment(Segment(THOUGHT, True), False).tolist()
     assert set(ids).isdisjoint(encoder.tokenizer.convert_tokens_to_ids(MARKS[:2]))

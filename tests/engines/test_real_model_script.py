@@ -15,6 +15,7 @@ import pytest
 from gguf_files import byte_level, random_model, write_gguf
 
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
 
@@ -93,7 +94,7 @@ def test_two_at_once_make_one_folder_that_loads_and_a_third_takes_it(
     (folder,) = made(tmp_path)
     assert {output[0].strip() for output in outputs} == {str(folder / "model")}
     assert sum("fetching gemma" in said for _, said in outputs) == 1
-    engine = HFEngine(str(folder / "model"), device="cpu")
+    engine = HFEngine(str(folder / "model"), EngineSettings(device="cpu"))
     assert engine.encoder.prompt(Rendered.chat(Prompt.user("bread").messages))[0] == 0  # <bos>
     weights = folder / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns

@@ -21,6 +21,7 @@ from rlaif.engines import trie as t
 from rlaif.engines.base import Sampling
 from rlaif.engines.decoding import choose, uniforms
 from rlaif.engines.hf import HFEngine, _request
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.trial import TRIAL_WINDOW, trial_paths
 from rlaif.errors import EngineError
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
@@ -215,7 +216,9 @@ def test_every_distinct_token_is_computed_once_and_equals_plain_passes(shape, to
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a fall-back would warn
         for budget in (10_000, 60):
-            engine = HFEngine.from_loaded(model_of(shape), tokenizer, batch_tokens=budget)
+            engine = HFEngine.from_loaded(
+                model_of(shape), tokenizer, settings=EngineSettings(batch_tokens=budget)
+            )
             found = logprobs(engine, asked)
             if budget == 10_000:
                 expected = plain(engine, asked)
@@ -319,7 +322,9 @@ def test_a_mark_too_many_thins_out_the_marks():
 def test_out_of_memory_in_a_pass_leaves_the_states_as_they_were(tokenizer, monkeypatch):
     asked = prompts()
     expected = logprobs(HFEngine.from_loaded(model_of("qwen3_next"), tokenizer), asked)
-    engine = HFEngine.from_loaded(model_of("qwen3_next"), tokenizer, batch_tokens=400)
+    engine = HFEngine.from_loaded(
+        model_of("qwen3_next"), tokenizer, settings=EngineSettings(batch_tokens=400)
+    )
     failed, scan = [], recurrent._Pass.scan
 
     def scanning(self, inputs, *rest, **kwargs):

@@ -15,4 +15,4 @@ _found = find_spec("vllm")
 @pytest.mark.skipif(_found is not None and _found.origin is not None, reason="vLLM is installed")
 def test_the_error_names_the_command_that_installs_it():
     with pytest.raises(ConfigError, match=r'pip install "vllm>='):
-        load_engine("tiny", "vllm")
+        load_engine("tiny", engine="vllm")

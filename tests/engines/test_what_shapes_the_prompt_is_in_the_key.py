@@ -19,8 +19,9 @@ from rlaif.engines import tokens
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.tokens import Encoder, fix_date
 from rlaif.errors import ConfigError, EngineError
-from rlaif.files.small import resources
+from rlaif.files import resources
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.store import RunStore
 
 CHATML = (
@@ -181,8 +182,11 @@ def test_the_judge_reads_its_label_behind_the_thought(make_engine: Any, byteleve
     engine: HFEngine = make_engine("llama", tokenizer=bytelevel(R1))
     with pytest.warns(UserWarning, match="open thought"):
         ids = engine.encoder.prompt(ask()).tolist()
-    judge = PairwiseJudge(engine, min_mass=0)
-    assert judge.fingerprint != PairwiseJudge(make_engine("llama"), min_mass=0).fingerprint
+    judge = PairwiseJudge(engine, PairwiseSettings(min_mass=0))
+    assert (
+        judge.fingerprint
+        != PairwiseJudge(make_engine("llama"), PairwiseSettings(min_mass=0)).fingerprint
+    )
     option = engine.encoder.option(" A").tolist()
     (scores,) = engine.score([ask()], [[" A", " B"]])
     assert "</think>" in engine.tokenizer.decode(ids)

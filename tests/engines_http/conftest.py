@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rlaif.engines.http import HTTPEngine
+from rlaif.engines.settings import HTTPSettings
 
 KEY = "sk-planted-8f3a1c-secret"
 
@@ -166,7 +167,7 @@ def connect(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     def make(**options: Any) -> HTTPEngine:
         defaults: dict[str, Any] = {"base_url": server.url, "api_key_env": "PLANTED_KEY"}
         defaults |= {"backoff": 0.01, "timeout": 30.0, "retries": 4}
-        made.append(HTTPEngine("judge", **{**defaults, **options}))
+        made.append(HTTPEngine("judge", HTTPSettings(**{**defaults, **options})))
         return made[-1]
 
     yield make

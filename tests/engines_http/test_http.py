@@ -17,11 +17,12 @@ from http.server import ThreadingHTTPServer
 
 import pytest
 
-from rlaif.config import HTTPConfig, load_config
+from rlaif.config import load_config
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Sampling, Usage
 from rlaif.engines.http import HTTPEngine
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import HTTPSettings
 from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.judges.pairwise import PairwiseJudge
@@ -577,7 +578,9 @@ def test_the_fingerprint_tells_apart_what_can_change_an_answer(server, connect):
     other = {"revision": "2", "prefill": "continue", "scoring": "decisions", "top_logprobs": 5}
     other |= {"max_length": 99}  # another one is too long
     other |= {"extra_body": {"seed": 1}, "base_url": server.url.replace("127.0.0.1", "localhost")}
-    assert same.keys() | other.keys() == HTTPConfig.model_fields.keys()  # a new option must choose
+    assert (
+        same.keys() | other.keys() == HTTPSettings.model_fields.keys()
+    )  # a new option must choose
     assert connect(**same).fingerprint == base
     assert len({base, *(connect(**{k: v}).fingerprint for k, v in other.items())}) == 8
     paths = (server.url, f"{server.url}/", f"{server.url}/other")
@@ -586,14 +589,11 @@ def test_the_fingerprint_tells_apart_what_can_change_an_answer(server, connect):
 
 
 def test_the_config_documents_the_engines_own_options_and_defaults(server):
-    parameters = dict(inspect.signature(HTTPEngine).parameters)
-    del parameters["model"]
-    assert list(parameters) == list(HTTPConfig.model_fields)
-    for name, field in HTTPConfig.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        assert (parameters[name].default or None) == (default or None), name
+    assert list(inspect.signature(HTTPEngine).parameters) == ["model", "settings"]
+    config = load_config(None, [])
+    assert config.judge.http == config.policy.http == HTTPSettings()
     config = load_config(None, [f"judge.http.base_url={server.url}", "judge.engine=http"])
-    engine = load_engine("judge", "http", **config.judge.options())
+    engine = load_engine("judge", config.judge)
     assert engine.host == "127.0.0.1"
     engine.close()
 
@@ -601,7 +601,7 @@ def test_the_config_documents_the_engines_own_options_and_defaults(server):
 def test_misspelt_choices_are_refused(connect):
     with pytest.raises(ConfigError, match="Did you mean 'append'"):
         connect(prefill="append_")
-    with pytest.raises(ConfigError, match="unknown scoring"):
+    with pytest.raises(ConfigError, match=r"'scoring': .*or 'decisions', got 'x'"):
         connect(scoring="x")
 
 

@@ -11,7 +11,7 @@ from rlaif.engines.base import Sampling
 from rlaif.engines.thinking import split_thought
 from rlaif.judges.base import expand
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.judges.reasoning import Reasoning
+from rlaif.judges.settings import PairwiseSettings, RationaleSettings, TextSettings
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Prompt
 from rlaif.steps.sampling import completion_keys, sample_prompts
@@ -122,7 +122,9 @@ def test_a_judge_reads_its_verdict_and_not_its_thought(
     """Without log-probabilities: `text` is the method for servers of models that think."""
     pair = Pair(PROMPT, "Yes.", "No.")
     asks = expand([pair], KIND)
-    judge = TextJudge(connect(), reasoning=Reasoning(thinking=64, max_new_tokens=32))
+    judge = TextJudge(
+        connect(), TextSettings(rationale=RationaleSettings(max_new_tokens=32), thinking=64)
+    )
     server.script = says(wire, "So: [[A]]", reasoning_content="[[B]], surely [[B]]")
     first, second = judge.judge(asks)
     assert (first.p_first, second.p_first) == (1.0, 0.0)
@@ -140,11 +142,11 @@ def test_a_judge_reads_its_verdict_and_not_its_thought(
 def test_how_a_server_is_told_is_in_the_keys(server: Any, connect: Any) -> None:
     engine = connect()
     (ask, _) = expand([Pair(PROMPT, "Yes.", "No.")], KIND)
-    keys = {TextJudge(engine, reasoning=Reasoning(thinking=t)).key(ask) for t in (None, 0, 64, 65)}
+    keys = {TextJudge(engine, TextSettings(thinking=t)).key(ask) for t in (None, 0, 64, 65)}
     assert len(keys) == 4
     ways = [Sampling(n=1, thinking=t) for t in (None, 0, 64)]
     assert len({completion_keys(engine, way, PROMPT)[0] for way in ways}) == 3
     # labels by log-probability: the model is told not to think
-    quiet = PairwiseJudge(engine, reasoning=Reasoning(thinking=0))
+    quiet = PairwiseJudge(engine, PairwiseSettings(thinking=False))
     assert quiet.judge([ask])[0].p_first is not None
     assert server.bodies()[-1]["reasoning_effort"] == "none"

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.http import HTTPEngine
+from rlaif.engines.settings import EngineSettings, HTTPSettings
 from rlaif.errors import EngineError
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.records import Message
@@ -150,13 +151,14 @@ def _listens(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def local(folder: Path) -> Iterator[HFEngine]:
-    engine = HFEngine(str(folder), device="cpu", dtype="float32")
+    engine = HFEngine(str(folder), EngineSettings(device="cpu", dtype="float32"))
     yield engine
     engine.close()
 
 
 def connect(url: str, **options: object) -> HTTPEngine:
-    return HTTPEngine("judge", base_url=url, api_key_env=None, **options)  # type: ignore[arg-type]
+    settings = HTTPSettings.model_validate({"base_url": url, "api_key_env": None, **options})
+    return HTTPEngine("judge", settings)
 
 
 def ask(text: str, cue: str | None = "The better answer is") -> Rendered:

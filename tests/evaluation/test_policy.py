@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import DataError
 from rlaif.evaluation.policy import divergence, gold_traits, kl_to_base
 from rlaif.files.templates import Rendered
@@ -22,7 +23,7 @@ def engines(tmp_path_factory) -> tuple[HFEngine, HFEngine]:
     folders = [tmp_path_factory.mktemp(name) for name in ("policy", "base")]
     for seed, folder in enumerate(folders):
         save_causal(folder, make_tokenizer(), seed=seed)
-    policy, base = (HFEngine(str(folder), device="cpu") for folder in folders)
+    policy, base = (HFEngine(str(folder), EngineSettings(device="cpu")) for folder in folders)
     return policy, base
 
 
@@ -69,7 +70,7 @@ def test_too_long_is_counted_and_unlike_vocabularies_refused(engines, tmp_path):
         kl_to_base(policy, base, QUESTIONS[:1], ["dog " * 300])
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["zebra"])
-    other = HFEngine(str(save_causal(tmp_path, tokenizer)), device="cpu")
+    other = HFEngine(str(save_causal(tmp_path, tokenizer)), EngineSettings(device="cpu"))
     with pytest.raises(DataError, match="unlike vocabularies"):
         kl_to_base(policy, other, QUESTIONS, ANSWERS)
 

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rlaif.config import JudgeConfig
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Sampling, ScriptedEngine
 from rlaif.engines.load import load_engine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.judges.draw import Draw
-from rlaif.judges.methods import judge_class
+from rlaif.judges.load import judge_class, make_judge
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.settings import JudgeSettings, PairwiseSettings
 from rlaif.records import Completion, Pair, Prompt, Verdict
-from rlaif.stages.running import about_judge, make_judge
+from rlaif.stages.running import about_judge
 from rlaif.steps.executors import Memory, run_judge, run_sampling
 from rlaif.steps.executors_ray import Tally, Workers, judge_stream, sample_stream
 from rlaif.store import RunStore
 
 if TYPE_CHECKING:
-    from rlaif.judges.methods import AnyJudge
+    from rlaif.judges.load import AnyJudge
 
 PRINCIPLES = (
     Principle(id="kind", compare="Which response is kinder?"),
@@ -65,7 +65,7 @@ def tiny_judge(notes: Path | None = None, seconds: float = 0.0) -> PairwiseJudge
     import torch
 
     torch.set_num_threads(1)
-    judge = PairwiseJudge(load_engine("tiny"), min_mass=0.0)
+    judge = PairwiseJudge(load_engine("tiny"), PairwiseSettings(min_mass=0.0))
     if notes is None:
         return judge
     (notes / str(os.getpid())).touch()
@@ -157,7 +157,7 @@ def scripted_judge(method: str) -> AnyJudge:
     engine = ScriptedEngine(
         scorer=by_length, generator=lambda text, i: f"{len(text) + i} letters. [[A]]"
     )
-    return make_judge(JudgeConfig.model_validate({"method": method, "band": 0.3}), engine)
+    return make_judge(engine, JudgeSettings.model_validate({"method": method, "band": 0.3}))
 
 
 @pytest.mark.parametrize("method", ["adaptive", "pointwise", "listwise"])

@@ -20,20 +20,21 @@ from typer.testing import CliRunner
 
 from rlaif.bench.random_model import make_model
 from rlaif.cli.app import app
-from rlaif.config import JudgeConfig
 from rlaif.constitution import Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import ConfigError
 from rlaif.files.readers.examples import Example, read_examples
 from rlaif.files.resources import find
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import Ask, expand
-from rlaif.judges.examples import SHIPPED, FewShot, draw
+from rlaif.judges.examples import SHIPPED, draw, drawn
+from rlaif.judges.load import make_judge
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
+from rlaif.judges.settings import JudgeSettings, PairwiseSettings
 from rlaif.records import Message, Pair, Prompt
-from rlaif.stages.running import make_judge
 from rlaif.store import RunStore
 
 KIND = Principle(id="kind", compare="Which response is kinder?")
@@ -79,7 +80,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def engines(folders: dict[str, Path]) -> dict[str, HFEngine]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {name: HFEngine(str(path), device="cpu") for name, path in folders.items()}
+        return {
+            name: HFEngine(str(path), EngineSettings(device="cpu"))
+            for name, path in folders.items()
+        }
 
 
 @pytest.fixture
@@ -163,7 +167,7 @@ def test_the_examples_are_the_same_tokens_before_every_question(
     path = tmp_path_factory.getbasetemp() / "body.j2"
     path.write_text(body)
     judge = PairwiseJudge(
-        engines[name], template=str(path) if body else None, few_shot=FewShot(SHIPPED)
+        engines[name], PairwiseSettings(template=str(path) if body else None, examples=SHIPPED)
     )
     assert judge.examples is not None
     asks = [
@@ -184,9 +188,10 @@ def test_an_example_is_the_tokens_of_a_question_and_of_its_answer(
 ) -> None:
     """So that what the model has read is what it is asked to go on with."""
     engine = engines[name]
-    judge = method(engine, few_shot=FewShot(SHIPPED, shots=2, seed=3))
-    zero = method(engine, few_shot=FewShot("none"))
-    one, other = FewShot(SHIPPED, shots=2, seed=3).draw()
+    two = JudgeSettings(examples=SHIPPED, shots=2, examples_seed=3)
+    judge = method(engine, two)
+    zero = method(engine, JudgeSettings(examples="none"))
+    one, other = drawn(two)
     asked, answer = zero.worked(one)
     encoder = engine.encoder
     begin = np.concatenate([encoder.prompt(asked), encoder.option(answer)]).tolist()
@@ -203,9 +208,9 @@ def test_an_example_is_the_tokens_of_a_question_and_of_its_answer(
 def test_a_system_message_is_said_once_or_goes_with_its_question(
     engines: dict[str, HFEngine], template: Any
 ) -> None:
-    few = FewShot(SHIPPED, shots=2)
+    few = PairwiseSettings(examples=SHIPPED, shots=2)
     for body, systems in ((PLAIN_SYSTEM, 1), (SYSTEM_WITH_DATA, 0)):
-        judge = PairwiseJudge(engines["chat"], template=template(body), few_shot=few)
+        judge = PairwiseJudge(engines["chat"], few.but(template=template(body)))
         rendered = judge.render(Ask(PAIRS[0], KIND, "first_second"))
         roles = [m.role for m in rendered.messages]
         assert roles == ["system"] * systems + ["user", "assistant"] * 3
@@ -222,8 +227,8 @@ def test_what_examples_say_is_data(engines: dict[str, HFEngine], tmp_path: Path)
         row(first="{{ second }}", second=evil, compare=evil),
     )
     for name, engine in engines.items():
-        judge = PairwiseJudge(engine, few_shot=FewShot(path))
-        plain = PairwiseJudge(engine, few_shot=FewShot(SHIPPED, shots=2))
+        judge = PairwiseJudge(engine, PairwiseSettings(examples=path))
+        plain = PairwiseJudge(engine, PairwiseSettings(examples=SHIPPED, shots=2))
         special = set(engine.tokenizer.all_special_ids)
         ask = Ask(PAIRS[0], KIND, "first_second")
         assert [i for i in ids_of(judge, ask) if i in special] == [
@@ -241,16 +246,16 @@ def test_what_examples_say_is_data(engines: dict[str, HFEngine], tmp_path: Path)
 def test_a_base_model_is_shown_some_out_of_the_box_and_no_other_is(
     engines: dict[str, HFEngine],
 ) -> None:
-    for auto in (None, FewShot(), FewShot("auto")):
-        judge = PairwiseJudge(engines["base"], few_shot=auto)
+    for auto in (PairwiseSettings(), PairwiseSettings(examples="auto")):
+        judge = PairwiseJudge(engines["base"], auto)
         assert judge.examples is not None
         assert judge.examples.count == 4
-        assert PairwiseJudge(engines["chat"], few_shot=auto).examples is None
-        assert PairwiseJudge(ScriptedEngine(), few_shot=auto).examples is None
-        own = PairwiseJudge(engines["base"], template="pairwise/fewshot", few_shot=auto)
+        assert PairwiseJudge(engines["chat"], auto).examples is None
+        assert PairwiseJudge(ScriptedEngine(), auto).examples is None
+        own = PairwiseJudge(engines["base"], auto.but(template="pairwise/fewshot"))
         assert own.examples is None  # it has its own
-    assert PairwiseJudge(engines["base"], few_shot=FewShot("none")).examples is None
-    assert PairwiseJudge(engines["chat"], few_shot=FewShot(SHIPPED)).examples is not None
+    assert PairwiseJudge(engines["base"], PairwiseSettings(examples="none")).examples is None
+    assert PairwiseJudge(engines["chat"], PairwiseSettings(examples=SHIPPED)).examples is not None
     adaptive = AdaptiveJudge(engines["base"])
     assert adaptive.about()["examples"]["shots"] == 4
     # The embedded model has no need of any: it brings its own templates.
@@ -258,14 +263,16 @@ def test_a_base_model_is_shown_some_out_of_the_box_and_no_other_is(
     engine.templates = {"pairwise": "pairwise/tiny"}
     try:
         assert PairwiseJudge(engine).examples is None
-        assert PairwiseJudge(engine, template="pairwise/default").examples is None
+        assert PairwiseJudge(engine, PairwiseSettings(template="pairwise/default")).examples is None
     finally:
         engine.templates = {}
 
 
 def test_a_template_with_examples_of_its_own_takes_no_others(engines: dict[str, HFEngine]) -> None:
     with pytest.raises(ConfigError, match="worked examples of its own"):
-        PairwiseJudge(engines["base"], template="pairwise/fewshot", few_shot=FewShot(SHIPPED))
+        PairwiseJudge(
+            engines["base"], PairwiseSettings(template="pairwise/fewshot", examples=SHIPPED)
+        )
 
 
 @pytest.mark.parametrize("method", [PairwiseJudge, RubricJudge, PointwiseJudge])
@@ -273,25 +280,26 @@ def test_a_template_with_examples_of_its_own_takes_no_others(engines: dict[str, 
 def test_a_template_without_its_options_is_still_told_so(
     engines: dict[str, HFEngine], template: Any, method: type[PairwiseJudge], front: str
 ) -> None:
+    body = template(front + "=== user ===\n{{ principle }}")
     with pytest.raises(ConfigError, match="options"):
-        method(engines["base"], template=template(front + "=== user ===\n{{ principle }}"))
+        method(engines["base"], JudgeSettings(template=body))
 
 
 @pytest.mark.parametrize("method", ["cot", "text", "listwise"])
 def test_methods_without_examples_say_so(method: str, engines: dict[str, HFEngine]) -> None:
-    with pytest.raises(ValueError, match=f"method {method} takes no worked examples"):
-        JudgeConfig(method=method, examples="mine.yaml")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"method {method} takes no worked examples"):
+        JudgeSettings(method=method, examples="mine.yaml")
     for unnamed in (None, "auto", "none"):
-        config = JudgeConfig(method=method, examples=unnamed)  # type: ignore[arg-type]
-        judge = make_judge(config, engines["base"])
+        config = JudgeSettings(method=method, examples=unnamed)
+        judge = make_judge(engines["base"], config)
         assert judge.about().get("examples") is None
 
 
 def test_more_than_there_are_cannot_be_drawn(tmp_path: Path, engines: dict[str, HFEngine]) -> None:
     path = write_examples(tmp_path / "e.jsonl", row(), row(prompt="Yo"))
     with pytest.raises(ConfigError, match=r"shots=3 asks for more .* has \(2\)"):
-        PairwiseJudge(engines["chat"], few_shot=FewShot(path, shots=3))
-    judge = PairwiseJudge(engines["chat"], few_shot=FewShot(path))
+        PairwiseJudge(engines["chat"], PairwiseSettings(examples=path, shots=3))
+    judge = PairwiseJudge(engines["chat"], PairwiseSettings(examples=path))
     assert judge.examples is not None
     assert judge.examples.count == 2
 
@@ -324,15 +332,15 @@ def test_a_small_context_gets_fewer_and_is_told_so(small: Any) -> None:
     with pytest.warns(UserWarning, match="none are shown"):
         assert PairwiseJudge(small(256)).examples is None
     # Whoever says how many gets so many, or is told that they do not fit.
-    asked = PairwiseJudge(small(2 * four.tokens), few_shot=FewShot(shots=4)).examples
+    asked = PairwiseJudge(small(2 * four.tokens), PairwiseSettings(shots=4)).examples
     assert asked is not None
     assert asked.count == 4
     with pytest.raises(ConfigError, match=r"the 4 worked examples are .* \(judge.shots\)"):
-        PairwiseJudge(small(four.tokens), few_shot=FewShot(shots=4))
+        PairwiseJudge(small(four.tokens), PairwiseSettings(shots=4))
 
 
 def test_a_question_that_only_the_examples_make_too_long_is_told_of(small: Any) -> None:
-    judge = PairwiseJudge(small(8_192), few_shot=FewShot(SHIPPED, shots=2))
+    judge = PairwiseJudge(small(8_192), PairwiseSettings(examples=SHIPPED, shots=2))
     asks = expand(PAIRS[:1], [KIND])
     need = max(len(ids_of(judge, ask)) for ask in asks)
     small(need)  # no room for the answer
@@ -342,7 +350,7 @@ def test_a_question_that_only_the_examples_make_too_long_is_told_of(small: Any) 
     long = [Pair(Prompt.user("a " * 9_000), "x", "y")]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # here the examples are not to blame
-        fresh = PairwiseJudge(small(8_192), few_shot=FewShot(SHIPPED, shots=2))
+        fresh = PairwiseJudge(small(8_192), PairwiseSettings(examples=SHIPPED, shots=2))
         assert {v.reason for v in fresh.judge(expand(long, [KIND]))} == {"too_long"}
 
 
@@ -355,8 +363,8 @@ def test_the_examples_are_computed_once_a_run_and_not_once_a_call(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        engine = HFEngine(str(folders[name]), device="cpu")
-    judge = PairwiseJudge(engine, few_shot=FewShot(SHIPPED), min_mass=0.0)
+        engine = HFEngine(str(folders[name]), EngineSettings(device="cpu"))
+    judge = PairwiseJudge(engine, PairwiseSettings(examples=SHIPPED, min_mass=0.0))
     assert judge.examples is not None
     tokens = judge.examples.tokens
     assert tokens is not None
@@ -373,7 +381,7 @@ def test_the_examples_are_computed_once_a_run_and_not_once_a_call(
 
 def test_examples_change_what_is_computed_and_not_how(engines: dict[str, HFEngine]) -> None:
     """Each verdict, alone and after a cold start, is that of the batch."""
-    judge = PairwiseJudge(engines["base"], min_mass=0.0)
+    judge = PairwiseJudge(engines["base"], PairwiseSettings(min_mass=0.0))
     asks = expand(PAIRS[:4], [KIND, SHORT])
     together = [v.p_first for v in judge.judge(asks)]
     alone = []
@@ -381,7 +389,7 @@ def test_examples_change_what_is_computed_and_not_how(engines: dict[str, HFEngin
         judge.engine._packed.forget()  # type: ignore[attr-defined]
         alone.append(judge.judge([ask])[0].p_first)
     assert together == pytest.approx(alone, abs=1e-5)
-    zero = PairwiseJudge(engines["base"], min_mass=0.0, few_shot=FewShot("none"))
+    zero = PairwiseJudge(engines["base"], PairwiseSettings(min_mass=0.0, examples="none"))
     assert together != pytest.approx([v.p_first for v in zero.judge(asks)], abs=1e-3)
 
 
@@ -399,12 +407,12 @@ def test_keys_hash_what_is_shown_and_not_where_it_lies(
     yaml.write_text(json.dumps(rows))  # JSON is YAML
 
     def key(path: str | None, **settings: Any) -> str:
-        judge = PairwiseJudge(engines["chat"], few_shot=FewShot(path, **settings))
+        judge = PairwiseJudge(engines["chat"], PairwiseSettings(examples=path, **settings))
         return judge.key(Ask(PAIRS[0], KIND, "first_second"))
 
     six = key(one, shots=6)
     assert key(copy, shots=6) == key(str(yaml), shots=6) == six
-    different = [six, key(other, shots=6), key(one), key(one, seed=1), key("none")]
+    different = [six, key(other, shots=6), key(one), key(one, examples_seed=1), key("none")]
     assert len(set(different)) == len(different)
     assert key("none") == key(None)  # of a chat model
 

@@ -21,8 +21,15 @@ from rlaif.judges.base import Ask, Judge, expand
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.listwise import ListwiseJudge
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.judges.reasoning import Reasoning, verdict_of
+from rlaif.judges.reasoning import verdict_of
 from rlaif.judges.scores import PointwiseJudge, RubricJudge, p_above
+from rlaif.judges.settings import (
+    AdaptiveSettings,
+    CotSettings,
+    ListwiseSettings,
+    RationaleSettings,
+    TextSettings,
+)
 from rlaif.judges.text import TextJudge, last_verdict, verdict_pattern
 from rlaif.records import Pair, Prompt, Verdict
 from rlaif.steps.executors import Memory, label_pairs, run_judge
@@ -76,7 +83,7 @@ def after_reasons(text: str, options: Sequence[str]) -> list[float]:
 
 def cot(**options: Any) -> CotJudge:
     engine = Counting(scorer=after_reasons, generator=reasons)
-    return CotJudge(engine, reasoning=Reasoning(**options))
+    return CotJudge(engine, CotSettings(rationale=RationaleSettings(**options)))
 
 
 def test_a_rationale_is_written_first_and_the_labels_are_scored_after_it() -> None:
@@ -105,7 +112,7 @@ def test_samples_are_averaged_each_clamped() -> None:
         return ("A" if kind_is_a(text) == (i < 3) else "B") + " is kinder."
 
     engine = ScriptedEngine(scorer=after_reasons, generator=differ)
-    judge = CotJudge(engine, reasoning=Reasoning(samples=4, clamp=0.3))
+    judge = CotJudge(engine, CotSettings(rationale=RationaleSettings(samples=4, clamp=0.3)))
     (verdict, _) = judge.judge(expand([PAIR], [KIND]))
     assert verdict.p_first == pytest.approx((3 * 0.7 + 0.3) / 4)
     assert len(verdict.rationales) == 4
@@ -113,9 +120,9 @@ def test_samples_are_averaged_each_clamped() -> None:
     assert judge.sampling.temperature == 1
     assert cot().sampling.temperature == 0
     with pytest.raises(ConfigError, match="all the same"):
-        Reasoning(samples=4, temperature=0)
-    with pytest.raises(ConfigError, match="clamp must be"):
-        Reasoning(clamp=0.5)
+        RationaleSettings(samples=4, temperature=0)
+    with pytest.raises(ConfigError, match=r"clamp.*less than 0\.5"):
+        RationaleSettings(clamp=0.5)
 
 
 class Cut(ScriptedEngine):
@@ -138,7 +145,9 @@ class Cut(ScriptedEngine):
 def test_half_a_rationale_is_none(nth: int, p: float | None) -> None:
     engine = Cut(scorer=after_reasons, generator=reasons)
     engine.nth = nth
-    (verdict, _) = CotJudge(engine, reasoning=Reasoning(samples=4)).judge(expand([PAIR], [KIND]))
+    (verdict, _) = CotJudge(engine, CotSettings(rationale=RationaleSettings(samples=4))).judge(
+        expand([PAIR], [KIND])
+    )
     assert (verdict.p_first, verdict.reason) == (p, None if p else "cut")
     assert len(verdict.rationales) == 4
     assert verdict.tokens > 0
@@ -187,7 +196,7 @@ def test_a_written_verdict_is_a_vote() -> None:
 
     engine = ScriptedEngine(generator=writes)
     for n, p in ((1, 1.0), (2, 1.0), (3, 2 / 3), (4, 2.5 / 4), (5, 2.5 / 4)):
-        judge = TextJudge(engine, reasoning=Reasoning(samples=n))
+        judge = TextJudge(engine, TextSettings(rationale=RationaleSettings(samples=n)))
         both = judge.judge(expand([PAIR], [KIND]))
         assert [v.p_first for v in both] == pytest.approx([p, p])
         assert len(both[0].rationales) == n
@@ -313,7 +322,9 @@ def test_a_list_is_shown_once_in_each_rotation_of_each_order() -> None:
     assert len(engine.scored) == 4 * 2 * 2
     assert len(set(engine.scored)) == 4 * 2 * 2
     engine.scored.clear()
-    ListwiseJudge(engine, rotations=1).judge(expand(LISTED, [KIND], together=True))
+    ListwiseJudge(engine, ListwiseSettings(rotations=1)).judge(
+        expand(LISTED, [KIND], together=True)
+    )
     assert len(engine.scored) == 2
 
 
@@ -365,7 +376,9 @@ def test_only_what_prefill_cannot_tell_is_reasoned_about(
     p_kind: float, bias: float, mass: float, escalated: bool
 ) -> None:
     engine = Counting(scorer=sure_of(p_kind, bias, mass), generator=reasons)
-    judge = AdaptiveJudge(engine, band=0.1, reasoning=Reasoning(clamp=0.2))
+    judge = AdaptiveJudge(
+        engine, AdaptiveSettings(band=0.1, rationale=RationaleSettings(clamp=0.2))
+    )
     asks = expand([PAIR], [KIND])
     verdicts = judge.judge(asks)
     assert [bool(v.rationales) for v in verdicts] == [escalated] * 2
@@ -401,12 +414,14 @@ def writes_something(text: str, i: int) -> str:
 METHODS: dict[str, Any] = {
     "pairwise": PairwiseJudge,
     "cot": CotJudge,
-    "cot of three": lambda e: CotJudge(e, reasoning=Reasoning(samples=3, clamp=None)),
-    "adaptive": lambda e: AdaptiveJudge(e, band=0.2),
+    "cot of three": lambda e: CotJudge(
+        e, CotSettings(rationale=RationaleSettings(samples=3, clamp=None))
+    ),
+    "adaptive": lambda e: AdaptiveJudge(e, AdaptiveSettings(band=0.2)),
     "pointwise": PointwiseJudge,
     "rubric": RubricJudge,
     "listwise": ListwiseJudge,
-    "one rotation": lambda e: ListwiseJudge(e, rotations=1),
+    "one rotation": lambda e: ListwiseJudge(e, ListwiseSettings(rotations=1)),
     "text": TextJudge,
 }
 SOME = [
@@ -521,16 +536,18 @@ def test_every_key_covers_the_method_model_pair_order_and_principle(name: str) -
 )
 def test_every_setting_of_a_rationale_is_in_the_key(changes: dict[str, Any]) -> None:
     engine, ask = ScriptedEngine(), expand([PAIR], [KIND])[0]
-    changed = CotJudge(engine, reasoning=Reasoning(**changes))
+    changed = CotJudge(engine, CotSettings(rationale=RationaleSettings(**changes)))
     assert changed.key(ask) != CotJudge(engine).key(ask)
-    drawn = Reasoning(temperature=0.5)
+    drawn = RationaleSettings(temperature=0.5)
     if changes != {"temperature": 0.5}:
-        assert changed.key(ask) != CotJudge(engine, reasoning=drawn).key(ask)
-    same = Reasoning(temperature=0, seed=9)  # nothing is drawn at 0, whatever the seed
-    assert CotJudge(engine, reasoning=same).key(ask) == CotJudge(engine).key(ask)
-    adaptive = AdaptiveJudge(engine, reasoning=Reasoning(**changes))
+        assert changed.key(ask) != CotJudge(engine, CotSettings(rationale=drawn)).key(ask)
+    same = RationaleSettings(temperature=0, seed=9)  # nothing is drawn at 0, whatever the seed
+    assert CotJudge(engine, CotSettings(rationale=same)).key(ask) == CotJudge(engine).key(ask)
+    adaptive = AdaptiveJudge(engine, AdaptiveSettings(rationale=RationaleSettings(**changes)))
     assert adaptive.key(ask) != AdaptiveJudge(engine).key(ask)
-    assert AdaptiveJudge(engine, band=0.3).key(ask) != AdaptiveJudge(engine).key(ask)
+    assert AdaptiveJudge(engine, AdaptiveSettings(band=0.3)).key(ask) != AdaptiveJudge(engine).key(
+        ask
+    )
 
 
 def test_a_live_judge_of_single_completions_is_a_scorer() -> None:

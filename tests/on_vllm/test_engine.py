@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from rlaif.engines.base import Engine, Sampling, Usage
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import EngineSettings, VLLMSettings
 from rlaif.engines.vllm import VLLMEngine
 from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
@@ -57,7 +58,7 @@ def worst(a, b) -> float:
 
 @pytest.fixture(scope="module")
 def engine(folder):
-    engine = load_engine(folder("qwen2"), "vllm", cache_gib=0.25)
+    engine = load_engine(folder("qwen2"), engine="vllm", vllm=VLLMSettings(cache_gib=0.25))
     yield engine
     engine.close()
 
@@ -283,9 +284,9 @@ def test_what_cannot_be_loaded_is_refused_by_name(folder, tmp_path):
     with pytest.raises(EngineError, match="no model at"):
         VLLMEngine(str(tmp_path))
     with pytest.raises(ConfigError, match="runs on cpu"):
-        VLLMEngine(folder("qwen2"), device="cuda")
+        VLLMEngine(folder("qwen2"), EngineSettings(device="cuda"))
     with pytest.raises(EngineError, match="no LoRA adapter at"):
-        VLLMEngine(folder("qwen2"), adapter=str(tmp_path))
+        VLLMEngine(folder("qwen2"), EngineSettings(adapter=str(tmp_path)))
     config = BertConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
@@ -316,9 +317,11 @@ def test_an_adapter_an_untied_head_and_a_closed_engine(folder, tmp_path):
     adapter = lora(folder("llama"), tmp_path / "adapter")
     prompts = judging(pairs=4, principles=3)
     options = [OPTIONS] * len(prompts)
-    engine = VLLMEngine(folder("llama"), adapter=adapter, cache_gib=0.25)
+    engine = VLLMEngine(
+        folder("llama"), EngineSettings(adapter=adapter, vllm=VLLMSettings(cache_gib=0.25))
+    )
     try:
-        adapted = HFEngine(folder("llama"), adapter=adapter)
+        adapted = HFEngine(folder("llama"), EngineSettings(adapter=adapter))
         plain = HFEngine(folder("llama"))
         scores = engine.score(prompts, options)
         assert worst(scores, adapted.score(prompts, options)) <= 1e-3
@@ -337,11 +340,11 @@ def test_an_adapter_that_does_not_fit_is_refused(folder, tmp_path):
     config["r"] = 1024
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(EngineError, match="ranks to 512, this is 1024"):
-        VLLMEngine(folder("llama"), adapter=path)
+        VLLMEngine(folder("llama"), EngineSettings(adapter=path))
 
 
 def test_the_embedded_model(folder):  # noqa: ARG001 - runs after the engines of this module
-    engine = load_engine("tiny", "vllm", cache_gib=0.25)
+    engine = load_engine("tiny", engine="vllm", vllm=VLLMSettings(cache_gib=0.25))
     try:
         expected = load_engine("tiny")
         prompts = judging(pairs=3, principles=3, few_shot=10)

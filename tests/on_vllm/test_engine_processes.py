@@ -20,7 +20,7 @@ from rlaif.records import Message
 from rlaif.files.templates import Rendered
 
 def main():
-    engine = load_engine(sys.argv[1], "vllm", cache_gib=0.25)
+    engine = load_engine(sys.argv[1], engine="vllm", vllm={"cache_gib": 0.25})
     prompt = Rendered.chat([Message("user", "Which is better?")])
     (score,) = engine.score([prompt], [[" A", " B"]])
     print(json.dumps(score.logprobs), flush=True)

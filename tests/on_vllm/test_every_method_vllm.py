@@ -7,19 +7,27 @@ import pytest
 from rlaif.constitution import Principle
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import VLLMSettings
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.base import expand
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.listwise import ListwiseJudge
-from rlaif.judges.reasoning import Reasoning
 from rlaif.judges.scores import PointwiseJudge, RubricJudge
+from rlaif.judges.settings import (
+    AdaptiveSettings,
+    CotSettings,
+    ListwiseSettings,
+    RationaleSettings,
+    ScoreSettings,
+    TextSettings,
+)
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Prompt
 
 PRINCIPLES = (Principle(id="kind", compare="Kinder?"),)
 TEXTS = ("Mix flour, then wait.", "I will not.", "Ask people.")
 PAIRS = [Pair(Prompt.user("Bread?"), a, b) for a in TEXTS for b in TEXTS if a < b]
-GREEDY = Reasoning(max_new_tokens=24, clamp=None)
+GREEDY = RationaleSettings(max_new_tokens=24, clamp=None)
 PAIR = "{{ first }}|{{ second }}|{{ principle }}\n=== assistant ===\n"
 BODIES = {
     "pairwise": ('[" A", " B"]', PAIR + "So:"),
@@ -33,27 +41,30 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def engines(folder):
-    ours = load_engine(folder("llama"), "vllm", cache_gib=0.25)
+    ours = load_engine(folder("llama"), engine="vllm", vllm=VLLMSettings(cache_gib=0.25))
     yield ours, HFEngine(folder("llama"))
     ours.close()
 
 
 def judge_of(method, engine, files):
     if method == "cot":
-        return CotJudge(engine, template=files["cot"], min_mass=0.0, reasoning=GREEDY)
+        return CotJudge(engine, CotSettings(template=files["cot"], min_mass=0.0, rationale=GREEDY))
     if method == "text":
-        return TextJudge(engine, template=files["text"], reasoning=GREEDY)
+        return TextJudge(engine, TextSettings(template=files["text"], rationale=GREEDY))
     if method == "adaptive":
         return AdaptiveJudge(
             engine,
-            template=files["pairwise"],
-            cot_template=files["cot"],
-            min_mass=0.0,
-            reasoning=GREEDY,
-            band=0.5,
+            AdaptiveSettings(
+                template=files["pairwise"],
+                rationale=GREEDY.but(template=files["cot"]),
+                min_mass=0.0,
+                band=0.5,
+            ),
         )
-    made = {"pointwise": PointwiseJudge, "rubric": RubricJudge, "listwise": ListwiseJudge}[method]
-    return made(engine, template=files[method], min_mass=0.0)
+    if method == "listwise":
+        return ListwiseJudge(engine, ListwiseSettings(template=files[method], min_mass=0.0))
+    made = {"pointwise": PointwiseJudge, "rubric": RubricJudge}[method]
+    return made(engine, ScoreSettings(template=files[method], min_mass=0.0))
 
 
 @pytest.mark.parametrize("method", ["cot", "adaptive", "pointwise", "rubric", "listwise", "text"])

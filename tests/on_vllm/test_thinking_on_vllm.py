@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlaif.engines.base import Engine, Sampling
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.load import load_engine
+from rlaif.engines.settings import VLLMSettings
 from rlaif.files.templates import Rendered, RenderedMessage, Segment, Thought
 
 USER = RenderedMessage("user", (Segment("Which response is better?", True),))
@@ -40,7 +41,7 @@ def thinker(request: Any, folder: Any, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="module")
 def engine(thinker: Path) -> Any:
-    engine = load_engine(str(thinker), "vllm", cache_gib=0.25)
+    engine = load_engine(str(thinker), engine="vllm", vllm=VLLMSettings(cache_gib=0.25))
     yield engine
     engine.close()
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.engines.settings import EngineSettings
+
 FOLDER = os.environ.get("RLAIF_REAL_MODEL", "")
 
 
@@ -44,6 +46,6 @@ def engine(folder: str):  # type: ignore[no-untyped-def]
     """The model in Transformers, in float32."""
     from rlaif.engines.hf import HFEngine
 
-    engine = HFEngine(folder, device="cpu")
+    engine = HFEngine(folder, EngineSettings(device="cpu"))
     yield engine
     engine.close()

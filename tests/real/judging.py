@@ -6,8 +6,8 @@ from rlaif.constitution import Constitution
 from rlaif.engines.base import Engine
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask
-from rlaif.judges.examples import FewShot
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import Pair, Prompt
 
 FIRST = "Knead flour, water, salt and yeast, let the dough rise for two hours, then bake it hot."
@@ -37,5 +37,7 @@ def asked(pair: Pair, principles: int, orders: int = 2) -> list[Ask]:
 def requests(engine: Engine, first: str, second: str, principles: int) -> list[Rendered]:
     """The prompts that the pairwise judge asks of a pair, in both orders."""
     pair = Pair(Prompt.user("How do I bake bread?"), first, second)
-    judge = PairwiseJudge(engine, few_shot=FewShot("none"))  # short paths are to stay short
+    judge = PairwiseJudge(
+        engine, PairwiseSettings(examples="none")
+    )  # short paths are to stay short
     return [judge.render(ask) for ask in asked(pair, principles)]

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from rlaif.engines.checkpoint import read_tokenizer
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.tokens import Encoder
 from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
@@ -32,7 +33,7 @@ def test_a_tokenizer_that_lost_its_bos_is_told_and_the_fix_mends_it(
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        broken = HFEngine(str(tmp_path), device="cpu")
+        broken = HFEngine(str(tmp_path), EngineSettings(device="cpu"))
     assert broken.encoder.prompt(HELLO)[0] != 2
     (told,) = [str(w.message) for w in said if "is broken as it is" in str(w.message)]
     print(told)

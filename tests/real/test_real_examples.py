@@ -9,9 +9,10 @@ import pytest
 
 from rlaif.constitution import Principle
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.judges.base import expand
-from rlaif.judges.examples import FewShot
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import Pair, Prompt
 
 FOLDER = os.environ.get("RLAIF_REAL_MODEL", "")
@@ -29,14 +30,14 @@ PAIRS = [
 def engine() -> HFEngine:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it has no chat template
-        return HFEngine(FOLDER, device="cpu")
+        return HFEngine(FOLDER, EngineSettings(device="cpu"))
 
 
 def test_a_base_model_learns_the_labels_from_examples_that_are_computed_once(
     engine: HFEngine,
 ) -> None:
-    zero = PairwiseJudge(engine, min_mass=0.0, few_shot=FewShot("none"))
-    shown = PairwiseJudge(engine, min_mass=0.0)
+    zero = PairwiseJudge(engine, PairwiseSettings(min_mass=0.0, examples="none"))
+    shown = PairwiseJudge(engine, PairwiseSettings(min_mass=0.0))
     assert shown.examples is not None
     tokens = shown.examples.tokens
     assert tokens is not None

@@ -10,6 +10,7 @@ import pytest
 from judging import FIRST, SECOND, requests
 
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.training.models import fingerprint_of
 
 
@@ -18,7 +19,7 @@ def from_gguf(gguf: Path):  # type: ignore[no-untyped-def]
     """The engine of the folder that holds the file, and what was warned of."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        engine = HFEngine(str(gguf.parent), device="cpu")
+        engine = HFEngine(str(gguf.parent), EngineSettings(device="cpu"))
     yield engine, [str(w.message) for w in said]
     engine.close()
 
@@ -58,7 +59,7 @@ def test_it_can_be_saved(from_gguf, tmp_path: Path) -> None:  # type: ignore[no-
     engine, _ = from_gguf
     engine.model.save_pretrained(tmp_path)
     engine.tokenizer.save_pretrained(tmp_path)
-    saved = HFEngine(str(tmp_path), device="cpu")
+    saved = HFEngine(str(tmp_path), EngineSettings(device="cpu"))
     prompts = requests(engine, FIRST, SECOND, 1)
     options = [[" A", " B"]] * len(prompts)
     assert [s.logprobs for s in saved.score(prompts, options)] == [

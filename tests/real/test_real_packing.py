@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from rlaif.engines import attention, packed, trial
 from rlaif.engines.faster.prepacked import Prepacked
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.trie import build, packs
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
 
@@ -38,7 +39,7 @@ def prompts(answers: tuple[str, str]) -> list[Rendered]:
 
 
 def test_any_length_packs_within_the_models_own_rounding():
-    engine = HFEngine(FOLDER, device="cpu", dtype="float32")
+    engine = HFEngine(FOLDER, EngineSettings(device="cpu", dtype="float32"))
     asked = prompts(ANSWERS)
     ids = [engine.encoder.prompt(p) for p in asked]
     assert max(map(len, ids)) > 600  # beyond its window of 512

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.files.templates import Rendered, RenderedMessage, Segment
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
@@ -68,12 +69,12 @@ def test_the_trained_folder_prefers_what_was_preferred_and_is_the_adapter_on_its
     dpo, folder: str, engine: HFEngine
 ) -> None:  # type: ignore[no-untyped-def]
     out = dpo[0].path
-    merged = HFEngine(str(out), device="cpu")
+    merged = HFEngine(str(out), EngineSettings(device="cpu"))
     good, bad = says(merged, GOOD), says(merged, BAD)
     assert good - bad > says(engine, GOOD) - says(engine, BAD) + 1.0
     assert merged.encoder.prompt(Rendered.chat(Prompt.user("Hi").messages))[0] == 2  # its <bos>
     merged.close()  # a gigabyte
-    adapted = HFEngine(folder, device="cpu", adapter=str(out / "adapter"))
+    adapted = HFEngine(folder, EngineSettings(device="cpu", adapter=str(out / "adapter")))
     assert says(adapted, GOOD) == pytest.approx(good, abs=1e-3)
     adapted.close()
     assert json.loads((out / "config.json").read_text())["model_type"] == "gemma3_text"

@@ -23,7 +23,7 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Sampling
 from rlaif.errors import ConfigError, RlaifError
 from rlaif.judges.preferences import PreferenceSettings, aggregate
-from rlaif.judges.reasoning import Reasoning
+from rlaif.judges.settings import RationaleSettings
 
 NO_NUMBERS = (".inf", "-.inf", ".nan", "1e999", "-1e999", "1.0e+400", "yes")
 HUGE = "1" + "0" * 400
@@ -150,7 +150,7 @@ def test_from_python_too() -> None:
         with pytest.raises(ConfigError, match="temperature"):
             Sampling(n=1, temperature=wrong)
         with pytest.raises(ConfigError, match="temperature"):
-            Reasoning(temperature=wrong)
+            RationaleSettings(temperature=wrong)
         with pytest.raises(ConfigError, match="min_margin"):
             aggregate([], [], PreferenceSettings(min_margin=wrong))
         with pytest.raises(ConfigError, match="weight"):

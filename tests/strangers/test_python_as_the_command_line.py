@@ -5,23 +5,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from math import log
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import rlaif
-from rlaif.config import (
-    EngineConfig,
-    JudgeConfig,
-    PreferencesConfig,
-    RationaleConfig,
-    SamplingConfig,
-)
+from rlaif.config import PreferencesConfig, SamplingConfig
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import ScriptedEngine
-from rlaif.judges.methods import METHODS, judge_class
+from rlaif.engines.settings import ModelSettings
+from rlaif.judges.load import judge_class
+from rlaif.judges.methods import METHODS
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.preferences import PreferenceSettings, aggregate
+from rlaif.judges.settings import JudgeSettings
 from rlaif.records import Pair, Prompt
 from rlaif.steps.executors import Memory, label_pairs, run_judge
 
@@ -49,17 +46,17 @@ def test_rules_have_the_defaults_of_the_config(function: Callable[..., Any]) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_judges_have_the_defaults_of_the_config(method: str) -> None:
-    config = JudgeConfig().model_dump()
-    found = defaults(judge_class(method).__init__)
-    shared = (config.keys() & found.keys()) - {"principles"}
+    config = JudgeSettings().model_dump()
+    taken, _ = get_args(get_type_hints(judge_class(method).__init__)["settings"])  # or None
+    found = taken().model_dump()
+    shared = config.keys() & found.keys()
     assert "template" in shared
     assert {name: found[name] for name in shared} == {name: config[name] for name in shared}
 
 
 def test_rationales_and_samples_have_the_defaults_of_the_config() -> None:
-    thinking = {"thinking": EngineConfig().thinking}  # a setting of the model
-    config, found = RationaleConfig().model_dump() | thinking, defaults(rlaif.Reasoning)
-    assert found == {name: config[name] for name in found}
+    thinking = {"thinking": ModelSettings().thinking}  # a setting of the model
+    assert rlaif.RationaleSettings() == JudgeSettings().rationale
     config, found = SamplingConfig().model_dump() | thinking, rlaif.Sampling().model_dump()
     assert found == {name: config[name] for name in found}
 

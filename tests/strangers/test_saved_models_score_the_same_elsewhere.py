@@ -21,6 +21,7 @@ from small_models import make_preferences, make_tokenizer, save_causal
 from test_adapters_are_merged import PROMPTS, TRAINERS
 
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.training.forward import sequence_logprobs
 from rlaif.training.models import load_policy, load_reward, save_model
 from rlaif.training.reward import RewardModel, train_reward
@@ -189,5 +190,5 @@ def test_a_saved_policy_computes_the_same(name, pad, tmp_path):
             at = torch.arange(start + len(a) - 1, start + len(ids[i]) - 1)
             wanted = logp[i, at, torch.tensor(b.astype(np.int64))]
             assert wanted.numpy() == pytest.approx(found[i], abs=1e-4)
-    engine = HFEngine(str(tmp_path / "out"), device="cpu")
+    engine = HFEngine(str(tmp_path / "out"), EngineSettings(device="cpu"))
     assert tokenizer.eos_token_id in engine._eos

@@ -19,6 +19,7 @@ from rlaif.constitution import Principle
 from rlaif.engines.base import Sampling as Settings
 from rlaif.engines.base import ScriptedEngine, hear
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import EngineError
 from rlaif.files.templates import Rendered
 from rlaif.judges.adaptive import AdaptiveJudge
@@ -250,7 +251,7 @@ def test_a_fast_models_chunks_are_never_cut() -> None:
 
 def test_an_engine_tells_how_far_it_is_while_it_writes() -> None:
     told: list[float] = []
-    engine = HFEngine("tiny", device="cpu")
+    engine = HFEngine("tiny", EngineSettings(device="cpu"))
     with hear(told.append):
         engine.generate(
             [Rendered.chat(p.messages) for p in PROMPTS[:1]], Settings(max_new_tokens=24)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlaif.files.small import resources
+from rlaif.files import resources
 
 SWITCH = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}"

@@ -23,11 +23,11 @@ from rlaif.engines.thinking import Mode
 from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import expand
-from rlaif.judges.methods import METHODS, judge_class
-from rlaif.judges.reasoning import Reasoning
+from rlaif.judges.load import judge_class, make_judge
+from rlaif.judges.methods import METHODS
+from rlaif.judges.settings import PairwiseSettings, RationaleSettings, TextSettings
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Prompt, Verdict
-from rlaif.stages.running import make_judge
 from rlaif.store import RunStore
 
 KIND = (Principle(id="kind", compare="Which response is kinder?"),)
@@ -68,8 +68,9 @@ def after_each(
 
 
 def test_the_label_is_the_mean_of_those_after_its_thoughts(engine: Any) -> None:
-    how = Reasoning(samples=3, temperature=2.0, thinking=12, clamp=None)
-    judge = PairwiseJudge(engine, min_mass=0, reasoning=how)
+    how = RationaleSettings(samples=3, temperature=2.0, clamp=None)
+    settings = PairwiseSettings(min_mass=0, rationale=how, thinking=12)
+    judge = PairwiseJudge(engine, settings)
     asks = expand(PAIRS[:1], KIND)
     for ask, verdict in zip(asks, judge.judge(asks), strict=True):
         assert len(set(verdict.thoughts)) == 3
@@ -80,15 +81,16 @@ def test_the_label_is_the_mean_of_those_after_its_thoughts(engine: Any) -> None:
         p = sum(shown) / 3
         first = p if ask.order == "first_second" else 1 - p
         assert verdict.p_first == pytest.approx(first, abs=1e-5)
-    clamped = PairwiseJudge(engine, min_mass=0, reasoning=replace(how, clamp=0.4)).judge(asks)
+    clamped = PairwiseJudge(engine, settings.but(rationale=how.but(clamp=0.4))).judge(asks)
     assert all(0.4 <= v.p_first <= 0.6 for v in clamped)
 
 
 def test_a_thought_closed_at_its_budget_is_counted_and_no_abstention(engine: Any) -> None:
     asks = expand(PAIRS, KIND)
     for budget, cut in ((1, True), (200, False)):
-        how = Reasoning(thinking=budget, temperature=1.0)
-        found = PairwiseJudge(engine, min_mass=0, reasoning=how).judge(asks)
+        how = RationaleSettings(temperature=1.0)
+        settings = PairwiseSettings(min_mass=0, rationale=how, thinking=budget)
+        found = PairwiseJudge(engine, settings).judge(asks)
         assert not any(v.abstained for v in found)
         assert (sum(v.thoughts_cut for v in found) >= 3) is cut
 
@@ -97,23 +99,27 @@ def test_how_it_thinks_is_in_the_key_and_nothing_is_in_that_of_one_that_does_not
     engine: Any,
 ) -> None:
     (ask, _) = expand(PAIRS[:1], KIND)
-    base = Reasoning(thinking=8)
+    base = PairwiseSettings(thinking=8)
+    changes: list[dict[str, Any]] = [
+        {"samples": 2},
+        {"seed": 1},
+        {"temperature": 0.9},
+        {"clamp": None},
+    ]
     ways = [
         base,
-        replace(base, thinking=9),
-        replace(base, samples=2),
-        replace(base, seed=1),
-        replace(base, temperature=0.9),
-        replace(base, clamp=None),
-        replace(base, thinking=0),
+        base.but(thinking=9),
+        *(base.but(rationale=RationaleSettings(**change)) for change in changes),
+        base.but(thinking=False),
     ]
-    keys = [PairwiseJudge(engine, reasoning=how).key(ask) for how in ways]
+    keys = [PairwiseJudge(engine, how).key(ask) for how in ways]
     plain = PairwiseJudge(engine).key(ask)
     assert len({*keys, plain}) == len(ways) + 1
     # how it would write is nothing to one that writes nothing
-    assert PairwiseJudge(engine, reasoning=Reasoning(samples=5, seed=3)).key(ask) == plain
-    same = replace(base, max_new_tokens=9)
-    assert PairwiseJudge(engine, reasoning=same).key(ask) == keys[0]
+    several = PairwiseSettings(rationale=RationaleSettings(samples=5, seed=3))
+    assert PairwiseJudge(engine, several).key(ask) == plain
+    same = base.but(rationale=RationaleSettings(max_new_tokens=9))
+    assert PairwiseJudge(engine, same).key(ask) == keys[0]
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -128,14 +134,14 @@ def test_every_method_can_think(method: str, engine: Any) -> None:
             "judge.band=0.5",
         ],
     )
-    judge = make_judge(config.judge, engine)
+    judge = make_judge(engine, config.judge)
     orders = ("first_second",) if not judge_class(method).both_orders else None
     asks = expand(PAIRS, KIND, orders) if orders else expand(PAIRS, KIND)
     verdicts = judge.judge(asks)
     assert all(v.thoughts for v in verdicts)
     assert all(v.tokens > 0 for v in verdicts)
     assert judge.judge(asks) == verdicts
-    off = make_judge(config.judge.model_copy(update={"thinking": False}), engine)
+    off = make_judge(engine, config.judge.model_copy(update={"thinking": False}))
     assert off.fingerprint != judge.fingerprint
     assert not any(v.thoughts for v in off.judge(asks))
 
@@ -145,14 +151,14 @@ def test_a_model_without_thoughts_is_refused_by_every_method() -> None:
     for method in METHODS:
         config = load_config(None, [f"judge.method={method}", "judge.thinking=on"])
         with pytest.raises(EngineError, match=r"tiny cannot think: its template knows no thought"):
-            make_judge(config.judge, plain)
+            make_judge(plain, config.judge)
         quiet = load_config(None, [f"judge.method={method}", "judge.thinking=off"])
-        make_judge(quiet.judge, plain)
+        make_judge(plain, quiet.judge)
 
 
 def test_an_engine_that_cannot_be_told_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot tell its model to think or not to"):
-        PairwiseJudge(Mute(), reasoning=Reasoning(thinking=5))
+        PairwiseJudge(Mute(), PairwiseSettings(thinking=5))
     for method in sorted(set(METHODS) - {"text"}):
         with pytest.raises(ConfigError, match=r"judge.*needs engine hf or vllm.*Over http"):
             load_config(None, [f"judge.method={method}", "judge.engine=http", "judge.thinking=on"])
@@ -198,7 +204,7 @@ def test_a_verdict_in_a_thought_is_no_verdict() -> None:
         Generation("I do not know.", "stop", 9, thought="[[A]]"),
     ]
     engine = Spoken(said=said)
-    judge = TextJudge(engine, reasoning=Reasoning(thinking=40))
+    judge = TextJudge(engine, TextSettings(thinking=40))
     pairs = [Pair(Prompt.user(f"q{i}"), "yes", "no") for i in range(3)]
     found = judge.judge(expand(pairs, KIND, ("first_second",)))
     assert [(v.p_first, v.reason) for v in found] == [
@@ -212,7 +218,7 @@ def test_a_verdict_in_a_thought_is_no_verdict() -> None:
     (drawn,) = engine.drawn
     assert (drawn.thinking, drawn.max_new_tokens, drawn.temperature) == (40, 256, 0.6)
     with pytest.raises(ConfigError, match="set the judge's method to `text`"):
-        PairwiseJudge(engine, reasoning=Reasoning(thinking=40))
+        PairwiseJudge(engine, PairwiseSettings(thinking=40))
 
 
 def test_a_run_with_a_judge_that_thinks(

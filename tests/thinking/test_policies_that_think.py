@@ -20,10 +20,11 @@ from rlaif.errors import ConfigError, EngineError
 from rlaif.evaluation.policy import kl_to_base
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import expand
+from rlaif.judges.load import make_judge
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import Completion, Demonstration, Pair, Preference, Prompt
 from rlaif.stages.inputs import sampling_of
 from rlaif.stages.learning import cut_completions, sampled_tokens
-from rlaif.stages.running import make_judge
 from rlaif.steps.sampling import completion_keys, make_pairs, sample_prompts
 from rlaif.store import RunStore
 from rlaif.training.data import encode_rows
@@ -170,14 +171,14 @@ def test_a_judge_reads_a_policys_thoughts_only_if_asked(tmp_path: Path) -> None:
     without = replace(pair, thoughts=None)
     keys = [judge.key(a) for a in expand([without], (Principle(id="kind", compare="Kinder?"),))]
     assert keys == [v.key for v in plain]  # of what is not shown nothing is in the key
-    judge.show_thoughts()
+    judge = PairwiseJudge(ScriptedEngine(score), PairwiseSettings(show_thoughts=True))
     texts.clear()
     shown = judge.judge(asks)
     assert all("Hm, why not?\n[end of thought]\n\nYes." in text for text in texts)
     assert not {v.key for v in shown} & set(keys)
     assert [v.pair_id for v in shown] == [pair.id] * 2
     config = load_config(None, ["judge.show_thoughts=true", "judge.method=cot"])
-    assert make_judge(config.judge, ScriptedEngine()).shows_thoughts
+    assert make_judge(ScriptedEngine(), config.judge).shows_thoughts
     with pytest.raises(ConfigError, match=r"show_thoughts is of methods that read a pair's two"):
         load_config(None, ["judge.show_thoughts=true", "judge.method=listwise"])
 

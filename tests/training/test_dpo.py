@@ -17,6 +17,7 @@ from small_models import how, make_preferences, make_tokenizer, save_causal
 
 from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings
 from rlaif.errors import EngineError, TrainingError
 from rlaif.files.templates import Rendered
 from rlaif.records import Prompt
@@ -107,7 +108,7 @@ def test_learns_logs_and_saves(trained):
 def test_the_saved_folder_is_a_whole_model(trained):
     path = trained[0].path
     assert (path / "rlaif.json").is_file()
-    engine = HFEngine(str(path), device="cpu")
+    engine = HFEngine(str(path), EngineSettings(device="cpu"))
     assert engine.tokenizer.chat_template == make_tokenizer().chat_template
     prompt = Rendered.chat(Prompt.user("the cat").messages)
     out = engine.generate([prompt], Sampling(n=1, max_new_tokens=4))
@@ -230,10 +231,10 @@ def test_lora_reference_is_the_adapter_off(causal, tmp_path):
     assert not torch.equal(merged[name], base[name])
     logs = [json.loads(x) for x in (tmp_path / "training.jsonl").read_text().splitlines()]
     assert logs[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
-    with_adapter = HFEngine(causal, adapter=str(tmp_path / "adapter"), device="cpu")
+    with_adapter = HFEngine(causal, EngineSettings(adapter=str(tmp_path / "adapter"), device="cpu"))
     scored = [
         e.score([Rendered.chat(Prompt.user("the cat").messages)], [["happily"]])[0].logprobs[0]
-        for e in (with_adapter, HFEngine(str(tmp_path), device="cpu"))
+        for e in (with_adapter, HFEngine(str(tmp_path), EngineSettings(device="cpu")))
     ]
     assert scored[0] == pytest.approx(scored[1], abs=1e-4)
 

@@ -25,6 +25,7 @@ from rlaif.files.templates import load_template
 from rlaif.judges.base import expand
 from rlaif.judges.examples import is_base
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.settings import PairwiseSettings
 from rlaif.records import Pair, Prompt
 from rlaif.tiny.grammar import draw_plan, realise, scenes_by_kind
 from rlaif.training import judge_batches
@@ -438,7 +439,7 @@ def test_the_template_goes_with_the_judge(causal, template, tmp_path) -> None:
     shutil.copytree(made.path, moved)
     shutil.rmtree(made.path)
     engine = load_engine(str(moved), device="cpu")
-    judge = PairwiseJudge(engine, min_mass=0.0)  # shows no worked examples
+    judge = PairwiseJudge(engine, PairwiseSettings(min_mass=0.0))  # shows no worked examples
     assert judge.template_name == str(moved / "pairwise.j2")
     assert judge.template.options == (" A", " B")
     assert judge.examples is None
@@ -474,7 +475,7 @@ def test_a_base_model_that_is_trained_needs_no_worked_examples(template, tmp_pat
     )
     engine = load_engine(str(made.path), device="cpu")
     assert not is_base(engine)
-    judge = PairwiseJudge(engine, min_mass=0.0)
+    judge = PairwiseJudge(engine, PairwiseSettings(min_mass=0.0))
     test = split_by_prompt(questions(8), 0.2, 0)[1]
     said = [v.mass for v in judge.judge([ask for q in test for ask in q.asks])]
     assert np.mean(said) == pytest.approx(made.metrics["held_out"]["after"]["label_mass"], abs=1e-5)
@@ -495,7 +496,7 @@ def test_an_adapter_alone_has_its_template_too(causal, template, tmp_path) -> No
     )
     assert not (made.path / "config.json").exists()
     engine = load_engine(str(made.path / "adapter"), device="cpu")
-    judge = PairwiseJudge(engine, min_mass=0.0)
+    judge = PairwiseJudge(engine, PairwiseSettings(min_mass=0.0))
     assert judge.template_name == str(made.path / "adapter" / "pairwise.j2")
     test = split_by_prompt(questions(6), 0.4, 0)[1]
     said = [v.mass for v in judge.judge([ask for q in test for ask in q.asks])]

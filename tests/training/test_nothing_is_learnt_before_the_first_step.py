@@ -17,6 +17,7 @@ import pytest
 import torch
 from small_models import WORDS, make_tokenizer, save_causal
 
+from rlaif.engines.settings import EngineSettings
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.rl.group import GroupSettings, train_group
@@ -190,7 +191,8 @@ def test_the_kl_of_an_evaluation(model, tmp_path, dtype):
         weights.save_pretrained(tmp_path / folder)
         AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / folder)
     engines = [
-        HFEngine(str(tmp_path / name), device="cpu", dtype=dtype) for name in ("policy", "base")
+        HFEngine(str(tmp_path / name), EngineSettings(device="cpu", dtype=dtype))
+        for name in ("policy", "base")
     ]
     rows = long_pairs(8)
     found = kl_to_base(*engines, [r.pair.prompt for r in rows], [r.pair.first for r in rows])

@@ -50,11 +50,11 @@ def test_the_prompt_is_the_one_that_was_asked(labelled: Path, page: Any) -> None
     from rlaif.constitution import Constitution
     from rlaif.engines.load import load_engine
     from rlaif.judges.base import Ask
+    from rlaif.judges.load import make_judge
     from rlaif.judges.pairwise import PairwiseJudge
-    from rlaif.stages.running import make_judge
 
     config = load_config(str(labelled / "run.yaml"))
-    judge = make_judge(config.judge, load_engine("tiny", "hf"))
+    judge = make_judge(load_engine("tiny"), config.judge)
     assert isinstance(judge, PairwiseJudge)
     store = RunStore.open_readonly(labelled)
     pair = store.table("pairs").read()[-1]  # the hostile one

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlaif.engines.base import Sampling
+from rlaif.engines.settings import EngineSettings
 from rlaif.engines.vllm import VLLMEngine
 from rlaif.errors import ConfigError
 from rlaif.records import Prompt
@@ -54,7 +55,8 @@ class VLLMSampler(Sampler):
                 "rollouts: vllm takes the policy's weights as they are: set vllm.quantization to "
                 f"null, not {given['quantization']}"
             )
-        self.engine = VLLMEngine(model, dtype=dtype, sleep_mode=sleeps, rollouts=True, **given)
+        asked = EngineSettings.model_validate({"engine": "vllm", "dtype": dtype, "vllm": given})
+        self.engine = VLLMEngine(model, asked, sleep_mode=sleeps, rollouts=True)
         self._sleeps, self._dtype = sleeps, getattr(torch, dtype)
         self._room = min(self._room, self.engine.max_length)
         self._rest()

@@ -8,6 +8,7 @@ from judging import FIRST, SECOND, long_text, requests
 
 from rlaif.engines.base import Sampling
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import EngineSettings, VLLMSettings
 from rlaif.engines.vllm import VLLMEngine
 
 OPTIONS = [" A", " B"]
@@ -17,11 +18,11 @@ OPTIONS = [" A", " B"]
 def vllm(folder: str):  # type: ignore[no-untyped-def]
     engine = VLLMEngine(
         folder,
-        block_size=32,
-        dtype="float32",
-        max_model_len=1280,
-        batch_tokens=1280,
-        cache_gib=0.25,
+        EngineSettings(
+            dtype="float32",
+            batch_tokens=1280,
+            vllm=VLLMSettings(block_size=32, max_model_len=1280, cache_gib=0.25),
+        ),
     )
     yield engine
     engine.close()
