@@ -89,6 +89,11 @@ class People:
         """By person and pair, what each said last and did not take back."""
         return standing(self.read())
 
+    def last(self, who: str) -> Decision | None:
+        """What a person did last and did not take back."""
+        mine = {id(d) for d in self.standing().values() if d.who == who}
+        return next((d for d in reversed(self.read()) if id(d) in mine), None)
+
     def labels(self) -> dict[str, float]:
         """P(first is better) by pair: the mean over the people who decided, a tie being ½."""
         return labels(self.standing().values())

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from rlaif.errors import ConfigError, RlaifError
-from rlaif.records import Pair
+from rlaif.records import ORDERS, Pair
+from rlaif.report.differences import differences
+from rlaif.store.people import Choice, Decision, People
 from rlaif.view import filters
 from rlaif.view.index import Index, require_pairs
+from rlaif.view.labelling import (
+    NOTE,
+    QUEUES,
+    Next,
+    Rated,
+    Ratings,
+    next_pair,
+    require_name,
+    shown_order,
+)
 from rlaif.view.pages import PAIR_ID, environment, pair_page
 from rlaif.view.prompts import Prompts
 
 HERE = Path(__file__).parent
-PAGES = [("/", "Pairs")]
+PAGES = [("/", "Pairs"), ("/label", "Label")]
+NONCE = re.compile(r"[0-9a-f]{20}")  # a decision's id, from the form
 LARGEST = 64 * 1024  # bytes of a form
 
 
@@ -35,6 +51,8 @@ class Site:
         self.index = self.indexes[0]
         for index in self.indexes:
             require_pairs(index)
+        self.people = People(self.index.root)
+        self.rated = Rated()
         self._templates = environment()
 
     def page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -72,6 +90,7 @@ def make_app(runs: Sequence[Path]) -> FastAPI:
     app.mount("/static", StaticFiles(directory=HERE / "static"), "static")
     _errors(app, site)
     _reading(app, site)
+    _labelling(app, site)
     return app
 
 
@@ -120,6 +139,89 @@ def _reading(app: FastAPI, site: Site) -> None:
     @app.get("/healthy")
     def healthy() -> Response:
         return PlainTextResponse("ok\n")
+
+
+def _labelling(app: FastAPI, site: Site) -> None:
+    @app.get("/label")
+    def label(request: Request) -> Response:
+        query = request.query_params
+        if not query.get("who", "").strip():
+            return site.page("who.j2", ratings=_ratings(site), pair=query.get("pair", ""))
+        who = require_name(query["who"])
+        work = _work(site, who, query.get("queue", "mixed"), query.get("pair", ""))
+        return site.page("label.j2", **work)
+
+    @app.post("/label")
+    async def decide(request: Request) -> Response:
+        given = await form(request)
+        who, queue = require_name(given.get("who", "")), given.get("queue", "mixed")
+        again = await run_in_threadpool(_decide, site, who, given)
+        if "hx-request" not in request.headers:
+            there = {"who": who, "queue": queue, **({"pair": again} if again else {})}
+            return RedirectResponse("/label?" + urlencode(there), 303)
+        work = await run_in_threadpool(_work, site, who, queue, again)
+        return site.page("work.j2", **work)
+
+
+def _decide(site: Site, who: str, given: Mapping[str, str]) -> str:
+    """Saves what a person did; returns the pair to show again after one was taken back, else ""."""
+    said, note = given.get("choice", ""), given.get("note", "").strip()
+    if len(note) > NOTE:
+        raise ConfigError(f"a note has at most {NOTE:,} letters, got {len(note):,}")
+    if said == "undo":
+        last = site.people.last(who)
+        if last is None:
+            return ""
+        site.people.add(Decision(who, last.pair_id, last.order, "undo", undoes=last.id))
+        return last.pair_id
+    pair = site.pair(given.get("pair", ""))
+    order = shown_order(who, pair.id)
+    sides = {"a": "first", "b": "second"} if order == ORDERS[0] else {"a": "second", "b": "first"}
+    choice = {**sides, "tie": "tie", "skip": "skip"}.get(said)
+    name = given.get("id", "")
+    if choice is None or not NONCE.fullmatch(name):
+        raise ConfigError(f"expected a choice of a, b, tie, skip or undo, got '{said[:40]}'")
+    queue = given.get("why", "")[:20]
+    site.people.add(
+        Decision(who, pair.id, order, cast(Choice, choice), note=note, queue=queue, id=name)
+    )
+    return ""
+
+
+def _work(site: Site, who: str, queue: str, wanted: str) -> dict[str, Any]:
+    """The next pair of a person, or the one that is wanted, and how far they have come."""
+    made = site.index.made
+    mine = {d.pair_id: d for d in site.people.standing().values() if d.who == who}
+    found: Next | None
+    if wanted:
+        before = next((d.queue for d in reversed(site.people.read()) if d.pair_id == wanted), "")
+        found = Next(site.pair(wanted).id, before or "chosen")
+    else:
+        found = next_pair(made, mine, queue)
+    pair = None if found is None else site.pair(found.pair_id)
+    order = None if pair is None else shown_order(who, pair.id)
+    first, second = ("", "") if pair is None else (pair.first, pair.second)
+    if order == ORDERS[1]:
+        first, second = second, first
+    left, right = differences(first, second)
+    return {
+        "who": who,
+        "queue": queue,
+        "queues": QUEUES,
+        "pair": pair,
+        "why": found.queue if found else "",
+        "again": mine.get(found.pair_id) if found else None,
+        "sides": [("A", left, first), ("B", right, second)],
+        "id": secrets.token_hex(10),
+        "done": len(mine),
+        "total": made.pairs,
+        "ratings": _ratings(site),
+        "principles": made.asked.principles,
+    }
+
+
+def _ratings(site: Site) -> Ratings:
+    return site.rated(site.index.made, site.people.read())
 
 
 def _listed(site: Site, query: Mapping[str, str]) -> dict[str, Any]:

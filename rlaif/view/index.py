@@ -159,7 +159,8 @@ class Made:
     question (a pair, a principle, a juror). There p1 and p2 are P(first is better) with the first
     shown first and second, p their mean, null where one of them is an abstention. In `facts`,
     `orders`, `principles` and `jurors` say how far the two orders of one question, two principles,
-    or two jurors on one principle lean to different sides; 0 where they do not.
+    or two jurors on one principle lean to different sides; 0 where they do not. `place` counts the
+    pairs from 0 by the label's margin, `prompt` is the same for pairs of one prompt.
     """
 
     def __init__(self, root: Path, files: dict[str, tuple[str, ...]]) -> None:
@@ -214,8 +215,9 @@ class Made:
             f"""CREATE TABLE pair AS SELECT (row_number() OVER (ORDER BY place))::INTEGER AS n,
             * EXCLUDE (place) FROM (SELECT id, min(place) AS place,
             arg_min(label, place)::FLOAT AS known, arg_min(prompt_source, place) AS source,
-            arg_min(len_first, place) AS len_first, arg_min(len_second, place) AS len_second
-            FROM (SELECT id, label, prompt_source, length(first)::INTEGER AS len_first,
+            arg_min(len_first, place) AS len_first, arg_min(len_second, place) AS len_second,
+            arg_min(prompt, place) AS prompt FROM (SELECT id, label, prompt_source,
+            hash(prompt) AS prompt, length(first)::INTEGER AS len_first,
             length(second)::INTEGER AS len_second, row_number() OVER () AS place
             FROM {self.shards("pairs")}) GROUP BY id)"""
         )
@@ -301,7 +303,9 @@ class Made:
             """CREATE TABLE facts AS SELECT pair.*, coalesce(status, 'unlabelled') AS status, p,
             reason, abs(p - 0.5)::FLOAT AS margin, coalesce(orders, 0)::FLOAT AS orders,
             coalesce(principles, 0)::FLOAT AS principles, coalesce(jurors, 0)::FLOAT AS jurors,
-            coalesce(abstained, 0)::INTEGER AS abstained, coalesce(verdicts, 0)::INTEGER AS verdicts
+            coalesce(abstained, 0)::INTEGER AS abstained,
+            coalesce(verdicts, 0)::INTEGER AS verdicts,
+            (row_number() OVER (ORDER BY abs(p - 0.5) NULLS FIRST, n) - 1)::INTEGER AS place
             FROM pair LEFT JOIN preference USING (n) LEFT JOIN fact USING (n)
             LEFT JOIN juror USING (n) ORDER BY n"""
         )

@@ -16,4 +16,24 @@
     tell("Not done: " + text.textContent.trim().slice(0, 500));
   });
   document.body.addEventListener("htmx:afterOnLoad", () => tell(""));
+
+  // A letter presses the button, or enters the field, that names it.
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    const at = document.activeElement;
+    const writing = at && (at.tagName === "TEXTAREA" || at.tagName === "INPUT" || at.tagName === "SELECT");
+    if (writing) {
+      if (event.key === "Escape") at.blur();
+      return;
+    }
+    const meant = document.querySelector(`[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
+    if (!meant || meant.disabled) return;
+    event.preventDefault();
+    if (meant.tagName === "BUTTON") meant.click();
+    else meant.focus();
+  });
+
+  document.addEventListener("change", (event) => {
+    if (event.target.classList.contains("resubmit")) event.target.form.submit();
+  });
 })();

@@ -1,0 +1,249 @@
+"""People's decisions: kept whatever happens, shown blind, queued by worth, told as agreement."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import signal
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rlaif.errors import ConfigError, DataError
+from rlaif.records import ORDERS
+from rlaif.statistics.agreement import cohen_kappa
+from rlaif.store import RunStore
+from rlaif.store.people import FILE, Decision, People
+from rlaif.view.index import Index
+from rlaif.view.labelling import Rated, next_pair, require_name, shown_order, spread
+
+Made = Callable[..., Path]
+
+
+def decision(who: str, pair: str, choice: Any, **more: Any) -> Decision:
+    return Decision(who, pair, "first_second", choice, **more)
+
+
+def test_decisions_stand_until_they_are_taken_back(tmp_path: Path) -> None:
+    people = People(tmp_path)
+    rows = [decision("a", "1", "first"), decision("b", "1", "second"), decision("a", "2", "tie")]
+    rows += [decision("a", "3", "skip"), decision("a", "1", "second", note="é\n“so”")]
+    for row in rows:
+        people.add(row)
+    assert People(tmp_path).read() == people.read() == rows
+    assert people.labels() == {"1": 0.0, "2": 0.5}
+    people.add(decision("a", "1", "undo", undoes=rows[4].id))
+    assert people.labels() == {"1": 0.5, "2": 0.5}  # what was said before stands again
+    assert people.last("a") == rows[3]
+    assert people.last("nobody") is None
+    assert len(People(tmp_path).read()) == 6
+
+
+def test_a_decision_that_is_sent_twice_is_one(tmp_path: Path) -> None:
+    row = decision("a", "1", "first")
+    People(tmp_path).add(row)
+    People(tmp_path).add(row)
+    assert People(tmp_path).read() == [row]
+
+
+@pytest.mark.parametrize("left", [b'{"who": "a", "pai', b'{"who": "\xc3', b"\x00\x00", b"{}"[:1]])
+def test_a_line_that_a_kill_cut_costs_itself_alone(tmp_path: Path, left: bytes) -> None:
+    people = People(tmp_path)
+    first, second = decision("a", "1", "first"), decision("a", "2", "tie")
+    people.add(first)
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(left)
+    assert People(tmp_path).read() == [first]
+    people.add(second)
+    assert people.read() == People(tmp_path).read() == [first, second]
+
+
+def test_a_line_of_another_kind_is_told(tmp_path: Path) -> None:
+    People(tmp_path).add(decision("a", "1", "first"))
+    with (tmp_path / FILE).open("a") as file:
+        file.write(json.dumps({"who": "a", "pair_id": "1", "order": "x", "choice": "first"}) + "\n")
+    with pytest.raises(DataError, match=r"decisions.jsonl:2: no decision: expected who, pair_id"):
+        People(tmp_path).read()
+
+
+def _decide(root: Path, who: str) -> None:
+    people = People(root)
+    for i in range(50):
+        people.add(decision(who, str(i), "first", note="x" * 5_000))
+
+
+def test_several_processes_write_at_once(tmp_path: Path) -> None:
+    writers = [
+        multiprocessing.get_context("spawn").Process(target=_decide, args=(tmp_path, who))
+        for who in ("a", "b", "c")
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    rows = People(tmp_path).read()
+    assert Counter(row.who for row in rows) == {"a": 50, "b": 50, "c": 50}
+
+
+def test_which_side_is_shown_first_is_a_coin() -> None:
+    ids = [f"{i:020x}" for i in range(400)]
+    orders = [shown_order("Ann", i) for i in ids]
+    assert orders == [shown_order("Ann", i) for i in ids]
+    assert 160 < orders.count("first_second") < 240
+    assert 120 < sum(shown_order("Bob", i) == o for i, o in zip(ids, orders, strict=True)) < 280
+    mirrored = [shown_order("Ann", "~" + i) for i in ids]
+    assert all(a != b for a, b in zip(orders, mirrored, strict=True))  # the same text is A
+
+
+def test_any_beginning_of_the_random_queue_is_spread_evenly() -> None:
+    size = 1000
+    for n in (10, 50, 100):
+        places = [spread(i, 0.37, size) for i in range(n)]
+        counts = np.histogram(places, bins=5, range=(0, size))[0]
+        assert counts.min() >= n // 5 - 2
+        assert counts.max() <= n // 5 + 2
+    # each place is as likely as another over the starts
+    first = [spread(3, start, 10) for start in np.arange(0, 1, 0.001)]
+    assert set(Counter(first).values()) <= {99, 100, 101}
+
+
+def told(n: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    return [{"kind": tuple(rng.uniform(0.01, 0.99, 2))} for _ in range(n)]
+
+
+def test_the_queues(made: Made) -> None:
+    rows = told(20)
+    rows[7] = {"kind": (0.99, 0.01)}
+    index = Index(made(rows)).made
+    ids = [r["id"] for r in index.run("SELECT id FROM facts ORDER BY n")]
+    first = next_pair(index, [], "doubt")
+    assert first is not None
+    assert (first.pair_id, first.queue) == (ids[7], "orders")
+    for queue in ("mixed", "random", "doubt"):
+        done: list[str] = []
+        why = []
+        while (found := next_pair(index, done, queue)) is not None:
+            assert found.pair_id not in done
+            done.append(found.pair_id)
+            why.append(found.queue)
+        assert sorted(done) == sorted(ids)
+        if queue == "mixed":
+            assert why[:4] == ["random", "orders", "random", "orders"]
+            assert done[1] == ids[7]
+    with pytest.raises(ConfigError, match="queue must be one of mixed, random, doubt, got 'x'"):
+        next_pair(index, [], "x")
+
+
+def test_agreement_is_cohens_of_the_sides_shown(made: Made) -> None:
+    root = made(told(40), min_margin=0.0)
+    index, people = Index(root), People(root)
+    facts = index.made.run("SELECT id, p FROM facts ORDER BY n")
+    rng = np.random.default_rng(1)
+    judge, person = [], []
+    for i, row in enumerate(facts[:30]):
+        order = shown_order("Ann", row["id"])
+        choice = "first" if (row["p"] > 0.5) ^ (rng.random() < 0.3) else "second"
+        if i >= 28:
+            choice = "tie" if i == 28 else "skip"
+        else:
+            turned = order == ORDERS[1]
+            judge.append((row["p"] > 0.5) ^ turned)
+            person.append((choice == "first") ^ turned)
+        queue = "random" if i < 10 else "orders"
+        people.add(Decision("Ann", row["id"], order, choice, queue=queue))  # type: ignore[arg-type]
+        people.add(Decision("Bob", row["id"], order, "first", queue=queue))
+    [ann, bob] = Rated()(index.made, people.read()).raters
+    assert (ann.who, ann.decided, ann.ties, ann.skipped) == ("Ann", 29, 1, 1)
+    assert ann.judge is not None
+    assert ann.judge.same_side.n == 28
+    assert ann.judge.same_side.value == pytest.approx(np.mean(np.equal(judge, person)))
+    assert ann.judge.kappa.value == pytest.approx(cohen_kappa(judge, person))
+    assert ann.random is not None
+    assert ann.random.value == pytest.approx(np.mean(np.equal(judge[:10], person[:10])))
+    assert bob.skipped == 0
+    [(a, b, between)] = Rated()(index.made, people.read()).between
+    assert (a, b, between.same_side.n) == ("Ann", "Bob", 28)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a" * 41, "a\x00b", "a\u202eb"])
+def test_a_name_that_is_none_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="a name has 1 to 40 letters"):
+        require_name(name)
+
+
+# ------------------------------------------------------------------------------------ on the page
+
+
+def fields(body: str) -> dict[str, str]:
+    return dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', body))
+
+
+def test_labelling_survives_a_kill(made: Made, served: Callable[..., Any]) -> None:
+    root = made(told(12))
+    page = served(root)
+    _, _, body = page.get("/label?who=Ann+Lee")
+    for i in range(5):
+        assert "Which response is better?" in body
+        given = fields(body)
+        assert given["who"] == "Ann Lee"
+        status, headers, _ = page.post("/label", **given, choice="ab"[i % 2], note=f"note {i}")
+        assert status == 303
+        assert headers["location"] == "/label?who=Ann+Lee&queue=mixed"
+        # another page's verdict is not in sight
+        assert not re.search(r'class="lean"|prefers|probability', body)
+        _, _, body = page.get(headers["location"])
+        if i == 2:
+            page.process.send_signal(signal.SIGKILL)
+            page.process.wait()
+            page = served(root)
+    rows = People(root).read()
+    assert [row.note for row in rows] == [f"note {i}" for i in range(5)]
+    assert len({row.pair_id for row in rows}) == 5
+    for i, row in enumerate(rows):
+        shown_as_a = "first" if row.order == ORDERS[0] else "second"
+        assert (row.choice == shown_as_a) == (i % 2 == 0)
+        assert row.order == shown_order("Ann Lee", row.pair_id)
+    status, headers, _ = page.post("/label", who="Ann Lee", queue="mixed", choice="undo")
+    assert rows[-1].pair_id.replace("~", "%7E") in headers["location"].replace("~", "%7E")
+    assert len(People(root).labels()) == 4
+    _, _, body = page.get("/label?who=Bob")
+    assert fields(body)["pair"] == rows[0].pair_id  # the same queue for everybody
+    again = fields(body)
+    for _ in range(2):  # an answer was lost, and the browser sends it again
+        assert page.post("/label", **again, choice="tie")[0] == 303
+    assert sum(row.who == "Bob" for row in People(root).read()) == 1
+
+
+def test_a_stage_may_write_meanwhile(made: Made, served: Callable[..., Any]) -> None:
+    root = made(told(3))
+    page = served(root)
+    with RunStore(root):
+        _, _, body = page.get("/label?who=Ann")
+        assert page.post("/label", **fields(body), choice="tie")[0] == 303
+    assert len(People(root).read()) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"choice": "c"},
+        {"choice": "a", "id": "x"},
+        {"choice": "a", "who": ""},
+        {"choice": "a", "note": "x" * 2_001},
+        {"choice": "a", "note": "x" * 70_000},
+    ],
+    ids=["choice", "id", "who", "note", "size"],
+)
+def test_what_cannot_be_decided_changes_nothing(
+    page: Any, labelled: Path, wrong: dict[str, str]
+) -> None:
+    _, _, body = page.get("/label?who=Ann")
+    assert page.post("/label", **{**fields(body), **wrong})[0] == 400
+    assert page.post("/label", **{**fields(body), "pair": "~" + "0" * 20, "choice": "a"})[0] == 404
+    assert not (labelled / FILE).exists()
