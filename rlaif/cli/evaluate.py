@@ -51,6 +51,14 @@ def audit(
             metavar="RUN", help="Tell whether the temperature of this audited run helps here."
         ),
     ] = None,
+    people: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Measure against what people decided in `rlaif view`: on `all` pairs, or on the "
+            "`random` ones, which stand for the run.",
+        ),
+    ] = None,
 ) -> None:
     """Tell how far a run's labels can be trusted: against known labels, and by themselves.
 
@@ -61,7 +69,7 @@ def audit(
     from rlaif import stages
     from rlaif.stages.audit import audit
 
-    first = partial(audit, temperature_from=temperature_from)
+    first = partial(audit, temperature_from=temperature_from, people=people)
     execute(config, *([first, stages.attack] if attacks else [first]))
 
 

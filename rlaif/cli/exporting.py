@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rlaif.files.writers import export_completions
-from rlaif.records import Preference, Prompt
+from rlaif.records import Preference, Prompt, mirrored
 from rlaif.stages.revising import current_revisions, labelled
 from rlaif.steps.revising import SIDES, last_revisions, revision_pairs
 from rlaif.store import RunStore
+from rlaif.store.people import require_people
 
 
 def export_revisions(
@@ -31,6 +32,21 @@ def export_revisions(
 def revision_preferences(store: RunStore) -> list[Preference]:
     """The last revision of each chain over its first answer."""
     return labelled(revision_pairs(current_revisions(store)))
+
+
+def people_preferences(store: RunStore) -> Iterator[Preference]:
+    """What people decided in `rlaif view`, the mean over those who did; a tie is a tie.
+
+    DataError where nobody has.
+    """
+    said = require_people(store.root, "all")
+    for batch in store.table("pairs").iter_batches():
+        for pair in batch:
+            p = said.get(pair.id)
+            if p is None and (other := said.get(mirrored(pair.id))) is not None:
+                p = 1.0 - other
+            if p is not None:
+                yield Preference(pair, "tie" if p == 0.5 else "preferred", p)
 
 
 def _completions(store: RunStore) -> Iterator[tuple[Prompt, str, str]]:

@@ -23,7 +23,9 @@ def export(
     what: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="`preferences`, `revisions` (to train on) or `revision-pairs`."
+            metavar="NAME",
+            help="`preferences`, `people` (what they decided in `rlaif view`), `revisions` (to "
+            "train on) or `revision-pairs`.",
         ),
     ] = "preferences",
     which: Annotated[
@@ -42,7 +44,7 @@ def export(
     Example: rlaif export runs/demo preferences.jsonl
     """
     from rlaif.cli.console import Terminal
-    from rlaif.cli.exporting import export_revisions, revision_preferences
+    from rlaif.cli.exporting import export_revisions, people_preferences, revision_preferences
     from rlaif.errors import ConfigError
     from rlaif.files.writers import export_preferences
     from rlaif.store import RunStore
@@ -64,8 +66,12 @@ def export(
         rows = (p for batch in store.table("preferences").iter_batches() for p in batch)
     elif what == "revision-pairs":
         rows = revision_preferences(store)
+    elif what == "people":
+        rows = people_preferences(store)
     else:
-        raise ConfigError(f"--what {what}: expected preferences, revisions or revision-pairs")
+        raise ConfigError(
+            f"--what {what}: expected preferences, people, revisions or revision-pairs"
+        )
     counts = export_preferences(rows, target)
     left_out = {k: v for k, v in counts.items() if k != "preferred" and v}
     text = f"{counts['preferred']:,} preferences written to {to}"

@@ -15,7 +15,11 @@ from rlaif.statistics.intervals import Interval
 
 Json = dict[str, Any]
 Row = tuple[str, str, str, str]  # what, value, 95 % interval, n
-KNOWN = {"pairs": "the pairs’ own labels", "gold": "the embedded world’s gold checker"}
+KNOWN = {
+    "pairs": "the pairs’ own labels",
+    "people": "what people decided",
+    "gold": "the embedded world’s gold checker",
+}
 
 
 def table(audit: Mapping[str, Any]) -> str:

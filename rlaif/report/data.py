@@ -21,7 +21,7 @@ from rlaif.files.small import Shape, misfit, read_bytes, read_json, read_object,
 from rlaif.files.yamlfile import parse_yaml
 from rlaif.judges.base import grouped, verdict_key
 from rlaif.judges.listwise import group_id, listed
-from rlaif.records import ORDERS, Pair
+from rlaif.records import ORDERS, Pair, mirrored
 from rlaif.report.labels import Cube, Floats
 from rlaif.store import RunStore, Superseded, lineage
 from rlaif.tiny.gold import gold, principle_trait
@@ -73,8 +73,9 @@ def number(value: Any) -> float | None:
 class Run:
     """A run directory, read lazily: columns first, texts only of the pairs that are shown."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, people: Mapping[str, float] | None = None) -> None:
+        """`people`: P(first is better) by pair, to be known in the place of the pairs' labels."""
+        self.path, self.people = path, people
         self.store = RunStore.open_readonly(path)
         self.manifest: Json = self.store.read_manifest()
         config = path / "run.yaml"
@@ -169,6 +170,9 @@ class Run:
     @cached_property
     def labelled(self) -> Floats:
         """P(first) that the pairs came with, such as people's; NaN where there is none."""
+        if self.people is not None:
+            ids = self._pairs["id"].to_pylist()
+            return np.array([_of_pair(self.people, i) for i in ids], dtype=np.float64)
         return _floats(self._pairs["label"])
 
     @cached_property
@@ -180,7 +184,9 @@ class Run:
 
     @property
     def known_from(self) -> str | None:
-        """Where `known` is from: `pairs`, whose own labels it is, or `gold`."""
+        """Where `known` is from: `people`, `pairs`, whose own labels it is, or `gold`."""
+        if self.people is not None:
+            return "people"
         if np.isfinite(self.labelled).any():
             return "pairs"
         return None if self.target is None else "gold"
@@ -361,6 +367,13 @@ class Run:
         if any(i >= len(ids) or ids[i].as_py() != pair.id for i, pair in found.items()):
             raise Superseded(f"the pairs of {self.path} were replaced while they were read")
         return found
+
+
+def _of_pair(people: Mapping[str, float], pair_id: str) -> float:
+    """What people said of a pair, or of its mirror; NaN where they said nothing."""
+    if pair_id in people:
+        return people[pair_id]
+    return 1.0 - people.get(mirrored(pair_id), math.nan)
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:

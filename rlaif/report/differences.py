@@ -27,6 +27,16 @@ def differences(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
     right: list[Piece] = []
     for tag, a0, a1, b0, b1 in match.get_opcodes():
         for pieces, tokens in ((left, a[a0:a1]), (right, b[b0:b1])):
-            if tokens:
-                pieces.append(("".join(tokens), tag != "equal"))
+            if tag == "equal":
+                pieces.append(("".join(tokens), False))
+            else:
+                pieces += _marked("".join(tokens))
     return left, right
+
+
+def _marked(text: str) -> list[Piece]:
+    """What the other text lacks, without the space around it, which nobody reads."""
+    inner = text.strip()
+    start = text.find(inner) if inner else len(text)
+    pieces = ((text[:start], False), (inner, True), (text[start + len(inner) :], False))
+    return [piece for piece in pieces if piece[0]]

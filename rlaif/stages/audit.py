@@ -20,21 +20,24 @@ from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.stages.temperature import record_temperature, temperature_of
 from rlaif.store import lineage, write_json
+from rlaif.store.people import require_people
 
 FILE = "audit.json"
 
 
-def audit(run: Run, temperature_from: str | None = None) -> None:
+def audit(run: Run, temperature_from: str | None = None, people: str | None = None) -> None:
     """How far the run's labels agree with what is known, and with themselves. Loads no model.
 
     `temperature_from`: the folder of another run, of whose temperature is told whether it helps.
+    `people`: `all` or `random`, to measure against what people decided in `rlaif view`.
     """
     clock = time.monotonic()
     if not len(run.store.table("preferences")):
         raise DataError(f"{run.store.root}: no labels to audit: run `rlaif label` first")
     tell_stale(run, lineage.LABELS)
     other = None if temperature_from is None else temperature_of(run, temperature_from)
-    stored = StoredRun(run.store.root)
+    root = run.store.root
+    stored = StoredRun(root, None if people is None else require_people(root, people))
     labels = stored_labels(stored)
     found = {**audited(labels, other), "known_from": stored.known_from}
     if other is not None and not (found["known"] or {}).get("transfer"):

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
-from rlaif.errors import DataError
+from rlaif.errors import ConfigError, DataError
 from rlaif.files.small import explained
 from rlaif.records import ORDERS, Order
 
@@ -94,9 +94,13 @@ class People:
         mine = {id(d) for d in self.standing().values() if d.who == who}
         return next((d for d in reversed(self.read()) if id(d) in mine), None)
 
-    def labels(self) -> dict[str, float]:
-        """P(first is better) by pair: the mean over the people who decided, a tie being ½."""
-        return labels(self.standing().values())
+    def labels(self, queue: str | None = None) -> dict[str, float]:
+        """P(first is better) by pair: the mean over the people who decided, a tie being ½.
+
+        `queue`: only of decisions on pairs that were shown for that, such as `random`.
+        """
+        decided = self.standing().values()
+        return labels(d for d in decided if queue is None or d.queue == queue)
 
     def _read(self) -> list[Decision]:
         """Reads what was added since the last time."""
@@ -129,6 +133,25 @@ class People:
                 f"choice of {', '.join(CHOICES)}, got {line[:80]!r}. Mend or remove it"
             )
         return Decision(**{k: v for k, v in said.items() if k in known})
+
+
+def require_people(run: Path, which: str) -> dict[str, float]:
+    """What people decided about a run's pairs: P(first is better) by pair, of `all` decisions or
+    of those on pairs that were drawn at `random`.
+
+    Raises ConfigError for another word, DataError where nobody has decided.
+    """
+    if which not in ("all", "random"):
+        raise ConfigError(f"expected people's labels of all or random pairs, got '{which}'")
+    found = People(run).labels(None if which == "all" else which)
+    if not found:
+        raise DataError(
+            f"{run}: nobody has decided a pair"
+            + " drawn at random" * (which == "random")
+            + " yet: "
+            "`rlaif view` shows pairs to people"
+        )
+    return found
 
 
 def _write(handle: int, data: bytes) -> None:

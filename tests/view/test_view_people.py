@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -13,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from rlaif.cli.app import app
 from rlaif.errors import ConfigError, DataError
-from rlaif.records import ORDERS
+from rlaif.files.readers import read_pairs
+from rlaif.records import ORDERS, mirrored
 from rlaif.statistics.agreement import cohen_kappa
 from rlaif.store import RunStore
 from rlaif.store.people import FILE, Decision, People
@@ -247,3 +251,51 @@ def test_what_cannot_be_decided_changes_nothing(
     assert page.post("/label", **{**fields(body), **wrong})[0] == 400
     assert page.post("/label", **{**fields(body), "pair": "~" + "0" * 20, "choice": "a"})[0] == 404
     assert not (labelled / FILE).exists()
+
+
+# ------------------------------------------------------------------------------------ their labels
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_peoples_labels_are_audited_and_exported(labelled: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(labelled, root)
+    with pytest.raises(DataError, match="nobody has decided a pair yet: `rlaif view`"):
+        run("eval", "audit", str(root), "--people", "all")
+    people = People(root)
+    preferences = RunStore.open_readonly(root).table("preferences").read()
+    preferred = [p for p in preferences if p.status == "preferred"]
+    assert len(preferred) >= 4
+    for i, p in enumerate(preferred[:4]):
+        agrees = "first" if p.first_is_chosen else "second"
+        other = "second" if p.first_is_chosen else "first"
+        people.add(decision("Ann", p.pair.id, other if i == 3 else agrees))
+    with pytest.raises(DataError, match="nobody has decided a pair drawn at random yet"):
+        run("eval", "audit", str(root), "--people", "random")
+    with pytest.raises(ConfigError, match="of all or random pairs, got 'some'"):
+        run("eval", "audit", str(root), "--people", "some")
+    assert "what people decided" in run("eval", "audit", str(root), "--people", "all")
+    audit = json.loads((root / "evaluation" / "audit.json").read_text())
+    assert audit["known_from"] == "people"
+    assert audit["known"]["pairs"] == 4
+    assert audit["known"]["accuracy"]["value"] == 0.75
+    people.add(decision("Bob", preferred[0].pair.id, "tie"))
+    people.add(decision("Bob", preferred[1].pair.id, "skip"))
+    told = run("export", str(root), str(tmp_path / "people.jsonl"), "--what", "people")
+    assert "4 preferences written" in told
+    back = {p.id: p for p in read_pairs(str(tmp_path / "people.jsonl"))}
+    labels = {
+        (p.id if p.id in back else mirrored(p.id)): p for p in (q.pair for q in preferred[:4])
+    }
+    assert back.keys() == labels.keys()
+    said = people.labels()
+    for name, pair in labels.items():
+        label = back[name].label
+        assert label is not None
+        assert (label if name == pair.id else 1 - label) == said[pair.id]
+    assert sorted(said.values(), key=lambda p: abs(p - 0.5))[0] in (0.25, 0.75)
