@@ -90,6 +90,16 @@ def execute(config: Config, *stages: Callable[[Run], None], together: bool = Fal
         tell_stale(run)
 
 
+def foretell(config: Config) -> None:
+    """Tells what `rlaif label` would cost. The run is not locked, and nothing in it changes."""
+    from rlaif.cli.console import Terminal
+    from rlaif.cli.first import check
+    from rlaif.stages.foretelling import foretell_labels
+
+    check(config, ["label"] if config.pairs is None else ["read", "label"])
+    foretell_labels(config, Terminal())
+
+
 def _execute_together(config: Config, stages: Sequence[Callable[[Run], None]]) -> None:
     from rlaif.cli.console import Silent, Terminal
     from rlaif.stages import Run, described

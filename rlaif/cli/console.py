@@ -77,7 +77,7 @@ class Terminal:
         self.err = Console(stderr=True, highlight=False)
 
     def say(self, text: str) -> None:
-        self.out.print(text, markup=False)
+        self.out.print(text, markup=False, soft_wrap=not self.out.is_terminal)  # for grep and less
 
     def warn(self, text: str) -> None:
         self.err.print("note: " + text, style="yellow", markup=False)

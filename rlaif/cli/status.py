@@ -15,7 +15,7 @@ from rlaif.cli.options import OutOption, RunArgument, the_run
 
 
 def status(run: RunArgument = None, out: OutOption = None) -> None:
-    """Tell what a run holds, what is out of date in it and why, and the next command.
+    """Tell what a run holds and cost, what is out of date or to judge again, and what is next.
 
     Example: rlaif status runs/demo
     """
@@ -36,7 +36,8 @@ def told(root: Path) -> Iterator[str]:
         if name == lineage.AUDIT and not lineage.present(store, name):
             continue  # told below: what it made is no longer there
         if isinstance(stage.get("seconds"), int | float):
-            yield f"  stage {name:<12} {stage.get('rows', 0):>8,} rows, {stage['seconds']:,.1f} s"
+            rows, seconds = stage.get("rows", 0), stage["seconds"]
+            yield f"  stage {name:<12} {rows:>8,} rows, {seconds:,.1f} s{_spent(stage)}"
     stale = lineage.stale(store, manifest)
     files = lineage.changed_files(store, manifest)
     if stale:
@@ -45,6 +46,8 @@ def told(root: Path) -> Iterator[str]:
     yield from (f"no longer there: {text}" for text in lineage.removed(store, manifest))
     for name in files:
         yield f"changed since this run took it: {name}"
+    if files or any(one.product == lineage.LABELS for one in stale):
+        yield from _judged_again(root, manifest)
     stopped = _stopped(root)
     yield from stopped.values()
     made = {*(manifest.get("made") or {}), *stopped}
@@ -72,6 +75,49 @@ def _rows(store: Any) -> Iterator[str]:
             kinds = Counter(store.table(name).to_arrow(["status"])["status"].to_pylist())
             more = " (" + ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()) + ")"
         yield f"  {name:<18} {n:>8,} rows{more}"
+
+
+def _spent(stage: dict[str, Any]) -> str:
+    """What a stage cost beside its seconds, such as ", 3,060 requests"; empty of one without."""
+    told = (
+        ("requests", "requests"),
+        ("submitted_tokens", "tokens submitted"),
+        ("computed_tokens", "computed"),
+        ("generated_tokens", "written"),
+    )
+    parts = [f"{stage[key]:,} {what}" for key, what in told if stage.get(key)]
+    if stage.get("cost"):
+        parts.append(f"{stage['cost']:,.4g} of money")
+    return "".join(f", {part}" for part in parts)
+
+
+def _judged_again(root: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """What `rlaif label` would judge now, and its price at the rate of the last labelling."""
+    from rlaif.errors import RlaifError
+    from rlaif.report.formats import duration
+    from rlaif.stages.stored import Stored
+
+    try:
+        stored = Stored(root)
+        total, missing = stored.to_judge()
+    except RlaifError as error:  # a constitution that cannot be read, say: the rest is told
+        yield f"what would be judged again is not known: {error}"
+        return
+    n, most = missing.total(), "at most " if stored.judge_changed else ""
+    text = f"`rlaif label` would judge {most}{n:,} of {total:,} verdicts"
+    if n:
+        text += ": " + ", ".join(f"{name} {k:,}" for name, k in missing.most_common())
+    stage = (manifest.get("stages") or {}).get("label") or {}
+    before = stage.get("new_rows") or stage.get("spent_on") or 0
+    if n and before and stage.get("seconds") and not stored.judge_changed:
+        share = n / before
+        text += f"; about {duration(share * stage['seconds'])}"
+        if stage.get("submitted_tokens"):
+            text += f" and {round(share * stage['submitted_tokens']):,} tokens"
+        if stage.get("cost"):
+            text += f", {share * stage['cost']:,.4g} of money"
+        text += ", at the rate of the last time"
+    yield text + (" (`--dry-run` counts and times it)" if n else "")
 
 
 def _stopped(root: Path) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rlaif.cli.common import execute
+import typer
+
+from rlaif.cli.common import execute, foretell
 from rlaif.cli.options import on_a_run
 from rlaif.errors import ConfigError
 
@@ -129,14 +131,28 @@ def sample(config: Config) -> None:
     skip_bad="pairs.skip_bad",
     seed="judge.rationale.seed",
 )
-def label(config: Config) -> None:
+def label(
+    config: Config,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Tell requests, tokens, seconds and money, and judge nothing."
+        ),
+    ] = False,
+) -> None:
     """Judge pairs under the principles: those of --pairs, or those sampled into the run.
 
     Example: rlaif label --pairs pairs.jsonl.gz --constitution harmless --judge tiny --out runs/hh
 
     Example: rlaif label --method adaptive --set judge.band=0.2 --out runs/mine
+
+    Example: rlaif label --constitution mine.yaml --out runs/mine --dry-run
     """
     from rlaif import stages
+
+    if dry_run:
+        foretell(config)
+        return
 
     steps = (stages.label,) if config.pairs is None else (stages.read, stages.label)
     execute(config, *steps)

@@ -102,7 +102,7 @@ def label(run: Run) -> None:
     store = run.store
     total = len(store.table("pairs"))
     if not total:
-        raise _nothing(run)
+        raise nothing_to_label(run)
     temperature = require_temperature(run.config)
     principles, panel = run.principles(), Panel(run)
     require(principles, "label")
@@ -148,7 +148,7 @@ def label(run: Run) -> None:
     )
 
 
-def _nothing(run: Run) -> DataError:
+def nothing_to_label(run: Run) -> DataError:
     """The error for a run without pairs: what to do depends on why there are none."""
     config, root = run.config, run.store.root
     if config.pairs is None and config.sampling.n == 1 and len(run.store.table("completions")):

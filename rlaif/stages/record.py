@@ -95,7 +95,8 @@ def finish(run: Run, stage: str, started: float, facts: Mapping[str, Any]) -> No
     old = stages.get(stage, {})
     if facts.get("new_rows") == 0 and old:
         seconds = old.get("seconds", seconds)
-        facts = {**facts, **{k: old[k] for k in Usage.__slots__ if k in old}}
+        spent_on = old.get("spent_on") or old.get("new_rows")  # rows that these were spent on
+        facts = {**facts, **{k: old[k] for k in Usage.__slots__ if k in old}, "spent_on": spent_on}
     stages[stage] = {"seconds": seconds, **facts}
     run.store.update_manifest("stages", stages)
     record_inputs(run, stage)

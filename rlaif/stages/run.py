@@ -43,8 +43,8 @@ def is_finished(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "metrics.json").is_file()
 
 
-def _began(store: RunStore) -> datetime.date | None:
-    """The day that the run's chat templates were told before."""
+def began(store: RunStore) -> datetime.date | None:
+    """The day that the run's chat templates were told before; None where it is not yet said."""
     kept = (store.read_manifest().get("run") or {}).get("date")
     try:
         return None if kept is None else datetime.date.fromisoformat(kept)
@@ -95,7 +95,7 @@ class Run:
     def __post_init__(self) -> None:
         if self.local_models:
             _set_up_torch(self.config.threads)
-        date = self.config.date or _began(self.store) or datetime.date.today()
+        date = self.config.date or began(self.store) or datetime.date.today()
         self.config = self.config.model_copy(update={"date": date})
         fix_date(date)
         self.constitution = Constitution.load(self.config.constitution)

@@ -6,6 +6,7 @@ those that are read have the keys that the judge of the labels would give them n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlaif.config import Config, load_config
-from rlaif.constitution import Principle
+from rlaif.constitution import Constitution, Principle
 from rlaif.errors import DataError
 from rlaif.evaluation.cases import Case
 from rlaif.evaluation.compare import LabelRule
@@ -43,10 +44,12 @@ class Judged:
     orders: tuple[Order, ...]
     fingerprint: str
 
-    def keys(self, asks: Sequence[Ask]) -> list[str]:
-        """The keys of its verdicts on these asks."""
-        key_by = judge_class(self.section.method).key_by
-        return [key_by(self.fingerprint, ask, self.section.show_thoughts) for ask in asks]
+    def asked(self, pairs: Sequence[Pair], principles: Principles) -> tuple[list[str], list[Ask]]:
+        """The keys of its verdicts on these pairs, and what it was asked for them."""
+        kind = judge_class(self.section.method)
+        asks = expand(pairs, principles, self.orders, together=kind.together)
+        shows = self.section.show_thoughts
+        return [kind.key_by(self.fingerprint, ask, shows) for ask in asks], asks
 
     def named(self, verdict: Verdict) -> Verdict:
         """A verdict under its name in the jury."""
@@ -79,6 +82,39 @@ class Stored:
     def made(self) -> Mapping[str, Any]:
         """What the manifest records of what the labels were made from."""
         return (self.manifest.get("made") or {}).get(lineage.LABELS) or {}
+
+    @cached_property
+    def judge_changed(self) -> bool:
+        """Whether the config asks another judge, or asks it otherwise, than the one that labelled:
+        then none of its verdicts is known to be stored."""
+        now = (self.manifest.get("asked") or {}).get("judge")
+        return not self.judges or lineage.differ(self.made.get("judge"), now)
+
+    def to_judge(self) -> tuple[int, Counter[str]]:
+        """How many verdicts `rlaif label` would want now, by the constitution as it is now, and how
+        many of them are not stored, by principle. Exact unless the judge has changed."""
+        constitution, judge = Constitution.load(self.config.constitution), self.config.judge
+        wanted = judge.principles
+        every = constitution.principles if wanted == "all" else constitution.select(wanted)
+        asked: Principles = every
+        if judge.draw is not None:
+            asked = Draw(every, judge.draw, judge.draw_weighted, judge.draw_seed)
+        find = self.store.table("verdicts").finder()
+        sections: Sequence[JudgingSettings] = self.config.jury or (judge,)
+        total, missing = 0, Counter[str]()
+        pairs = chain.from_iterable(self.store.table("pairs").iter_batches(READ_PAIRS))
+        for part in judging_chunks(pairs, READ_PAIRS, together=self._together):
+            if self.judge_changed:
+                asks = [a for s in sections for a in expand(part, asked, orders_asked(s))]
+                total += len(asks)
+                missing.update(ask.principle.id for ask in asks)
+                continue
+            for one in self.judges:
+                by_key = dict(zip(*one.asked(part, asked), strict=True))
+                known = find(list(by_key))
+                total += len(by_key)
+                missing.update(a.principle.id for key, a in by_key.items() if key not in known)
+        return total, missing
 
     @cached_property
     def rule(self) -> LabelRule:
@@ -146,8 +182,7 @@ class Stored:
     def _verdicts(self, pairs: Sequence[Pair], find: Any) -> dict[str, list[Verdict]]:
         found: dict[str, list[Verdict]] = {pair.id: [] for pair in pairs}
         for judge in self.judges:
-            together = judge_class(judge.section.method).together
-            keys = judge.keys(expand(pairs, self.asked, judge.orders, together=together))
+            keys, _ = judge.asked(pairs, self.asked)
             rows = find(keys)
             for key in dict.fromkeys(keys):
                 if key in rows:

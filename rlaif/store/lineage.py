@@ -169,7 +169,7 @@ def _reasons(of: Facts, now: Facts, found: Mapping[str, Stale]) -> Iterator[str]
         if name in found:
             yield f"made from {title(name)}, out of date too"
         elif name in ASKED:
-            if name in now and _differ(then, now[name]):
+            if name in now and differ(then, now[name]):
                 yield from _told(name, then, now[name])
         elif name not in now:
             yield f"{title(name)} {'are' if name in _MANY else 'is'} no longer there"
@@ -180,11 +180,11 @@ def _reasons(of: Facts, now: Facts, found: Mapping[str, Stale]) -> Iterator[str]
 def differences(one: Facts, other: Facts) -> list[str]:
     """What the config said otherwise when the other run's product was made, option by option."""
     common = [name for name in one if name in other and name in ASKED]
-    changed = [name for name in common if _differ(one[name], other[name])]
+    changed = [name for name in common if differ(one[name], other[name])]
     return [line for name in changed for line in _told(name, one[name], other[name])]
 
 
-def _differ(then: Any, now: Any) -> bool:
+def differ(then: Any, now: Any) -> bool:
     """Whether the config says something else. A setting that did not exist yet when a product was
     made, and is null or off now, says nothing else."""
     if not (isinstance(then, Mapping) and isinstance(now, Mapping)):
