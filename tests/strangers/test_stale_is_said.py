@@ -125,7 +125,7 @@ def test_another_rule() -> None:
 
 
 def test_another_judge_and_other_principles(project: Path) -> None:
-    template = Path(lineage.__file__).parents[1] / "prompts/pairwise/tiny.j2"
+    template = Path(lineage.__file__).parents[2] / "prompts/pairwise/tiny.j2"
     shutil.copy(template, "own.j2")
     run("eval", "audit", "--out", "r", "--set", "judge.template=own.j2")
     assert products() == ALL
