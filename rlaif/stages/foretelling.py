@@ -12,11 +12,11 @@ from typing import Any
 
 from rlaif.config import Config
 from rlaif.judges.base import Judge
+from rlaif.judges.load import make_judge
 from rlaif.records import Verdict
 from rlaif.stages.jury import READ_PAIRS, Juror, jurors
 from rlaif.stages.labelling import nothing_to_label, read
 from rlaif.stages.run import Reporter, Run, began
-from rlaif.stages.running import make_judge
 from rlaif.steps.foretelling import (
     CountingEngine,
     Forecast,
@@ -61,7 +61,7 @@ def _told(run: Run, juror: Juror, source: RunStore, there: RunStore | None) -> I
     """What one judge would be asked."""
     engine = run.engine(juror.section)
     counter = counting(engine)
-    asker = make_judge(juror.section, counter)
+    asker = make_judge(counter, juror.section)
     total = len(source.table("pairs"))
     pairs = chain.from_iterable(source.table("pairs").iter_batches(READ_PAIRS))
     with run.reporter.progress(juror.title("count"), total) as progress:

@@ -17,8 +17,10 @@ from rlaif.engines.base import ScriptedEngine
 from rlaif.engines.load import load_engine
 from rlaif.errors import RlaifError
 from rlaif.judges.adaptive import AdaptiveJudge
+from rlaif.judges.base import expand
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.pairwise import PairwiseJudge
+from rlaif.judges.settings import AdaptiveSettings, CotSettings, RationaleSettings
 from rlaif.records import ORDERS, Pair, Prompt
 from rlaif.steps.foretelling import Forecast, counting, foretell, rate_of_a_sample
 from rlaif.store import RunStore
@@ -130,10 +132,10 @@ def test_another_judge_is_at_most(pairs: Path, tmp_path: Path) -> None:
 PAIRS = [Pair(Prompt.user(f"Question {i}?"), "Yes, it is.", "No, never.") for i in range(3)]
 
 
-def foretold(kind: Any, **more: Any) -> tuple[Forecast, Any]:
+def foretold(kind: Any, *settings: Any) -> tuple[Forecast, Any]:
     engine = load_engine("tiny")
     counter = counting(engine)
-    judge = kind(counter, **more)
+    judge = kind(counter, *settings)
     found = foretell(
         PAIRS,
         judge,
@@ -147,15 +149,12 @@ def foretold(kind: Any, **more: Any) -> tuple[Forecast, Any]:
 
 
 def test_what_a_judge_writes_is_told_as_a_limit() -> None:
-    from rlaif.judges.reasoning import Reasoning
-
-    found, _ = foretold(CotJudge, reasoning=Reasoning(max_new_tokens=7), min_mass=0.0)
+    settings = CotSettings(rationale=RationaleSettings(max_new_tokens=7), min_mass=0.0)
+    found, _ = foretold(CotJudge, settings)
     assert not found.exact
     assert found.usage.generated_tokens == 12 * 7
     engine = load_engine("tiny")
-    judge = CotJudge(engine, reasoning=Reasoning(max_new_tokens=7), min_mass=0.0)
-    from rlaif.judges.base import expand
-
+    judge = CotJudge(engine, settings)
     judge.judge(expand(PAIRS, Constitution.load("harmless").principles))
     assert engine.usage.generated_tokens <= 12 * 7
     assert engine.usage.requests <= found.usage.requests
@@ -163,13 +162,13 @@ def test_what_a_judge_writes_is_told_as_a_limit() -> None:
 
 
 def test_an_adaptive_judge_is_counted_as_if_all_were_hard() -> None:
-    found, _ = foretold(AdaptiveJudge, min_mass=0.0)
+    found, _ = foretold(AdaptiveJudge, AdaptiveSettings(min_mass=0.0))
     assert found.usage.requests == 3 * 2 * 2 * 3  # label, text, label
 
 
 def test_an_engine_without_a_tokenizer_is_told_about() -> None:
     counter = counting(ScriptedEngine(scorer=lambda _, options: [-0.7] * len(options)))
-    judge = PairwiseJudge(counter, template="pairwise/default")
+    judge = PairwiseJudge(counter)
     found = foretell(
         PAIRS,
         judge,
