@@ -24,7 +24,7 @@ from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict
 from rlaif.report.data import Run as StoredRun
 from rlaif.stages import Run
-from rlaif.stages.jury import Panel
+from rlaif.stages.jury import judges_of
 from rlaif.store import RunStore
 
 PAIR = Pair(Prompt.user("q"), "a", "b")
@@ -239,10 +239,11 @@ def test_each_model_is_in_memory_by_itself() -> None:
         None, ["out=r", "jury=[{name: a, dtype: float32}, {name: b}]", "policy.dtype=bfloat16"]
     )
     with RunStore("r") as store, Run(config, store, Silent()) as at_work:
-        panel = Panel(at_work)
-        panel.first_ones()
+        judges = judges_of(at_work)
+        table = store.table("verdicts")
+        judges.before(at_work.pairs, len(store.table("pairs")), table, "label")
         assert not at_work._engines
-        assert panel.jurors[0].done.new_rows > 0
+        assert judges.jurors[0].done.new_rows > 0
 
 
 def test_labels_json_tells_how_the_jurors_agree() -> None:

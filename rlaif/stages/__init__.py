@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from rlaif.stages.inputs import tiny_target as tiny_target
     from rlaif.stages.inputs import truth as truth
     from rlaif.stages.judge import train_judge as train_judge
-    from rlaif.stages.jury import READ_PAIRS as READ_PAIRS
-    from rlaif.stages.labelling import current_verdicts as current_verdicts
     from rlaif.stages.labelling import label as label
     from rlaif.stages.labelling import prefer as prefer
     from rlaif.stages.labelling import prefer_stream as prefer_stream
@@ -54,6 +52,7 @@ if TYPE_CHECKING:
     from rlaif.stages.rewards import live_label as live_label
     from rlaif.stages.rewards import reward_folder as reward_folder
     from rlaif.stages.rewards import scorer_of as scorer_of
+    from rlaif.stages.run import READ_PAIRS as READ_PAIRS
     from rlaif.stages.run import Reporter as Reporter
     from rlaif.stages.run import Run as Run
     from rlaif.stages.sampling import sample as sample
@@ -62,14 +61,13 @@ if TYPE_CHECKING:
 
 _HOME = {
     "POLICIES": "evaluation",
-    "READ_PAIRS": "jury",
+    "READ_PAIRS": "run",
     "Rejected": "record",
     "Reporter": "run",
     "Run": "run",
     "TINY_PROMPTS": "inputs",
     "attack": "attacks",
     "contrast": "revising",
-    "current_verdicts": "labelling",
     "cut_completions": "learning",
     "described": "settings",
     "evaluate": "evaluation",

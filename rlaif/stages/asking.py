@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from rlaif.records import Pair, Verdict
-from rlaif.stages.jury import Bench
-from rlaif.stages.labelling import current_verdicts
-from rlaif.stages.run import Run
-from rlaif.steps.executors import run_judge
+from rlaif.stages.jury import Judges
 from rlaif.store import RunStore
 
 
-def ask(
-    run: Run, store: RunStore, judges: Bench, pairs: Sequence[Pair], title: str
-) -> list[Verdict]:
+def ask(store: RunStore, judges: Judges, pairs: Sequence[Pair], title: str) -> list[Verdict]:
     """What all of some judges say of pairs, under their names; what `store` has is not asked again.
 
     `title` is that of the progress bars.
     """
-    verdicts = []
-    for juror, judge in judges.seats:
-        with run.reporter.progress(juror.title(title), len(pairs)) as progress:
-            run_judge(
-                pairs,
-                judge,
-                run.asked(),
-                store.table("verdicts"),
-                orders=juror.orders,
-                chunk=run.config.chunk,
-                max_not_finite=juror.section.max_not_finite,
-                total=len(pairs),
-                on_progress=progress,
-            )
-        said = current_verdicts(store, pairs, judge, run.asked(), juror.orders)
-        verdicts += juror.named(said)
-    return verdicts
+    sink = store.table("verdicts")
+    with closing(judges.verdicts(lambda: pairs, len(pairs), sink, title)) as parts:
+        return [verdict for part in parts for verdict in part.rows]

@@ -14,11 +14,9 @@ from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.own import OwnJudge
 from rlaif.judges.scores import ScoreJudge
 from rlaif.records import Verdict
-from rlaif.stages.jury import READ_PAIRS
-from rlaif.stages.labelling import current_verdicts
 from rlaif.stages.record import finish
-from rlaif.stages.run import Run
-from rlaif.steps.executors import FiniteGuard, chunks, items_of, judge_missing
+from rlaif.stages.run import READ_PAIRS, Run
+from rlaif.steps.executors import FiniteGuard, chunks, items_of, judge_missing, judged_before
 from rlaif.steps.pace import Saver, pace_of
 from rlaif.store import RunStore, write_json
 
@@ -40,14 +38,15 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
             "`judge`, and set jury=[]; the verdicts it has given are found"
         )
     clock, judge, orders = time.monotonic(), run.judge(), run.orders()
-    rule = run.config.preferences.orders
+    rule, asked = run.config.preferences.orders, run.asked()
+    find = run.store.table("verdicts").finder()
     clear = [
         question
-        for pairs in run.store.table("pairs").iter_batches(READ_PAIRS)
+        for pairs in chunks(run.pairs(), READ_PAIRS)
         for question in clear_questions(
             pairs,
             run.principles(),
-            current_verdicts(run.store, pairs, judge, run.asked(), orders),
+            judged_before(pairs, judge, asked, orders, find),
             orders,
             rule=rule,
         )

@@ -11,7 +11,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.records import Completion, Pair, Preference, Prompt
 from rlaif.stages.asking import ask
 from rlaif.stages.inputs import held_out, held_out_section, is_tiny, sampling_of, tiny_target
-from rlaif.stages.jury import Bench, bench, of_one
+from rlaif.stages.jury import Judges, judges_at_hand
 from rlaif.stages.labelling import prefer
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
@@ -160,13 +160,13 @@ def _winrate(
     from rlaif.evaluation.winrate import compare, rate
 
     section, principles = run.config.evaluate.judge, run.principles()
-    judges = bench(run) if section is None else of_one(run, section)
+    judges = judges_at_hand(run, section)
     temperature = require_temperature(run.config) if section is None else None  # the own judge's
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
         known = store.table("pairs").keys()
         store.table("pairs").append([pair for pair in pairs if pair.id not in known])
-        verdicts = ask(run, store, judges, pairs, "win rate")
+        verdicts = ask(store, judges, pairs, "win rate")
         return prefer(run.config, pairs, verdicts, principles, judges.orders, temperature)
 
     a, b = [c.text for c in samples[name]], [c.text for c in samples["base"]]
@@ -182,7 +182,7 @@ def _winrate(
     return found
 
 
-def _about(run: Run, judges: Bench, base: Engine) -> dict[str, Any]:
+def _about(run: Run, judges: Judges, base: Engine) -> dict[str, Any]:
     """Who compared: whether it is who labelled, and whether it is the policy before training."""
     labelled = run.store.read_manifest().get("judge") or {}
     parts = labelled.get("jury", {"": labelled}).values()

@@ -14,9 +14,9 @@ from rlaif.config import Config
 from rlaif.judges.base import Judge
 from rlaif.judges.load import make_judge
 from rlaif.records import Verdict
-from rlaif.stages.jury import READ_PAIRS, Juror, jurors
+from rlaif.stages.jury import Juror, jurors
 from rlaif.stages.labelling import nothing_to_label, read
-from rlaif.stages.run import Reporter, Run, began
+from rlaif.stages.run import READ_PAIRS, Reporter, Run, began
 from rlaif.steps.foretelling import (
     CountingEngine,
     Forecast,

@@ -1,4 +1,4 @@
-"""The judges of a run: its one judge, or the jurors of a jury.
+"""The judges of a run: its one judge, or the jurors of a jury, which a stage asks as one.
 
 Each juror goes over all pairs by itself, and what it says is stored, so that one model is in memory
 at a time. The last one's chunks are joined with the stored words of the others, so that memory does
@@ -9,9 +9,10 @@ names: another name, weight or rule asks nothing again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, combinations
+from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import ConfigError
@@ -22,13 +23,23 @@ from rlaif.judges.preferences import Orders
 from rlaif.judges.settings import JudgingSettings
 from rlaif.records import Order, Pair, Verdict
 from rlaif.stages.run import Run
-from rlaif.stages.running import Work, judging
-from rlaif.steps.executors import Done, Judged, Progress, counted
+from rlaif.stages.running import executor_of, judge_of
+from rlaif.steps.executors import (
+    Asking,
+    Done,
+    Executor,
+    Judged,
+    Local,
+    Sink,
+    Work,
+    counted,
+)
+from rlaif.steps.rereading import reread
 
 if TYPE_CHECKING:
     from rlaif.judges.load import AnyJudge
 
-READ_PAIRS = 1_024  # pairs read at a time
+Pairs = Callable[[], Iterable[Pair]]  # from the first again, each time
 
 
 @dataclass
@@ -79,95 +90,103 @@ def jurors(run: Run) -> list[Juror]:
     return sorted(found, key=lambda juror: juror.together)
 
 
-def orders_of(asked: Iterable[Juror]) -> Orders:
-    """The orders of the run's judges, as the aggregation takes them."""
-    return {j.name: j.orders for j in asked if j.name is not None} or next(iter(asked)).orders
+class Judges:
+    """Those who judge for a stage: the run's one judge, the jurors of its jury, or another judge.
 
+    To the stage they are one: `verdicts` goes over pairs and `now` answers at once, and both give
+    what all of them say, under their names.
+    """
 
-class Panel:
-    """A run's judges over its pairs, one after the other."""
+    def __init__(
+        self, run: Run, jurors: Sequence[Juror], executor: Executor, *, keep: bool = False
+    ) -> None:
+        self.run, self.jurors, self.executor, self.keep = run, jurors, executor, keep
+        named = {j.name: j.orders for j in jurors if j.name is not None}
+        self.orders: Orders = named or jurors[0].orders  # as the aggregation takes them
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.jurors = jurors(run)
-        self.orders = orders_of(self.jurors)
-        self.total = len(run.store.table("pairs"))
+    @cached_property
+    def seats(self) -> tuple[tuple[Juror, AnyJudge], ...]:
+        """All of them in this process, loaded together."""
+        seats = tuple((juror, self.run.judge(juror.section)) for juror in self.jurors)
+        require_unlike((juror, judge.fingerprint) for juror, judge in seats)
+        return seats
 
-    def first_ones(self) -> None:
-        """All but the last judge what they have not judged; each lets go of its model."""
+    @property
+    def fingerprint(self) -> str | list[tuple[str | None, str]]:
+        """Of all that can change a verdict: the judge's, or the jurors' with their names."""
+        each = [(juror.name, judge.fingerprint) for juror, judge in self.seats]
+        return each[0][1] if each[0][0] is None else each
+
+    def now(self, pairs: Sequence[Pair]) -> list[Verdict]:
+        """What all say of some pairs, nothing stored: for pairs that come as they are made."""
+        asked = self.run.asked()
+        return [
+            verdict
+            for juror, judge in self.seats
+            for verdict in juror.named(
+                judge.judge(expand(pairs, asked, juror.orders, together=judge.together))
+            )
+        ]
+
+    def verdicts(
+        self, pairs: Pairs, total: int, sink: Sink[Verdict], title: str
+    ) -> Generator[Judged, None, None]:
+        """What all say of the pairs, chunk by chunk; what the sink has is not asked again.
+
+        All but the last go over all pairs first, each letting go of its model unless it is to be
+        kept. The last one's chunks are joined with what the sink has of the others. Progress is
+        told under the title; close the iterator, and the last one's ends.
+        """
+        self.before(pairs, total, sink, title)
+        *others, juror = self.jurors
+        find = sink.finder() if others else None
+        with self.run.reporter.progress(juror.title(title), total) as progress:
+            work = self._work(juror, pairs, sink)
+            for part in counted(work.stream, juror.done, total, progress):
+                heard = [(juror, part.rows)]
+                if find is not None:
+                    told = [(other, self._stored(other, part.items, find)) for other in others]
+                    heard = told + heard
+                for one, rows in heard:
+                    one.reasons.update(v.reason for v in rows if v.reason is not None)
+                yield replace(part, rows=[v for one, rows in heard for v in one.named(rows)])
+            self._finish(juror, work)
+
+    def before(self, pairs: Pairs, total: int, sink: Sink[Verdict], title: str) -> None:
+        """All but the last judge what they have not judged."""
         for i, juror in enumerate(self.jurors[:-1]):
-            with self.run.reporter.progress(juror.title("label"), self.total) as progress:
-                work = self._work(juror)
-                for _ in counted(work.stream, juror.done, self.total, progress):
+            with self.run.reporter.progress(juror.title(title), total) as progress:
+                work = self._work(juror, pairs, sink)
+                for _ in counted(work.stream, juror.done, total, progress):
                     pass
             self._finish(juror, work)
             del work
-            later = [other.section for other in self.jurors[i + 1 :]]
-            self.run.release(juror.section, keep=[*later, self.run.config.policy])
+            if not self.keep:
+                later = [other.section for other in self.jurors[i + 1 :]]
+                self.run.release(juror.section, keep=[*later, self.run.config.policy])
 
-    def last_one(self, progress: Progress) -> Iterator[Judged]:
-        """The last judge's chunks, each with what all said of its pairs."""
-        *others, juror = self.jurors
-        find = self.run.store.table("verdicts").finder() if others else None
-        work = self._work(juror)
-        for part in counted(work.stream, juror.done, self.total, progress):
-            heard = [(juror, part.rows)]
-            if find is not None:
-                heard = [(other, self._stored(other, part.items, find)) for other in others] + heard
-            for one, rows in heard:
-                one.reasons.update(v.reason for v in rows if v.reason is not None)
-            named = [v for one, rows in heard for v in one.named(rows)]
-            yield replace(part, rows=named)
-        self._finish(juror, work)
-
-    def _work(self, juror: Juror) -> Work[Pair, Verdict]:
-        run, table = self.run, self.run.store.table("pairs")
-        if run.config.executor == "local":  # on Ray this process has no model, and so no keys
-            self._reread(juror)
-        work = judging(
-            run.config,
-            juror.section,
-            lambda: run.judge(juror.section),
-            chain.from_iterable(table.iter_batches(READ_PAIRS)),
-            run.asked(),
-            juror.orders,
-            run.store.table("verdicts"),
-        )
-        if run.config.executor == "local":  # before it is asked
-            self._alone(juror, work.about())
+    def _work(self, juror: Juror, pairs: Pairs, sink: Sink[Verdict]) -> Work[Pair, Verdict]:
+        run, asked = self.run, self.run.asked()
+        model = judge_of(run.config, juror.section, lambda: run.judge(juror.section))
+        juror.done, juror.reasons = Done(), Counter()
+        before = _threshold_before(run, juror)
+        own = None if before is None else self.executor.own(model)
+        if before is not None and isinstance(own, PairwiseJudge):  # those on workers ask again
+            reread(pairs(), own, before, asked, juror.orders, sink)
+        asking = Asking(asked, juror.orders, juror.together, juror.section.max_not_finite)
+        work = self.executor.judge(pairs(), model, asking, sink)
+        self._alone(juror, work.about())
         return work
 
-    def _reread(self, juror: Juror) -> None:
-        """Where only `min_mass` is another than the last time, reads the stored verdicts anew."""
-        said = self.run.store.read_manifest().get("judge") or {}
-        if juror.name is not None:
-            said = (said.get("jury") or {}).get(juror.name) or {}
-        before, method = said.get("min_mass"), juror.section.method
-        if method != "pairwise" or before is None or before == juror.section.min_mass:
-            return
-        if juror.section.show_thoughts:
-            return
-        if juror.section.thought_tokens:  # a verdict is a mean, which cannot be taken apart again
-            return
-        judge, table = self.run.judge(juror.section), self.run.store.table("verdicts")
-        assert isinstance(judge, PairwiseJudge)
-        find, fingerprint = table.finder(), judge.fingerprint_at(before)
-        for pairs in self.run.store.table("pairs").iter_batches(READ_PAIRS):
-            asks = {judge.key(a): a for a in expand(pairs, self.run.asked(), juror.orders)}
-            known = find(list(asks))
-            then = {k: judge.key_by(fingerprint, a) for k, a in asks.items() if k not in known}
-            found = find(list(then.values()))
-            rows = [judge.reread(asks[k], found[old]) for k, old in then.items() if old in found]
-            if rows:
-                table.append(rows)
-
     def _alone(self, juror: Juror, about: Mapping[str, Any]) -> None:
-        known = [(j, str(j.about["fingerprint"])) for j in self.jurors if j.about]
-        require_unlike([*known, (juror, str(about["fingerprint"]))])
+        """ConfigError where another juror is the same judge, as soon as it is known."""
+        if about:
+            known = [(j, str(j.about["fingerprint"])) for j in self.jurors if j.about]
+            others = [(j, its) for j, its in known if j is not juror]
+            require_unlike([*others, (juror, str(about["fingerprint"]))])
 
     def _finish(self, juror: Juror, work: Work[Pair, Verdict]) -> None:
-        if self.run.config.executor != "local":  # on Ray it is known when the work is done
-            self._alone(juror, work.about())
+        self._alone(juror, work.about())
         juror.about, juror.spent = work.about(), work.spent()
 
     def _stored(
@@ -190,11 +209,6 @@ class Panel:
     def new_rows(self) -> int:
         return sum(juror.done.new_rows for juror in self.jurors)
 
-    @property
-    def title(self) -> str:
-        """Of the last one's progress."""
-        return self.jurors[-1].title("label")
-
     def facts(self) -> dict[str, Any]:
         """What all engines did, and what each juror of a jury did."""
         names = {name: None for juror in self.jurors for name in juror.spent}
@@ -213,6 +227,33 @@ class Panel:
         return {"jury": jury, "rule": rule.jury, "quorum": rule.quorum}
 
 
+def judges_of(run: Run) -> Judges:
+    """The run's own, by the executor that the config names."""
+    return Judges(run, jurors(run), executor_of(run.config))
+
+
+def judges_at_hand(run: Run, section: JudgingSettings | None = None) -> Judges:
+    """The run's own in this process, all loaded and kept; or the one of a section instead."""
+    asked = jurors(run) if section is None else [Juror(None, section, run.orders(section))]
+    found = Judges(run, asked, Local(run.config.chunk), keep=True)
+    _ = found.seats  # loads them
+    return found
+
+
+def _threshold_before(run: Run, juror: Juror) -> float | None:
+    """The `min_mass` of the last time, where only that is another now: stored verdicts can be read
+    anew. None where they cannot, or need not."""
+    said = run.store.read_manifest().get("judge") or {}
+    if juror.name is not None:
+        said = (said.get("jury") or {}).get(juror.name) or {}
+    before, section = said.get("min_mass"), juror.section
+    if section.method != "pairwise" or before is None or before == section.min_mass:
+        return None
+    # with thoughts a verdict is a mean, which cannot be taken apart again
+    thinks = section.show_thoughts or section.thought_tokens
+    return None if thinks or not isinstance(before, float | int) else before
+
+
 def _did(juror: Juror) -> dict[str, Any]:
     done = juror.done
     return {
@@ -227,41 +268,3 @@ def _did(juror: Juror) -> dict[str, Any]:
 def _about(juror: Juror) -> dict[str, Any]:
     facts = {k: v for k, v in juror.about.items() if k != "device"}
     return {"model": juror.section.model, "method": juror.section.method, **facts}
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """A run's judges in this process, all loaded: for pairs that come as they are made."""
-
-    seats: tuple[tuple[Juror, AnyJudge], ...]
-    orders: Orders
-
-    def judge(self, run: Run, pairs: Sequence[Pair]) -> list[Verdict]:
-        """What all say of some pairs, under their names."""
-        return [
-            verdict
-            for juror, judge in self.seats
-            for verdict in juror.named(
-                judge.judge(expand(pairs, run.asked(), juror.orders, together=judge.together))
-            )
-        ]
-
-    @property
-    def fingerprint(self) -> str | list[tuple[str | None, str]]:
-        """Of all that can change a verdict: the judge's, or the jurors' with their names."""
-        each = [(juror.name, judge.fingerprint) for juror, judge in self.seats]
-        return each[0][1] if each[0][0] is None else each
-
-
-def of_one(run: Run, section: JudgingSettings) -> Bench:
-    """Loads one judge that is not among the run's."""
-    orders = run.orders(section)
-    return Bench(((Juror(None, section, orders), run.judge(section)),), orders)
-
-
-def bench(run: Run) -> Bench:
-    """Loads all of a run's judges."""
-    asked = jurors(run)
-    seats = tuple((j, run.judge(j.section)) for j in asked)
-    require_unlike((juror, judge.fingerprint) for juror, judge in seats)
-    return Bench(seats, orders_of(asked))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 
 from rlaif.config import Config
 from rlaif.constitution import Principle, require
@@ -12,11 +13,10 @@ from rlaif.evaluation.jury import JuryAgreement
 from rlaif.evaluation.metrics import LabelQuality
 from rlaif.files.readers import read_pairs
 from rlaif.files.readers.repeats import Votes
-from rlaif.judges.base import Judge, Principles, expand
 from rlaif.judges.preferences import Orders, aggregate
-from rlaif.records import Order, Pair, Preference, Verdict
+from rlaif.records import Pair, Preference, Verdict
 from rlaif.stages.inputs import truth
-from rlaif.stages.jury import Panel
+from rlaif.stages.jury import Judges, judges_of
 from rlaif.stages.lists import require_short_lists
 from rlaif.stages.origins import pair_ids, record_inputs, tell_replaced
 from rlaif.stages.record import Rejected, finish
@@ -26,7 +26,7 @@ from rlaif.stages.temperature import FILE as TEMPERATURE_FILE
 from rlaif.stages.temperature import require_temperature
 from rlaif.stages.trained_on import tell_learnt
 from rlaif.steps.executors import Judged
-from rlaif.store import RunStore, lineage, write_json
+from rlaif.store import lineage, write_json
 
 
 def read(run: Run) -> None:
@@ -104,24 +104,23 @@ def label(run: Run) -> None:
     if not total:
         raise nothing_to_label(run)
     temperature = require_temperature(run.config)
-    principles, panel = run.principles(), Panel(run)
+    principles, judges = run.principles(), judges_of(run)
     require(principles, "label")
     require_short_lists(run)
     quality, reasoned = LabelQuality(truth(run)), Reasoned()
-    jurors = jury_agreement(run, panel)
-    panel.first_ones()
-    with run.reporter.progress(panel.title, total) as progress:
-        parts = reasoned.counted(panel.last_one(progress))
+    jurors = jury_agreement(run, judges)
+    with closing(judges.verdicts(run.pairs, total, store.table("verdicts"), "label")) as said:
+        parts = reasoned.counted(said)
         if jurors is not None:
             parts = jurors.counted(parts)
         store.table("preferences").replace(
-            prefer_stream(run.config, parts, principles, panel.orders, quality, temperature)
+            prefer_stream(run.config, parts, principles, judges.orders, quality, temperature)
         )
-    _tell_labels(run, panel.new_rows, quality, reasoned)
+    _tell_labels(run, judges.new_rows, quality, reasoned)
     if temperature is not None:
         of = " that the audit fitted" if run.config.preferences.temperature == "audit" else ""
         run.reporter.say(f"labels at the temperature {temperature:.3g}{of}")
-    _tell_examples(run, panel)
+    _tell_examples(run, judges)
     _remove_audit(run)
     found = quality.result()
     if jurors is not None:
@@ -130,20 +129,20 @@ def label(run: Run) -> None:
     write_json(store.path("evaluation", "labels.json"), found)
     _warn_of_mass(run, found["mass_under_half"])
     if found["gold_agreement"] is not None:
-        tell_learnt(run, [juror.section for juror in panel.jurors])
-    run.store.update_manifest("judge", panel.about())
+        tell_learnt(run, [juror.section for juror in judges.jurors])
+    run.store.update_manifest("judge", judges.about())
     finish(
         run,
         "label",
         clock,
         {
             "rows": quality.verdicts,
-            "new_rows": panel.new_rows,
+            "new_rows": judges.new_rows,
             "abstained": dict(quality.reasons),
             "preferences": dict(quality.status),
             "temperature": temperature,
             **reasoned.facts(),
-            **panel.facts(),
+            **judges.facts(),
         },
     )
 
@@ -159,9 +158,9 @@ def nothing_to_label(run: Run) -> DataError:
     return DataError(f"{root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
 
 
-def _tell_examples(run: Run, panel: Panel) -> None:
+def _tell_examples(run: Run, judges: Judges) -> None:
     """Says which worked examples a judge was shown, for some are without anybody asking."""
-    for juror in panel.jurors:
+    for juror in judges.jurors:
         told = juror.about.get("examples")
         if told:
             size = f", {told['tokens']:,} tokens" if told["tokens"] is not None else ""
@@ -194,13 +193,13 @@ def _warn_of_mass(run: Run, low: float | None) -> None:
         )
 
 
-def jury_agreement(run: Run, panel: Panel) -> JuryAgreement | None:
+def jury_agreement(run: Run, judges: Judges) -> JuryAgreement | None:
     """An empty count of what the run's jurors agree on; None without a jury."""
-    if not isinstance(panel.orders, Mapping):
+    if not isinstance(judges.orders, Mapping):
         return None
     rule = run.config.preferences
     return JuryAgreement(
-        panel.orders, rule=rule.orders, quorum=rule.quorum, margin=rule.principle_margin
+        judges.orders, rule=rule.orders, quorum=rule.quorum, margin=rule.principle_margin
     )
 
 
@@ -217,22 +216,6 @@ def prefer_stream(
         preferences = prefer(config, part.items, part.rows, principles, orders, temperature)
         quality.add(part.items, preferences, part.rows)
         yield from preferences
-
-
-def current_verdicts(
-    store: RunStore,
-    pairs: Sequence[Pair],
-    judge: Judge,
-    principles: Principles,
-    orders: Sequence[Order],
-) -> list[Verdict]:
-    """The stored verdicts that this judge and these principles would give again.
-
-    Older ones (a principle since edited, another judge) stay in the store and are not read.
-    """
-    asks = expand(pairs, principles, orders, together=judge.together)
-    wanted = {judge.key(ask) for ask in asks}
-    return [v for rows in store.table("verdicts").iter_batches() for v in rows if v.key in wanted]
 
 
 def prefer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain
 
 from rlaif.engines.checkpoint import own_templates, source_of
 from rlaif.errors import ConfigError, EngineError
@@ -12,7 +11,7 @@ from rlaif.files.templates import load_template
 from rlaif.judges.base import by_prompt
 from rlaif.judges.listwise import listed
 from rlaif.judges.settings import JudgingSettings
-from rlaif.stages.jury import READ_PAIRS, jurors
+from rlaif.stages.jury import jurors
 from rlaif.stages.run import Run
 
 SHOWN = 80  # characters of a prompt in a message
@@ -35,11 +34,7 @@ def require_short_lists(run: Run) -> None:
     """ConfigError where a prompt has more completions in the run's pairs than a listwise judge has
     labels. Reads all pairs, where there is such a judge."""
     for who, template, labels in _listwise(run):
-        batches = run.store.table("pairs").iter_batches(READ_PAIRS)
-        lengths = (
-            (same[0].prompt, len(listed(texts)))
-            for same, texts in by_prompt(chain.from_iterable(batches))
-        )
+        lengths = ((same[0].prompt, len(listed(texts))) for same, texts in by_prompt(run.pairs()))
         long = [(prompt, n) for prompt, n in lengths if n > labels]
         if long:
             prompt, most = max(long, key=lambda row: row[1])

@@ -17,9 +17,9 @@ from rlaif.stages.inputs import is_tiny, load_prompts, sampling_of
 from rlaif.stages.origins import pair_ids, require_not_read, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
-from rlaif.stages.running import about_engine, spent
+from rlaif.stages.running import about_engine
 from rlaif.stages.sampling import sampled
-from rlaif.steps.executors import followed
+from rlaif.steps.executors import followed, spent
 from rlaif.steps.revising import Reviser, chains_of, contrast_stream, revise_stream
 from rlaif.store import RunStore, write_json
 

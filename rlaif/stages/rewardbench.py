@@ -17,7 +17,7 @@ from rlaif.judges.preferences import Orders
 from rlaif.judges.tournament import strengths
 from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict, content_id
 from rlaif.stages.asking import ask
-from rlaif.stages.jury import Bench, bench
+from rlaif.stages.jury import Judges, judges_at_hand
 from rlaif.stages.labelling import prefer
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run, is_finished
@@ -169,7 +169,7 @@ def _or_own(run: Run, named: str | None, name: str, option: str) -> str:
 
 def _judged(run: Run, store: RunStore, items: Sequence[Item]) -> tuple[list[Seen], dict[str, Any]]:
     """What the run's judges make of the items."""
-    judges, temperature = bench(run), require_temperature(run.config)
+    judges, temperature = judges_at_hand(run), require_temperature(run.config)
     each = [
         {
             (i, j): Pair(item.prompt, item.completions[i], item.completions[j])
@@ -181,7 +181,7 @@ def _judged(run: Run, store: RunStore, items: Sequence[Item]) -> tuple[list[Seen
     # Pairs of a prompt stand side by side: a judge may want them together.
     pairs = _by_prompt(unlike.values())
     verdicts: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in ask(run, store, judges, pairs, "benchmark"):
+    for verdict in ask(store, judges, pairs, "benchmark"):
         verdicts[verdict.pair_id].append(verdict)
 
     def preferred(pairs: Sequence[Pair], orders: Orders) -> list[Preference]:
@@ -261,7 +261,7 @@ def _strengths(
 def _decisions(
     item: Item,
     pairs: Mapping[tuple[int, int], Pair],
-    judges: Bench,
+    judges: Judges,
     preferred: Callable[[Sequence[Pair], Orders], list[Preference]],
 ) -> tuple[Decision, ...] | None:
     """What the judges decide in each order by itself, for JudgeBench."""

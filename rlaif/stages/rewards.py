@@ -12,7 +12,7 @@ from rlaif.files.templates import Rendered
 from rlaif.judges.scores import ScoreJudge
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.stages.inputs import sampling_of
-from rlaif.stages.jury import bench
+from rlaif.stages.jury import judges_at_hand
 from rlaif.stages.labelling import prefer
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.run import Run, is_finished
@@ -74,10 +74,10 @@ def live_label(run: Run) -> tuple[Label, str]:
     The jurors of a jury are in memory together: the pairs come as the policy makes them.
     """
     temperature = require_temperature(run.config)
-    judges, principles = bench(run), run.principles()
+    judges, principles = judges_at_hand(run), run.principles()
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
-        said = judges.judge(run, pairs)
+        said = judges.now(pairs)
         return prefer(run.config, pairs, said, principles, judges.orders, temperature)
 
     ids = [(p.id, p.compare, p.weight) for p in principles]

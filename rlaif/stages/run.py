@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,12 +21,14 @@ from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
 from rlaif.judges.load import judge_class, make_judge
 from rlaif.judges.settings import JudgingSettings
-from rlaif.records import ORDERS, Order, content_id
+from rlaif.records import ORDERS, Order, Pair, content_id
 from rlaif.steps.executors import Progress
 from rlaif.store import RunStore
 
 if TYPE_CHECKING:
     from rlaif.judges.load import AnyJudge
+
+READ_PAIRS = 1_024  # pairs read at a time
 
 
 class Reporter(Protocol):
@@ -134,6 +137,10 @@ class Run:
         if judge.draw is None:
             return every
         return Draw(every, judge.draw, judge.draw_weighted, judge.draw_seed)
+
+    def pairs(self) -> Iterator[Pair]:
+        """The run's pairs, read some at a time."""
+        return chain.from_iterable(self.store.table("pairs").iter_batches(READ_PAIRS))
 
     def orders(self, section: JudgingSettings | None = None) -> tuple[Order, ...]:
         """Those in which the run's judge, or the juror of a section, is asked."""

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any
 
 from rlaif.config import Config
-from rlaif.engines.base import Engine, Sampling, weights_of
+from rlaif.engines.base import Engine, weights_of
 from rlaif.engines.load import load_engine
 from rlaif.engines.settings import ModelSettings
 from rlaif.engines.tokens import fix_date
-from rlaif.judges.base import Principles
-from rlaif.judges.load import judge_class, make_judge
+from rlaif.judges.load import make_judge
 from rlaif.judges.settings import JudgingSettings
-from rlaif.records import Completion, Order, Pair, Prompt, Verdict
-from rlaif.steps import executors
-from rlaif.steps.executors import Finished, Item, Judged, Row, Sink
+from rlaif.steps.executors import Executor, Judged, Local, Model
 
 if TYPE_CHECKING:
     from rlaif.judges.load import AnyJudge
@@ -53,83 +50,27 @@ class Reasoned:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Work(Generic[Item, Row]):
-    """A stage's chunks, and what the model that does them says: `spent` and `about` at their end.
-
-    `about` tells `fingerprint` and `device`; a judge adds `template` and `template_hash`.
-    """
-
-    stream: Iterator[Finished[Item, Row]]
-    spent: Callable[[], dict[str, Any]]
-    about: Callable[[], dict[str, Any]]
-
-
-def judging(
-    config: Config,
-    section: JudgingSettings,
-    judge: Callable[[], AnyJudge],
-    pairs: Iterable[Pair],
-    principles: Principles,
-    orders: Sequence[Order],
-    sink: Sink[Verdict],
-) -> Work[Pair, Verdict]:
-    """Labelling by the judge of a section, or a juror. `judge` gives this process's own, loaded
-    only if it is needed."""
-    limit = section.max_not_finite
+def executor_of(config: Config) -> Executor:
+    """The executor that the config names. Ray is loaded only where it is asked for."""
     if config.executor == "ray":
-        from rlaif.steps import executors_ray
+        from rlaif.steps.executors_ray import OnRay
 
-        tally = executors_ray.Tally()
-        far = executors_ray.judge_stream(
-            pairs,
-            partial(load_judge, section, config.threads, config.date),
-            about_judge,
-            principles,
-            sink,
-            orders=orders,
-            chunk=config.chunk,
-            max_not_finite=limit,
-            workers=config.ray,
-            tally=tally,
-            together=judge_class(section.method).together,
-        )
-        return Work(far, tally.usage, lambda: tally.about)
-    own = judge()
-    before = own.engine.usage.snapshot()
-    near = executors.judge_stream(
-        pairs, own, principles, sink, orders=orders, chunk=config.chunk, max_not_finite=limit
-    )
-    return Work(near, partial(spent, own.engine, before), partial(about_judge, own))
+        return OnRay(config.chunk, config.ray)
+    return Local(config.chunk)
 
 
-def sampling(
-    config: Config,
-    policy: Callable[[], Engine],
-    prompts: Iterable[Prompt],
-    settings: Sampling,
-    sink: Sink[Completion],
-) -> Work[Prompt, Completion]:
-    """Sampling by the config. `policy` gives this process's own, loaded only if it is needed."""
-    if config.executor == "ray":
-        from rlaif.steps import executors_ray
+def policy_of(config: Config, here: Callable[[], Engine]) -> Model[Engine]:
+    """The config's policy as executors take it; `here` gives this process's own."""
+    there = partial(load_policy, config.policy, config.threads, config.date)
+    return Model(here, there, about_engine)
 
-        tally = executors_ray.Tally()
-        far = executors_ray.sample_stream(
-            prompts,
-            partial(load_policy, config.policy, config.threads, config.date),
-            about_engine,
-            settings,
-            sink,
-            chunk=config.chunk,
-            workers=config.ray,
-            tally=tally,
-        )
-        return Work(far, tally.usage, lambda: tally.about)
-    own = policy()
-    before = own.usage.snapshot()
-    near = executors.sample_stream(prompts, own, settings, sink, chunk=config.chunk)
-    return Work(near, partial(spent, own, before), partial(about_engine, own))
+
+def judge_of(
+    config: Config, section: JudgingSettings, here: Callable[[], AnyJudge]
+) -> Model[AnyJudge]:
+    """The judge of a section as executors take it; `here` gives this process's own."""
+    there = partial(load_judge, section, config.threads, config.date)
+    return Model(here, there, about_judge)
 
 
 def load_policy(
@@ -164,9 +105,3 @@ def about_engine(engine: Engine) -> dict[str, Any]:
 def about_judge(judge: AnyJudge) -> dict[str, Any]:
     """What the manifest tells of a judge."""
     return judge.about()
-
-
-def spent(engine: Engine, before: Mapping[str, float]) -> dict[str, Any]:
-    """What the engine did since `before`."""
-    now = engine.usage.snapshot()
-    return {k: now[k] - before.get(k, 0) for k in now}

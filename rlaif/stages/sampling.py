@@ -14,8 +14,8 @@ from rlaif.stages.lists import require_room
 from rlaif.stages.origins import pair_ids, require_not_read, tell_replaced
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
-from rlaif.stages.running import Work, sampling
-from rlaif.steps.executors import Done, counted
+from rlaif.stages.running import executor_of, policy_of
+from rlaif.steps.executors import Done, Work, counted
 from rlaif.steps.sampling import make_pairs
 
 
@@ -99,10 +99,9 @@ def sampled(
     new = {p.id: p for p in prompts if p.id not in known}
     store.table("prompts").append(list(new.values()))
     with run.reporter.progress("sample", len(prompts)) as progress:
-        work = sampling(
-            run.config,
-            lambda: run.engine(run.config.policy),
+        work = executor_of(run.config).sample(
             prompts,
+            policy_of(run.config, lambda: run.engine(run.config.policy)),
             sampling_of(run.config),
             store.table("completions"),
         )

@@ -25,11 +25,9 @@ from rlaif.judges.load import judge_class
 from rlaif.judges.preferences import Orders
 from rlaif.judges.settings import JudgingSettings
 from rlaif.records import ORDERS, Order, Pair, Verdict
-from rlaif.stages.run import orders_asked
+from rlaif.stages.run import READ_PAIRS, orders_asked
 from rlaif.steps.executors import judging_chunks
 from rlaif.store import RunStore, lineage
-
-READ_PAIRS = 1_024  # pairs read at a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
 """Run a step over a store: skip what is done, write the rest chunk by chunk, resume after any kill.
 
+A stage has an `Executor` do it: `Local`, in this process, or `executors_ray.OnRay`, on many
+machines over the same store. Their rows are the same.
+
 A chunk is a fixed stretch of the input. One that takes some seconds is written whole or not at all,
 so that a resumed run puts the same work into the same batches as an uninterrupted one and ends with
 the same rows. One that takes longer is written as it is made and, beyond half a minute, cut into
 batches (`rlaif.steps.pace`): then a resumed run has the same rows up to the rounding of a batch.
 
 While the engine works on a chunk, the next one is read and looked up, and the one before is
-written: three chunks are in memory, whatever the number of rows. `executors_ray` runs the same
-steps on many machines over the same store.
+written: three chunks are in memory, whatever the number of rows.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby, islice
 from threading import Lock
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from rlaif.constitution import Constitution, Principle
 from rlaif.engines.base import Engine, Sampling, hear, listener
@@ -174,6 +177,129 @@ def counted(
         yield part
 
 
+# ------------------------------------------------------------------------------------ who does it
+
+M = TypeVar("M")
+
+
+class JudgeByEngine(Judge, Protocol):
+    """A judge by an engine, whose usage is told."""
+
+    engine: Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Model(Generic[M]):
+    """An engine, or a judge by one, and how to come by it.
+
+    `here` gives this process's own, loaded when it is first asked for. `there` loads one in another
+    process, and so can be pickled. `about` is what the manifest tells of it: `fingerprint` and
+    `device` at least.
+    """
+
+    here: Callable[[], M]
+    there: Callable[[], M]
+    about: Callable[[M], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a judge is asked: the principles, which may be chosen pair by pair, and the orders.
+
+    `together`: it wants all pairs of a prompt in one chunk. A stage fails when more than
+    `max_not_finite` of the verdicts have log-probabilities that are not finite.
+    """
+
+    principles: Principles
+    orders: Sequence[Order] = ORDERS
+    together: bool = False
+    max_not_finite: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Work(Generic[Item, Row]):
+    """A stage's chunks, and what the model that does them says of itself.
+
+    `about` is empty so long as it is not known, on Ray until the first chunk is done; `spent` is
+    what the engine did for these chunks so far.
+    """
+
+    stream: Iterator[Finished[Item, Row]]
+    spent: Callable[[], dict[str, Any]]
+    about: Callable[[], dict[str, Any]]
+
+
+class Executor(Protocol):
+    """Where sampling and judging are done: in this process, or on the workers of a cluster."""
+
+    def own(self, model: Model[M]) -> M | None:
+        """The model, where it is in this process; None where only workers have it."""
+        ...
+
+    def sample(
+        self,
+        prompts: Iterable[Prompt],
+        policy: Model[Engine],
+        sampling: Sampling,
+        sink: Sink[Completion],
+    ) -> Work[Prompt, Completion]:
+        """Samples what the sink does not have; the chunks are worked on as they are read."""
+        ...
+
+    def judge(
+        self, pairs: Iterable[Pair], judge: Model[Any], asking: Asking, sink: Sink[Verdict]
+    ) -> Work[Pair, Verdict]:
+        """Judges what the sink does not have; the chunks are worked on as they are read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Does the work in this process, `chunk` prompts or pairs at a time."""
+
+    chunk: int = 64
+
+    def own(self, model: Model[M]) -> M | None:
+        return model.here()
+
+    def sample(
+        self,
+        prompts: Iterable[Prompt],
+        policy: Model[Engine],
+        sampling: Sampling,
+        sink: Sink[Completion],
+    ) -> Work[Prompt, Completion]:
+        engine = policy.here()
+        before = engine.usage.snapshot()
+        stream = sample_stream(prompts, engine, sampling, sink, chunk=self.chunk)
+        return Work(stream, partial(spent, engine, before), partial(policy.about, engine))
+
+    def judge(
+        self, pairs: Iterable[Pair], judge: Model[Any], asking: Asking, sink: Sink[Verdict]
+    ) -> Work[Pair, Verdict]:
+        own = judge.here()
+        before = own.engine.usage.snapshot()
+        stream = judge_stream(
+            pairs,
+            own,
+            asking.principles,
+            sink,
+            orders=asking.orders,
+            chunk=self.chunk,
+            max_not_finite=asking.max_not_finite,
+        )
+        return Work(stream, partial(spent, own.engine, before), partial(judge.about, own))
+
+
+def spent(engine: Engine, before: Mapping[str, float]) -> dict[str, Any]:
+    """What the engine did since `before`."""
+    now = engine.usage.snapshot()
+    return {k: now[k] - before.get(k, 0) for k in now}
+
+
+# ------------------------------------------------------------------------------------- the chunks
+
+
 class _End:
     """Stands after the last item of a stream."""
 
@@ -311,6 +437,22 @@ def asks_by_key(
     for ask in expand(pairs, principles, orders, together=judge.together):
         asks.setdefault(judge.key(ask), ask)
     return asks
+
+
+def judged_before(
+    pairs: Sequence[Pair],
+    judge: Judge,
+    principles: Principles,
+    orders: Sequence[Order],
+    find: Callable[[Sequence[str]], Mapping[str, Verdict]],
+) -> list[Verdict]:
+    """Those verdicts that are found and that the judge would give again, under these principles.
+
+    Older ones (a principle since edited, another judge) are not among them.
+    """
+    asks = asks_by_key(pairs, judge, principles, orders)
+    found = find(list(asks))
+    return [found[key] for key in asks if key in found]
 
 
 def judge_missing(

@@ -17,20 +17,25 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Generic, Protocol
+from typing import Any, Generic
 
 from rlaif.engines.base import Engine, Sampling
 from rlaif.errors import ConfigError, RlaifError, missing_extra
-from rlaif.judges.base import Judge, Principles
+from rlaif.judges.base import Principles
 from rlaif.records import ORDERS, Completion, Order, Pair, Prompt, Verdict
 from rlaif.steps.executors import (
+    Asking,
     Finished,
     FiniteGuard,
     Item,
+    JudgeByEngine,
     Judged,
+    M,
+    Model,
     Row,
     Sampled,
     Sink,
+    Work,
     asks_by_key,
     chunks,
     each_once,
@@ -44,12 +49,6 @@ from rlaif.steps.executors import (
 from rlaif.steps.pace import pace_of
 from rlaif.steps.settings import RaySettings
 from rlaif.store.keyindex import KeySet
-
-
-class WorkerJudge(Judge, Protocol):
-    """A judge by an engine, whose usage a worker tells."""
-
-    engine: Engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ Task = Callable[[list[Any], KeySet], Answer[Any, Any]]
 
 
 def judge_task(
-    load: Callable[[], WorkerJudge],
+    load: Callable[[], JudgeByEngine],
     about: Callable[[Any], dict[str, Any]],
     principles: Principles,
     orders: Sequence[Order],
@@ -151,9 +150,60 @@ class _Worker:
 # -------------------------------------------------------------------------------- in this process
 
 
+@dataclass(frozen=True, slots=True)
+class OnRay:
+    """An executor whose work is done by the workers of a Ray cluster; this process has no model."""
+
+    chunk: int = 64
+    workers: RaySettings = field(default_factory=RaySettings)
+
+    def own(self, model: Model[M]) -> M | None:
+        del model  # each worker has one of its own
+        return None
+
+    def sample(
+        self,
+        prompts: Iterable[Prompt],
+        policy: Model[Engine],
+        sampling: Sampling,
+        sink: Sink[Completion],
+    ) -> Work[Prompt, Completion]:
+        tally = Tally()
+        stream = sample_stream(
+            prompts,
+            policy.there,
+            policy.about,
+            sampling,
+            sink,
+            chunk=self.chunk,
+            workers=self.workers,
+            tally=tally,
+        )
+        return Work(stream, tally.usage, lambda: tally.about)
+
+    def judge(
+        self, pairs: Iterable[Pair], judge: Model[Any], asking: Asking, sink: Sink[Verdict]
+    ) -> Work[Pair, Verdict]:
+        tally = Tally()
+        stream = judge_stream(
+            pairs,
+            judge.there,
+            judge.about,
+            asking.principles,
+            sink,
+            orders=asking.orders,
+            chunk=self.chunk,
+            max_not_finite=asking.max_not_finite,
+            workers=self.workers,
+            tally=tally,
+            together=asking.together,
+        )
+        return Work(stream, tally.usage, lambda: tally.about)
+
+
 def judge_stream(
     pairs: Iterable[Pair],
-    load: Callable[[], WorkerJudge],
+    load: Callable[[], JudgeByEngine],
     about: Callable[[Any], dict[str, Any]],
     principles: Principles,
     sink: Sink[Verdict],

@@ -25,7 +25,8 @@ from rlaif.judges.settings import JudgeSettings, PairwiseSettings
 from rlaif.records import Completion, Pair, Prompt, Verdict
 from rlaif.stages.running import about_judge
 from rlaif.steps.executors import Memory, run_judge, run_sampling
-from rlaif.steps.executors_ray import Tally, Workers, judge_stream, sample_stream
+from rlaif.steps.executors_ray import Tally, judge_stream, sample_stream
+from rlaif.steps.settings import RaySettings
 from rlaif.store import RunStore
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ PAIRS = [
     Pair(Prompt.user(f"Tell me about thing {i}."), "It is good.", f"No, number {i}.")
     for i in range(24)
 ]
-WORKERS = Workers(count=2, cpus=1.0)
+WORKERS = RaySettings(workers=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -195,7 +196,14 @@ def test_more_gpus_than_there_are_is_refused() -> None:
     memory: Memory[Verdict] = Memory()
     with pytest.raises(ConfigError, match="to have 64 GPUs, but the Ray cluster has"):
         list(
-            judge_stream(PAIRS, tiny_judge, about, PRINCIPLES, memory, workers=Workers(1, gpus=64))
+            judge_stream(
+                PAIRS,
+                tiny_judge,
+                about,
+                PRINCIPLES,
+                memory,
+                workers=RaySettings(workers=1, gpus=64),
+            )
         )
 
 
