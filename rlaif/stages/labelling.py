@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from typing import Any
 
 from rlaif.config import Config
 from rlaif.constitution import Principle, require
@@ -98,8 +99,7 @@ def known(run: Run) -> Iterator[tuple[Pair, float]]:
 
 def label(run: Run) -> None:
     """pairs → verdicts → preferences."""
-    clock = time.monotonic()
-    store = run.store
+    clock, store = time.monotonic(), run.store
     total = len(store.table("pairs"))
     if not total:
         raise nothing_to_label(run)
@@ -107,44 +107,55 @@ def label(run: Run) -> None:
     principles, judges = run.principles(), judges_of(run)
     require(principles, "label")
     require_short_lists(run)
-    quality, reasoned = LabelQuality(truth(run)), Reasoned()
-    jurors = jury_agreement(run, judges)
+    counts = Counts(run, judges)
     with closing(judges.verdicts(run.pairs, total, store.table("verdicts"), "label")) as said:
-        parts = reasoned.counted(said)
-        if jurors is not None:
-            parts = jurors.counted(parts)
+        parts, orders = counts.counted(said), judges.orders
         store.table("preferences").replace(
-            prefer_stream(run.config, parts, principles, judges.orders, quality, temperature)
+            prefer_stream(run.config, parts, principles, orders, counts.quality, temperature)
         )
-    _tell_labels(run, judges.new_rows, quality, reasoned)
-    if temperature is not None:
-        of = " that the audit fitted" if run.config.preferences.temperature == "audit" else ""
-        run.reporter.say(f"labels at the temperature {temperature:.3g}{of}")
-    _tell_examples(run, judges)
-    _remove_audit(run)
-    found = quality.result()
-    if jurors is not None:
-        found["jury"] = jurors.result()
-        _tell_jury(run, jurors)
+    found = counts.result()
+    _tell(run, judges, counts, temperature)
     write_json(store.path("evaluation", "labels.json"), found)
     _warn_of_mass(run, found["mass_under_half"])
     if found["gold_agreement"] is not None:
         tell_learnt(run, [juror.section for juror in judges.jurors])
     run.store.update_manifest("judge", judges.about())
-    finish(
-        run,
-        "label",
-        clock,
-        {
+    facts = {**counts.facts(), "new_rows": judges.new_rows, "temperature": temperature}
+    finish(run, "label", clock, {**facts, **judges.facts()})
+
+
+class Counts:
+    """What is counted of verdicts and labels as they pass: how good they are, what the judges wrote
+    before they decided, and of a jury how far it agrees."""
+
+    def __init__(self, run: Run, judges: Judges) -> None:
+        self.quality, self.reasoned = LabelQuality(truth(run)), Reasoned()
+        self.jury: JuryAgreement | None = None
+        rule = run.config.preferences
+        if isinstance(judges.orders, Mapping):
+            self.jury = JuryAgreement(
+                judges.orders, rule=rule.orders, quorum=rule.quorum, margin=rule.principle_margin
+            )
+
+    def counted(self, stream: Iterable[Judged]) -> Iterator[Judged]:
+        """The same chunks, counted as they pass. `quality` is told by whoever makes the labels."""
+        parts = self.reasoned.counted(stream)
+        return parts if self.jury is None else self.jury.counted(parts)
+
+    def result(self) -> dict[str, Any]:
+        """What `labels.json` tells."""
+        found = self.quality.result()
+        return found if self.jury is None else found | {"jury": self.jury.result()}
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        quality = self.quality
+        return {
             "rows": quality.verdicts,
-            "new_rows": judges.new_rows,
             "abstained": dict(quality.reasons),
             "preferences": dict(quality.status),
-            "temperature": temperature,
-            **reasoned.facts(),
-            **judges.facts(),
-        },
-    )
+            **self.reasoned.facts(),
+        }
 
 
 def nothing_to_label(run: Run) -> DataError:
@@ -156,6 +167,18 @@ def nothing_to_label(run: Run) -> DataError:
             "two: run `rlaif sample -n 2`"
         )
     return DataError(f"{root}: nothing to label: run `rlaif sample`, or give --pairs FILE")
+
+
+def _tell(run: Run, judges: Judges, counts: Counts, temperature: float | None) -> None:
+    """What became of the pairs, and what is to be known of it."""
+    _tell_labels(run, judges.new_rows, counts.quality, counts.reasoned)
+    if temperature is not None:
+        of = " that the audit fitted" if run.config.preferences.temperature == "audit" else ""
+        run.reporter.say(f"labels at the temperature {temperature:.3g}{of}")
+    _tell_examples(run, judges)
+    _remove_audit(run)
+    if counts.jury is not None:
+        _tell_jury(run, counts.jury)
 
 
 def _tell_examples(run: Run, judges: Judges) -> None:
@@ -191,16 +214,6 @@ def _warn_of_mass(run: Run, low: float | None) -> None:
             "show`), and give the judge worked examples (`--examples`), a template whose cue leads "
             "to its labels, or another method"
         )
-
-
-def jury_agreement(run: Run, judges: Judges) -> JuryAgreement | None:
-    """An empty count of what the run's jurors agree on; None without a jury."""
-    if not isinstance(judges.orders, Mapping):
-        return None
-    rule = run.config.preferences
-    return JuryAgreement(
-        judges.orders, rule=rule.orders, quorum=rule.quorum, margin=rule.principle_margin
-    )
 
 
 def prefer_stream(
