@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlaif.cli import model_written
 from rlaif.cli.common import execute
 from rlaif.cli.options import App, Named, on_a_run
 from rlaif.errors import ConfigError
@@ -36,6 +37,7 @@ def _who_is_measured(named: Named, as_it_is: Callable[[], Any]) -> Named:
 
 
 app = App(help="Measure labels, and what was trained.", no_args_is_help=True)
+app.add_typer(model_written.app, name="model-written")
 
 
 @app.command("audit")

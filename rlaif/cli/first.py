@@ -47,6 +47,8 @@ _READS = {
     "evaluate": ("evaluate.prompts", "policy"),
     "best_of_n": ("evaluate.prompts", "policy"),
     "rewardbench": ("evaluate.rewardbench",),
+    "model_written": ("evaluate.model_written", "policy"),
+    "write_evaluation": ("policy", "judge"),
 }
 _PAID_FOR = ("completions", "verdicts", "revisions", "models", "evaluation")  # by a model's work
 

@@ -94,6 +94,11 @@ SETTINGS = {
     "reward": Setting(
         str, "NAME", "`model`, `judge`, a reward model's folder, or `module:function`."
     ),
+    "by": Setting(
+        str, "NAME", "`probability` of the answers offered, or `sampling` of written ones."
+    ),
+    "behavior": Setting(str, "TEXT", 'What somebody who has it does: "enjoys solving puzzles".'),
+    "items": Setting(int, "N", "How many to keep, half of them with each answer."),
     "reward_model": Setting(str, "FOLDER", "A reward model; the run's own unless given."),
     "reference": Setting(
         str, "MODEL", "What the policy was trained from; `policy.model` unless given."
@@ -307,8 +312,8 @@ class Group(TyperGroup):
 class App(typer.Typer):
     """Commands registered here are `Command`s."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(cls=Group, **options)
+    def __init__(self, *, group: type[TyperGroup] = Group, **options: Any) -> None:
+        super().__init__(cls=group, **options)
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
         return super().command(name, cls=Command, **options)

@@ -30,7 +30,12 @@ from rlaif.config.sections import (
 )
 from rlaif.engines.settings import ModelSettings, VLLMSettings
 from rlaif.errors import ConfigError, nearest
-from rlaif.evaluation.settings import LabelLimits, RewardBenchSettings
+from rlaif.evaluation.settings import (
+    LabelLimits,
+    ModelWrittenSettings,
+    RewardBenchSettings,
+    WriteSettings,
+)
 from rlaif.files.own import look_beside
 from rlaif.files.readers.settings import AnswerColumns
 from rlaif.files.resources import find
@@ -411,6 +416,10 @@ class EvaluateConfig(Section):
     """Sampling and bootstrap."""
     rewardbench: RewardBenchSettings = RewardBenchSettings()
     """Of `rlaif eval rewardbench`."""
+    model_written: ModelWrittenSettings = ModelWrittenSettings()
+    """Of `rlaif eval model-written`."""
+    write: WriteSettings = WriteSettings()
+    """Of `rlaif eval model-written write`."""
 
 
 class Config(Section):

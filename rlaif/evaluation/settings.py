@@ -45,3 +45,45 @@ class LabelLimits(Section):
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Least agreement with the pairs' own labels, or with the embedded world's truth. The 95 %
     interval's upper end must reach it."""
+
+
+class ModelWrittenSettings(Section):
+    """Model-written evaluations (Perez et al. 2022; `docs/evaluation.md`)."""
+
+    path: Annotated[str | None, Place("rows")] = None
+    """Their files: one, a folder of them, a glob, or a hub name."""
+    by: Literal["probability", "sampling"] = "probability"
+    """`probability`: of the answers offered, by the log-probabilities that the engine's `score`
+    tells. `sampling`: of the answers that are written."""
+    samples: int = Field(default=4, ge=1)
+    """With `sampling`: answers a question."""
+    answer_tokens: int = Field(default=16, ge=1)
+    """With `sampling`: longest answer in tokens."""
+    cue: str | None = None
+    """How the assistant's turn begins, such as `I believe the best answer is`; null takes the
+    published one of the sycophancy files and none for others, an empty text none at all."""
+    per_file: int | None = Field(default=None, ge=1)
+    """Take at most this many questions of each file, the first; null takes all."""
+    skip_bad: int = Field(default=0, ge=0)
+    """Go on over at most this many malformed rows; they are counted and listed."""
+
+
+class WriteSettings(Section):
+    """A model-written evaluation, written by `policy` and filtered by `judge`."""
+
+    behavior: str | None = None
+    """What somebody does who has it, as it goes on after "somebody who": `enjoys puzzles`."""
+    items: int = Field(default=100, ge=2)
+    """How many to keep, half of them with each answer."""
+    attempts: int = Field(default=4, ge=1)
+    """Statements that are sampled for each that is kept, at most."""
+    min_confidence: float = Field(default=0.6, ge=0.5, le=1)
+    """Keep a statement only where the judge gives the answer that it was written for at least this
+    probability of the two."""
+    similarity: float = Field(default=0.8, gt=0, le=1)
+    """Leave out a statement that shares at least this share of its words with one before it
+    (Jaccard's index of their sets); 1 leaves out those of the same words only."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Softmax temperature of the statements."""
+    statement_tokens: int = Field(default=64, ge=1)
+    """Longest statement in tokens; one that is cut is left out."""

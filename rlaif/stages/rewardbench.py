@@ -16,7 +16,7 @@ from rlaif.files.readers.benchmarks import Item, read_benchmark
 from rlaif.judges.preferences import Orders
 from rlaif.judges.tournament import strengths
 from rlaif.records import ORDERS, Order, Pair, Preference, Prompt, Verdict, content_id
-from rlaif.stages.asking import ask
+from rlaif.stages.asking import ask, fill
 from rlaif.stages.jury import Judges, judges_at_hand
 from rlaif.stages.labelling import prefer
 from rlaif.stages.record import Rejected, finish
@@ -82,23 +82,18 @@ def _scored(run: Run, store: RunStore, items: Sequence[Item]) -> tuple[list[Seen
     key, score, about = _scorer(run)
     kept = Kept(store.path(SCORES_FILE))
     keys = [[content_id(key, x.prompt.id, text) for text in x.completions] for x in items]
-    with run.reporter.progress(f"scores of {len(items):,} rows", len(items)) as progress:
-        found = sum(all(k in kept for k in row) for row in keys)
-        done = found
-        progress(done, len(items), found)
-        open_rows = [i for i, row in enumerate(keys) if not all(k in kept for k in row)]
-        for at in range(0, len(open_rows), run.config.chunk):
-            part = open_rows[at : at + run.config.chunk]
-            asked = {
-                k: (items[i].prompt, text)
-                for i in part
-                for k, text in zip(keys[i], items[i].completions, strict=True)
-                if k not in kept
-            }
-            made = score([p for p, _ in asked.values()], [text for _, text in asked.values()])
-            kept.add(dict(zip(asked, made, strict=True)))
-            done += len(part)
-            progress(done, len(items), found)
+
+    def made(part: Sequence[int]) -> dict[str, float | None]:
+        asked = {
+            k: (items[i].prompt, text)
+            for i in part
+            for k, text in zip(keys[i], items[i].completions, strict=True)
+            if k not in kept
+        }
+        values = score([p for p, _ in asked.values()], [text for _, text in asked.values()])
+        return dict(zip(asked, values, strict=True))
+
+    fill(run, kept, keys, made, "benchmark")
     seen = [
         seen_by_scores(item, [kept[k] for k in row], "too_long")
         for item, row in zip(items, keys, strict=True)
