@@ -34,7 +34,7 @@ from rlaif.training.reward import train_reward
 from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import ModelScorer
-from rlaif.training.settings import DPOSettings, Runtime
+from rlaif.training.settings import DPOSettings, RewardSettings, Runtime
 
 TRAIT = "harmless"
 LENGTH = 64  # tokens of a completion at most
@@ -139,7 +139,13 @@ def run(out: Path, labels: int, samples: int, held_out: int) -> dict[str, Any]:
     train, test = world("train", 256), world("test", held_out)
     pairs = sample(base, train, 4, 1)
     known = few_labels(train, pairs, labels)
-    train_reward(known, "tiny", out / "reward", epochs=4, learning_rate=1e-4, device="cpu")
+    train_reward(
+        known,
+        "tiny",
+        out / "reward",
+        RewardSettings(epochs=4, learning_rate=1e-4),
+        runtime=Runtime(device="cpu"),
+    )
     proxy = ModelScorer(str(out / "reward"), device="cpu")
 
     rows = sample(base, test, samples, 2)

@@ -22,13 +22,11 @@ STILL: dict[tuple[str, str], int] = {
     ("PPOConfig", "training.rl.actor_critic.ActorCritic()"): 6,
     ("GRPOConfig", "training.rl.group.GroupSettings"): 19,
     ("ModelSettings", "training.rl.group.train_group()"): 3,
-    ("JudgeTrainConfig", "training.judge.train_judge()"): 3,
     ("OnlineDPOConfig", "training.rl.online_dpo.OnlineDPOSettings"): 13,
     ("ModelSettings", "training.rl.online_dpo.train_online_dpo()"): 3,
     ("AlarmsConfig", "training.rl.ppo.AlarmLimits"): 5,
     ("PPOConfig", "training.rl.ppo.PPOSettings"): 33,
     ("PPOConfig", "training.rl.ppo_run.train_ppo()"): 4,
-    ("RewardConfig", "training.reward.train_reward()"): 9,
 }
 
 Fields = dict[str, str]  # names and defaults, as they are written

@@ -19,14 +19,16 @@ from pydantic import (
 )
 
 from rlaif.config.sections import (
-    DPOStage,
+    DPOConfig,
     HeldOutPromptsConfig,
-    OfPreferences,
+    JudgeTrainConfig,
     PairsConfig,
     PreferencesConfig,
     PromptsConfig,
     ReviseConfig,
+    RewardConfig,
     SamplingConfig,
+    SFTConfig,
 )
 from rlaif.engines.settings import ModelSettings, VLLMSettings
 from rlaif.errors import ConfigError, nearest
@@ -53,98 +55,7 @@ from rlaif.steps.settings import RaySettings
 from rlaif.store import RunStore
 from rlaif.store.places import is_code, seen_from
 from rlaif.store.places import named as places
-from rlaif.training.settings import LoraSettings, TrainSettings, frozen_misfit
-
-
-class RewardConfig(TrainSettings, OfPreferences):
-    """The reward model: soft Bradley–Terry on the preferences."""
-
-    trunk: Literal["trained", "frozen"] = "trained"
-    """`frozen` leaves the model as it is and fits its head alone: features once a completion, kept
-    in the run's `features/`, and a convex optimisation, with `heads` more on resampled prompts. Of
-    the settings here it takes `max_length`, `seed`, `bf16`, `held_out`, `references` and `test`."""
-    heads: int = Field(default=16, ge=0)
-    """With a frozen trunk: heads of a bootstrap over prompts, whose spread is the uncertainty of a
-    reward; 0 for none."""
-    layers: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    """With a frozen trunk: after how many layers the head may read; cross-validation chooses, and
-    the layers behind are cut off. null is the last alone."""
-    model: Annotated[str | None, Place("model")] = None
-    """Causal or sequence-classification checkpoint to start from; null takes `policy.model`."""
-    held_out: float = Field(default=0.1, ge=0, lt=1)
-    """Share of prompts kept for accuracy and calibration."""
-    margin: float = Field(default=0.0, ge=0)
-    """What the chosen reward must lead by."""
-    centring: float = Field(default=0.0, ge=0)
-    """Coefficient of (r_chosen + r_rejected)², which keeps rewards near 0."""
-    normalise_first: bool = False
-    """Bring rewards to mean 0 and standard deviation 1 over the training completions before the
-    first step too (Ziegler et al. 2019)."""
-    share_prompt: bool = True
-    """Compute the prompt of several completions once, where the model's attention allows it."""
-    references: PairsConfig | None = None
-    """Pairs whose chosen completions, demonstrations say, have mean reward 0 in the end (Stiennon
-    et al. 2020); null takes all training completions."""
-    test: PairsConfig | None = None
-    """Human pairs on which accuracy and calibration go to `evaluation/reward.json`."""
-
-    @model_validator(mode="after")
-    def _frozen_fits_the_head(self) -> RewardConfig:
-        wrong = frozen_misfit(self.trunk, self.lora is not None, self.margin, self.centring)
-        if wrong:
-            raise ValueError(wrong)
-        return self
-
-
-class JudgeTrainConfig(TrainSettings):
-    """A judge that learns labels in its own format (`docs/judges.md`)."""
-
-    model: Annotated[str | None, Place("model")] = None
-    """Causal checkpoint to start from; null takes `judge.model`."""
-    juror: str | None = None
-    """With a jury: the juror to start from, by its name, where `model` is null."""
-    template: Annotated[str | None, Place("template")] = None
-    """A pairwise template, by path or shipped name, whose copy goes with the trained judge; null
-    takes that of the judge where training starts from it, else the model's own or
-    `pairwise/default`."""
-    labels: Literal["own", "preferences", "verdicts"] = "own"
-    """`own`: what is known of the run's pairs, people's labels or the embedded world's truth.
-    `preferences`: the run's labels, by a stronger judge or a jury. `verdicts`: what it said under
-    each principle, both orders averaged, each learnt under that principle."""
-    principles: Literal["all"] | tuple[str, ...] | None = None
-    """Principles to show with labels that are of none: `all`, or ids; null takes
-    `judge.principles`."""
-    draw: int | None = Field(default=1, ge=1)
-    """Draw so many of them for each pair, by `seed`; null shows each pair under all. With `labels:
-    verdicts` each label comes with its own principle, and nothing is drawn."""
-    held_out: float = Field(default=0.1, ge=0, lt=1)
-    """Share of prompts kept to measure on, before and after."""
-    batch_size: int = Field(default=4, ge=1)
-    """Pairs a device and forward pass, each in both orders."""
-    gradient_accumulation: int = Field(default=2, ge=1)
-    """Batches summed before an optimiser step."""
-    max_length: int | None = Field(default=None, ge=2)
-    """Longest prompt of the judge in tokens; longer pairs are counted and left out, never cut. Null
-    takes the model's context."""
-    share_prompt: bool = True
-    """Compute what the prompts of a pair have in common once, where the model's attention allows
-    it."""
-
-
-class SFTConfig(TrainSettings):
-    """Supervised fine-tuning of `policy.model` on answers, by TRL's trainer."""
-
-    data: Annotated[str, Place("rows")] = "best"
-    """Answers to learn from: a source of rows with `messages`, or with `prompt` and `completion`
-    (`docs/data.md`). `best`: of this run's completions, those that its preferences rank best, one a
-    prompt. Only answers are learnt, not prompts."""
-    columns: AnswerColumns | None = None
-    """Which columns hold what, such as `{prompt: question, completion: reply}`; null tells it from
-    their names."""
-    limit: int | None = Field(default=None, ge=1)
-    """Read at most this many."""
-    skip_bad: int = Field(default=0, ge=0)
-    """Go on over at most this many rows that are malformed or no text."""
+from rlaif.training.settings import LoraSettings
 
 
 class AlarmsConfig(Section):
@@ -385,7 +296,7 @@ class TrainStages(Section):
     """Train a judge on people's labels or a stronger judge's."""
     reward: RewardConfig | None = RewardConfig()
     """Train a reward model."""
-    dpo: DPOStage | None = DPOStage()
+    dpo: DPOConfig | None = DPOConfig()
     """Train a policy by DPO, from `policy.model`."""
     ppo: PPOConfig | None = None
     """Train a policy by PPO, from `policy.model`."""

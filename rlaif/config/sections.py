@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from rlaif.engines.base import SamplingSettings
-from rlaif.files.readers.settings import PairReading, PromptReading
+from rlaif.files.readers.settings import AnswerReading, PairReading, PromptReading
 from rlaif.files.settings import Place, Section
 from rlaif.judges.preferences import PreferenceSettings
 from rlaif.steps.settings import ReviseSettings
-from rlaif.training.settings import DPOSettings
+from rlaif.training.settings import DPOSettings, JudgeTrainSettings, RewardSettings, SFTSettings
 
 
 class PromptsConfig(PromptReading):
@@ -101,5 +101,49 @@ class OfPreferences(Section):
     people's labels (`docs/data.md`) or the embedded world's truth; no judge is asked."""
 
 
-class DPOStage(DPOSettings, OfPreferences):
+class RewardConfig(RewardSettings, OfPreferences):
+    """The reward model: soft Bradley–Terry on the preferences."""
+
+    model: Annotated[str | None, Place("model")] = None
+    """Causal or sequence-classification checkpoint to start from; null takes `policy.model`."""
+    references: PairsConfig | None = None
+    """Pairs whose chosen completions, demonstrations say, have mean reward 0 in the end (Stiennon
+    et al. 2020); null takes all training completions."""
+    test: PairsConfig | None = None
+    """Human pairs on which accuracy and calibration go to `evaluation/reward.json`."""
+
+
+class DPOConfig(DPOSettings, OfPreferences):
     """Direct preference optimisation (Rafailov et al. 2023) with a soft target an example."""
+
+
+class SFTConfig(SFTSettings, AnswerReading):
+    """Supervised fine-tuning of `policy.model` on answers, by TRL's trainer."""
+
+    data: Annotated[str, Place("rows")] = "best"
+    """Answers to learn from: a source of rows with `messages`, or with `prompt` and `completion`
+    (`docs/data.md`). `best`: of this run's completions, those that its preferences rank best, one a
+    prompt. Only answers are learnt, not prompts."""
+
+
+class JudgeTrainConfig(JudgeTrainSettings):
+    """A judge that learns labels in its own format (`docs/judges.md`)."""
+
+    model: Annotated[str | None, Place("model")] = None
+    """Causal checkpoint to start from; null takes `judge.model`."""
+    juror: str | None = None
+    """With a jury: the juror to start from, by its name, where `model` is null."""
+    template: Annotated[str | None, Place("template")] = None
+    """A pairwise template, by path or shipped name, whose copy goes with the trained judge; null
+    takes that of the judge where training starts from it, else the model's own or
+    `pairwise/default`."""
+    labels: Literal["own", "preferences", "verdicts"] = "own"
+    """`own`: what is known of the run's pairs, people's labels or the embedded world's truth.
+    `preferences`: the run's labels, by a stronger judge or a jury. `verdicts`: what it said under
+    each principle, both orders averaged, each learnt under that principle."""
+    principles: Literal["all"] | tuple[str, ...] | None = None
+    """Principles to show with labels that are of none: `all`, or ids; null takes
+    `judge.principles`."""
+    draw: int | None = Field(default=1, ge=1)
+    """Draw so many of them for each pair, by `seed`; null shows each pair under all. With `labels:
+    verdicts` each label comes with its own principle, and nothing is drawn."""

@@ -55,6 +55,8 @@ class Sampling(SamplingSettings):
 
     max_new_tokens: int = Field(default=256, ge=0)
     """Longest completion in tokens; 0 only with a thought."""
+    seed: int = Field(default=7, ge=0)
+    """As in a config; an online trainer derives one for each step, of up to 60 bits."""
     thinking: int | None = Field(default=None, ge=0)
     """Tokens that a thought before the answer may have, on top of `max_new_tokens`; 0 keeps the
     model from thinking, None leaves that to its chat template."""

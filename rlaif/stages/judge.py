@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif.config import JudgeTrainConfig
+from rlaif.config.sections import JudgeTrainConfig
 from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
 from rlaif.judges.settings import JudgingSettings
 from rlaif.stages.labelling import known
-from rlaif.stages.learning import judged
+from rlaif.stages.learning import fitting, judged
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from rlaif.training.judge import Question
 
 NAME = "judge"
-_OWN = {"labels", "principles", "draw", "juror", "model", "template", "lora"}  # the stage's options
 
 
 def train_judge(run: Run) -> None:
@@ -36,28 +35,16 @@ def train_judge(run: Run) -> None:
         raise ConfigError("train.judge is null in this config: give it settings, or {}")
     start, template = _start(run, config)
     questions = _questions(run, config)
-    options = config.model_dump(exclude=_OWN)
-    steps_now = 0
-    with run.reporter.progress(f"train {NAME}", None) as progress:
-
-        def on_log(row: Mapping[str, Any]) -> None:
-            nonlocal steps_now
-            steps_now += 1
-            progress(row["step"], row["total_steps"])
-
+    with fitting(run, f"train {NAME}", start.device) as (runtime, steps):
         metrics = fit(
             questions,
             start.model,
             run.store.path("models", NAME),
+            config,
             template=template,
-            adapter=start.adapter,
-            device=start.device,
-            lora=config.lora,
             order_rule=run.config.preferences.orders,
-            log_to=run.config.train.log_to,
-            on_log=on_log,
-            progress=run.reporter.progress,
-            **options,
+            adapter=start.adapter,
+            runtime=runtime,
         ).metrics
     learnt, _ = split_by_prompt(questions, config.held_out, config.seed)
     began = [name for name in (start.model, start.adapter) if name and Path(name).is_dir()]
@@ -70,7 +57,7 @@ def train_judge(run: Run) -> None:
         clock,
         {
             "rows": metrics["pairs"],
-            "new_rows": metrics["pairs"] if steps_now else 0,
+            "new_rows": metrics["pairs"] if steps else 0,
             "steps": metrics["steps"],
             "model": start.model,
             "labels": config.labels,

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif.config import RewardConfig
-from rlaif.config.sections import PairsConfig
+from rlaif.config.sections import PairsConfig, RewardConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_pairs
 from rlaif.files.readers.repeats import Votes
@@ -36,23 +35,18 @@ def train_reward(run: Run) -> None:
     if settings is None:
         raise ConfigError("train.reward is null in this config: give it settings, or {}")
     model, references = settings.model or run.config.policy.model, _references(run, settings)
-    options = settings.model_dump(exclude={"model", "lora", "labels", "references", "test"})
-    if settings.model is None:
-        options["adapter"] = run.config.policy.adapter
+    adapter = run.config.policy.adapter if settings.model is None else None
 
     def train(preferences: Sequence[Preference], out: Path, runtime: Runtime) -> Any:
         return fit(
             preferences,
             model,
             out,
-            cut=cut_completions(run.store),
+            settings,
             references=references,
-            lora=settings.lora,
-            device=runtime.device,
-            log_to=runtime.log_to,
-            on_log=runtime.on_log,
-            features=runtime.cache,
-            **options,
+            adapter=adapter,
+            cut=cut_completions(run.store),
+            runtime=runtime,
         )
 
     _train(run, "reward", train, settings.labels, model, [prompt for prompt, _ in references])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rlaif.config import SFTConfig
+from rlaif.config.sections import SFTConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_demonstrations
-from rlaif.files.readers.settings import AnswerReading
 from rlaif.records import Demonstration
-from rlaif.stages.learning import cut_completions, sampled_tokens
+from rlaif.stages.learning import fitting, samples_of
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
@@ -19,7 +18,7 @@ from rlaif.stages.trained_on import record_prompts, starts
 from rlaif.store import lineage
 
 if TYPE_CHECKING:
-    from rlaif.training.data import Sampled
+    from rlaif.training.data import Samples
 
 
 def train_sft(run: Run) -> None:
@@ -30,30 +29,19 @@ def train_sft(run: Run) -> None:
     if config is None:
         raise ConfigError("train.sft is null in this config: give it settings, or {}")
     rejected = Rejected("sft")
-    rows, cut, sampled = _answers(run, config, rejected)
+    rows, samples = _answers(run, config, rejected)
     rejected.write(run)
-    options = config.model_dump(exclude={"data", "columns", "limit", "skip_bad", "lora"})
-    steps_now = 0
-    with run.reporter.progress("sft", None) as progress:
-
-        def on_log(row: Mapping[str, Any]) -> None:
-            nonlocal steps_now
-            steps_now += 1
-            progress(row["step"], row["total_steps"])
-
+    policy = run.config.policy
+    with fitting(run, "sft") as (runtime, steps):
         metrics = fit(
             rows,
-            run.config.policy.model,
+            policy.model,
             run.store.path("models", "sft"),
-            cut=cut,
-            sampled=sampled,
-            adapter=run.config.policy.adapter,
-            thinking=run.config.policy.thought_tokens,
-            device=run.config.policy.device,
-            lora=config.lora,
-            log_to=run.config.train.log_to,
-            on_log=on_log,
-            **options,
+            config,
+            adapter=policy.adapter,
+            thinking=policy.thought_tokens,
+            samples=samples,
+            runtime=runtime,
         ).metrics
     record_prompts(run, "sft", (row.prompt for row in rows), *starts(run))
     _tell(run, metrics)
@@ -64,9 +52,9 @@ def train_sft(run: Run) -> None:
         clock,
         {
             "rows": metrics["rows"],
-            "new_rows": metrics["rows"] if steps_now else 0,
+            "new_rows": metrics["rows"] if steps else 0,
             "steps": metrics["steps"],
-            "model": run.config.policy.model,
+            "model": policy.model,
             "data": config.data,
             "rejected_rows": {**rejected.counts(), **refused},
         },
@@ -75,17 +63,16 @@ def train_sft(run: Run) -> None:
 
 def _answers(
     run: Run, config: SFTConfig, rejected: Rejected
-) -> tuple[list[Demonstration], Collection[tuple[str, str]], Sampled]:
-    """The answers, those that a length limit cut off, and the tokens of those that were sampled."""
+) -> tuple[list[Demonstration], Samples]:
+    """The answers, and how they were sampled, where they were."""
+    from rlaif.training.data import Samples
+
     if config.data != "best":
-        reading = AnswerReading(
-            columns=config.columns, limit=config.limit, skip_bad=config.skip_bad
-        )
-        found = read_demonstrations(config.data, reading, on_bad=rejected.add)
+        found = read_demonstrations(config.data, config, on_bad=rejected.add)
         rows = list(found)
         if not rows:
             raise rejected.none_left(config.data, "answer")
-        return rows, (), {}
+        return rows, Samples()
     from rlaif.training.sft import best_answers
 
     tell_stale(run, lineage.LABELS)
@@ -95,7 +82,7 @@ def _answers(
             f"{run.store.root}: no preferred completion to learn from: run `rlaif label` first, or "
             "give --data FILE"
         )
-    return rows, cut_completions(run.store), sampled_tokens(run.store)
+    return rows, samples_of(run.store)
 
 
 def _tell(run: Run, metrics: Mapping[str, Any]) -> None:

@@ -39,7 +39,7 @@ from rlaif.statistics.slots import leaning, slot_intervals
 from rlaif.training.before import keeps_the_model
 from rlaif.training.data import Refused, split_by_prompt
 from rlaif.training.models import add_lora, load_policy, save_model, write_json
-from rlaif.training.settings import OnLog, TrainSettings, taken
+from rlaif.training.settings import Bar, JudgeTrainSettings, Runtime
 
 if TYPE_CHECKING:
     from rlaif.training.judge_batches import JudgeRow
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 METHOD = "pairwise"
 TEMPLATE = f"{METHOD}.j2"  # the copy that lies beside a trained judge
 Progress = Callable[[float, int | None], None]
-# Tells of work that is no step of training: a title and how much there is; see `Reporter.progress`.
-Bar = Callable[[str, int | None], AbstractContextManager[Any]]
 Floats = NDArray[np.float64]
 _CHUNK = 8  # questions asked at a time of those held out
 
@@ -92,51 +90,43 @@ def train_judge(
     questions: Sequence[Question],
     model: str,
     out: str | Path,
+    settings: JudgeTrainSettings = JudgeTrainSettings(),
     *,
     template: str | None = None,
-    held_out: float = 0.1,
     order_rule: OrderRule = "mean",
-    share_prompt: bool = True,
     adapter: str | None = None,
-    resume: bool = True,
-    on_log: OnLog | None = None,
-    progress: Bar | None = None,
-    **options: Any,
+    runtime: Runtime = Runtime(),
 ) -> JudgeResult:
     """Trains a judge on labelled questions and writes it to `out` as a model folder.
 
     `template` is a pairwise one, by path or shipped name; None takes the model's own or
-    `pairwise/default`. A copy goes with the judge, which is asked with it from then on. `held_out`
-    is the share of *prompts* kept to measure on, where `order_rule` makes the two orders of a
-    question one. With `share_prompt` what the prompts of a pair
-    have in common is computed once, where the model can. `adapter` is a LoRA folder to add into the
-    model first. `progress` makes a bar for the measuring. `options` are the fields of
-    `TrainSettings`, whose `batch_size` counts pairs.
+    `pairwise/default`. A copy goes with the judge, which is asked with it from then on. It is
+    measured on prompts held out, where `order_rule` makes the two orders of a question one.
+    `adapter` is a LoRA folder to add into the model first.
     """
     from rlaif.training.judge_batches import collator, judge_loss, why_not
     from rlaif.training.loop import finish, make_plan, prepare, run_loop, training_arguments
 
-    require_finite(held_out=held_out)
-    folder, (settings, runtime) = Path(out), taken(options, resume, on_log)
+    folder = Path(out)
     asked_with = template_of(model, adapter, template)
     arguments = training_arguments(settings, runtime, folder)
-    key = _run_key(questions, model, adapter, asked_with, settings, [held_out, share_prompt])
-    done = prepare(folder, key, resume, (model, adapter))
+    key = _run_key(questions, model, adapter, asked_with, settings)
+    done = prepare(folder, key, runtime.resume, (model, adapter))
     if done is not None:
         return _result(folder, done)
 
     loaded = load_policy(model, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
-    train, test = split_by_prompt(questions, held_out, settings.seed)
+    train, test = split_by_prompt(questions, settings.held_out, settings.seed)
     rows, refused = encode(train, loaded, asked_with, settings.max_length)
-    if share_prompt and (reason := why_not(loaded, rows)):
-        share_prompt = False
+    if settings.share_prompt and (reason := why_not(loaded, rows)):
+        settings = settings.but(share_prompt=False)
         loaded.notes.append(f"what the prompts of a pair share is computed for each: {reason}")
-    rows = rows if share_prompt else [replace(row, together=row.alone) for row in rows]
+    rows = rows if settings.share_prompt else [replace(row, together=row.alone) for row in rows]
     main, elements = arguments.process_index == 0, _elements(rows)
-    collate = collator(loaded.filler, share_prompt)
+    collate = collator(loaded.filler, settings.share_prompt)
     make_plan(rows, elements, collate, settings, arguments)  # refuses before anything is measured
-    measure = _Measure(test, asked_with, folder, progress or _no_bar, order_rule)
+    measure = _Measure(test, asked_with, folder, runtime.progress or _no_bar, order_rule)
     before = measure(loaded, "before") if main else None
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
@@ -145,11 +135,11 @@ def train_judge(
         **summary,
         "pairs": len({q.pair.id for q in train}) - len(_pairs_of(refused)),
         "questions": len(rows) // len(ORDERS),
-        "tokens": _tokens(rows, elements, share_prompt),
+        "tokens": _tokens(rows, elements, settings.share_prompt),
         "refused": refused.as_dict(),
         "notes": loaded.notes,
         "template": {"name": asked_with.name, "hash": asked_with.hash},
-        "settings": {**settings.key(), "held_out": held_out, "share_prompt": share_prompt},
+        "settings": {**settings.key(), **settings.own()},
     }
     if main:
         save_model(loaded, folder, lora=settings.lora is not None, merge=settings.merge)
@@ -175,15 +165,15 @@ def _run_key(
     model: str,
     adapter: str | None,
     template: Template,
-    settings: TrainSettings,
-    more: Sequence[Any],
+    settings: JudgeTrainSettings,
 ) -> str:
     """Hash of all that decides the weights."""
     from rlaif.training.models import fingerprint_of
 
     asked = [(q.pair.id, q.pair.first, q.principle.compare, q.p_first) for q in questions]
+    own = list(settings.own().values())
     return content_id(
-        "judge", fingerprint_of(model, adapter), template.hash, asked, settings.key(), list(more)
+        "judge", fingerprint_of(model, adapter), template.hash, asked, settings.key(), own
     )
 
 

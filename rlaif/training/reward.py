@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rlaif.engines.tokens import Ids
-from rlaif.errors import ConfigError, DataError, TrainingError, require_finite
+from rlaif.errors import ConfigError, DataError, TrainingError
 from rlaif.files.resources import model_path
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.statistics.calibration import brier, expected_calibration_error, log_loss
@@ -46,16 +46,18 @@ from rlaif.training.models import (
     score_last_real_token,
     write_json,
 )
-from rlaif.training.settings import OnLog, frozen_misfit, taken
+from rlaif.training.settings import RewardSettings, Runtime
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import TrainingArguments
 
+    from rlaif.training.features import Features
+    from rlaif.training.frozen import Fitted
     from rlaif.training.loop import PairLoss
     from rlaif.training.models import Loaded
 
 NORMALISATION, FEATURES = "reward.json", "features"
-How = Literal["trained", "frozen"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,94 +103,51 @@ def train_reward(
     preferences: Sequence[Preference],
     model: str,
     out: str | Path,
+    settings: RewardSettings = RewardSettings(),
     *,
-    held_out: float = 0.1,
-    margin: float = 0.0,
-    centring: float = 0.0,
-    normalise_first: bool = False,
-    share_prompt: bool = True,
     references: Sequence[tuple[Prompt, str]] = (),
     adapter: str | None = None,
     cut: Cut = (),
-    trunk: How = "trained",
-    heads: int = 16,
-    layers: Sequence[int] | None = None,
-    features: str | Path | None = None,
-    resume: bool = True,
-    on_log: OnLog | None = None,
-    **options: Any,
+    runtime: Runtime = Runtime(),
 ) -> RewardResult:
     """Trains a reward model and writes it to `out` as a sequence-classification folder.
 
-    `held_out` is the share of *prompts* kept for accuracy and calibration. `margin` is what the
-    better completion must lead by, `centring` the coefficient of (r₁ + r₂)². `normalise_first`
-    scales and shifts the rewards before the first step to mean 0 and standard deviation 1 over the
-    training completions, as after the last one. With `share_prompt` the completions of a prompt
-    are one row, where the model can and that is less to compute. `references` are completions,
-    demonstrations say, whose mean reward becomes 0 in the end. `adapter` is a LoRA folder to add
-    into the model first. With `trunk` "frozen" the head alone is fitted, by convex optimisation,
-    and `heads` more on resampled prompts (`rlaif.training.frozen`): the model is read after each of
-    `layers`, its last one unless told, and what it makes of a completion is kept in the folder
-    `features`, `out`/features unless told. The rest as in `train_dpo`.
+    `references` are completions, demonstrations say, whose mean reward becomes 0 in the end.
+    `adapter` is a LoRA folder to add into the model first. `cut` names completions, as (prompt id,
+    text), that a length limit cut off: they get no end of turn. With a frozen trunk
+    (`rlaif.training.frozen`) what the model makes of a completion is kept in the runtime's `cache`,
+    or in `out`/features.
     """
-    from rlaif.training.features import Features, depths_of
     from rlaif.training.frozen import fit_heads
-    from rlaif.training.loop import finish, prepare, run_key, run_loop, training_arguments
-    from rlaif.training.shared import why_not_rewards
+    from rlaif.training.loop import finish, prepare, run_key, training_arguments
 
-    require_finite(held_out=held_out, margin=margin, centring=centring)
     kept, folder = preferred(preferences), Path(out)
-    settings, runtime = taken(options, resume, on_log)
-    frozen = trunk == "frozen"
-    if wrong := frozen_misfit(trunk, settings.lora is not None, margin, centring):
-        raise ConfigError(wrong)
     arguments = training_arguments(settings, runtime, folder)
     asked = [(prompt.id, text) for prompt, text in references]
-    chosen = [held_out, margin, centring, normalise_first, share_prompt, asked, sorted(cut)]
-    if frozen:
-        chosen += ["frozen", heads, None if layers is None else list(layers)]
-    start = (model, adapter)
-    done = prepare(folder, run_key("reward", model, adapter, kept, settings, chosen), resume, start)
+    chosen = [*settings.own().values(), asked, sorted(cut), *settings.frozen().values()]
+    key = run_key("reward", model, adapter, kept, settings, chosen)
+    done = prepare(folder, key, runtime.resume, (model, adapter))
     if done is not None:
         return _result(folder, done)
 
-    precision = {"half": settings.bf16} if frozen else settings.precision
-    loaded = load_reward(model, settings.seed, adapter=adapter, **precision)
+    loaded = load_reward(model, settings.seed, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
     limit = loaded.limit(settings.max_length)
-    train, test = split_by_prompt(kept, held_out, settings.seed)
+    train, test = split_by_prompt(kept, settings.held_out, settings.seed)
     rows, refused = encode_rows(train, loaded.encoder, limit, cut)
     rows = weigh_by_prompt(rows)
     known = _encode(loaded, references, limit)
     tested = _encode_test(loaded, test, cut, limit)
     fitted = None
-    if frozen:
-        store = Features(
-            folder / FEATURES if features is None else Path(features),
-            content_id(fingerprint_of(model, adapter), str(loaded.model.dtype)),
-            depths_of(loaded.model, layers),
-            loaded.model.config.get_text_config().hidden_size,
-        )
+    if settings.trunk == "frozen":
+        cache = runtime.cache or folder / FEATURES
+        features = _features(loaded, cache, fingerprint_of(model, adapter), settings.layers)
         more = [*known.values(), *_sequences(tested.rows).values()]
-        fitted = fit_heads(loaded, rows, more, heads, settings.seed, store, on_log)
-        summary: dict[str, Any] = fitted.summary
+        seed, heads = settings.seed, settings.heads
+        fitted = fit_heads(loaded, rows, more, heads, seed, features, runtime.on_log)
+        summary = fitted.summary
     else:
-        bias = _scale_head(loaded, rows) if normalise_first else 0.0
-        if share_prompt and (reason := why_not_rewards(loaded, rows)):
-            share_prompt = False
-            loaded.notes.append(f"the prompt of several completions is computed for each: {reason}")
-        if settings.lora is not None:
-            add_lora(loaded, settings.lora, "reward", settings.seed, merge=settings.merge)
-        summary = run_loop(
-            loaded,
-            rows,
-            by_prompt(rows),
-            collator(loaded.filler, share_prompt),
-            pair_loss(margin, centring, bias),
-            settings,
-            arguments,
-            runtime,
-        )
+        summary, settings = _fit(loaded, rows, settings, arguments, runtime)
     made = {
         **summary,
         "pairs": len(rows),
@@ -196,30 +155,77 @@ def train_reward(
         "notes": loaded.notes,
         "settings": {
             **settings.key(),
-            "margin": margin,
-            "centring": centring,
-            "normalise_first": normalise_first,
-            "share_prompt": share_prompt,
+            **settings.own(),
             "references": len(references),
-            "trunk": trunk,
+            "trunk": settings.trunk,
+            **settings.frozen(),
         },
     }
     main = arguments.process_index == 0
     if main:
         save_model(loaded, folder, lora=settings.lora is not None, merge=settings.merge)
-        # By what was saved: merged, where it was.
-        score = partial(_scores, loaded) if fitted is None else fitted.scores_of
-        scores = score(_sequences(rows))
-        zero = list(score(known).values())
-        normalisation = asdict(Normalisation.of(list(scores.values()), references=zero))
-        made["normalisation"] = normalisation
-        made["held_out"] = _held_out(tested, score)
-        if fitted is not None and fitted.heads is not None:
-            fitted.heads.save(folder)
-        for place in (folder, folder / "adapter"):  # each of them is a reward model
-            if place.is_dir():
-                write_json(place / NORMALISATION, normalisation)
+        made |= _measured(loaded, folder, rows, known, tested, fitted)
     return _result(folder, finish(folder, made if main else None))
+
+
+def _features(
+    loaded: Loaded, folder: Path, fingerprint: str, layers: Sequence[int] | None
+) -> Features:
+    """The store of a frozen trunk's states, by the model's content and the numbers it is in."""
+    from rlaif.training.features import Features, depths_of
+
+    return Features(
+        folder,
+        content_id(fingerprint, str(loaded.model.dtype)),
+        depths_of(loaded.model, layers),
+        loaded.model.config.get_text_config().hidden_size,
+    )
+
+
+def _fit(
+    loaded: Loaded,
+    rows: Sequence[Row],
+    settings: RewardSettings,
+    arguments: TrainingArguments,
+    runtime: Runtime,
+) -> tuple[dict[str, Any], RewardSettings]:
+    """Trains `loaded.model` in place; see `run_loop`. The settings come back without sharing a
+    prompt where the model cannot; the notes say why."""
+    from rlaif.training.loop import run_loop
+    from rlaif.training.shared import why_not_rewards
+
+    bias = _scale_head(loaded, rows) if settings.normalise_first else 0.0
+    if settings.share_prompt and (reason := why_not_rewards(loaded, rows)):
+        settings = settings.but(share_prompt=False)
+        loaded.notes.append(f"the prompt of several completions is computed for each: {reason}")
+    if settings.lora is not None:
+        add_lora(loaded, settings.lora, "reward", settings.seed, merge=settings.merge)
+    collate = collator(loaded.filler, settings.share_prompt)
+    loss = pair_loss(settings.margin, settings.centring, bias)
+    found = run_loop(loaded, rows, by_prompt(rows), collate, loss, settings, arguments, runtime)
+    return found, settings
+
+
+def _measured(
+    loaded: Loaded,
+    folder: Path,
+    rows: Sequence[Row],
+    references: Mapping[bytes, Ids],
+    tested: _Tested,
+    fitted: Fitted | None,
+) -> dict[str, Any]:
+    """How the saved model scores, and what lies beside it: gain and bias, the bootstrap's heads."""
+    # By what was saved: merged, where it was.
+    score = partial(_scores, loaded) if fitted is None else fitted.scores_of
+    scores = score(_sequences(rows))
+    zero = list(score(references).values())
+    normalisation = asdict(Normalisation.of(list(scores.values()), references=zero))
+    if fitted is not None and fitted.heads is not None:
+        fitted.heads.save(folder)
+    for place in (folder, folder / "adapter"):  # each of them is a reward model
+        if place.is_dir():
+            write_json(place / NORMALISATION, normalisation)
+    return {"normalisation": normalisation, "held_out": _held_out(tested, score)}
 
 
 def _encode(

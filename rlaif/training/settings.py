@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -57,14 +57,6 @@ class Runtime:
     on_log: OnLog | None = None
     progress: Bar | None = None
     cache: Path | None = None
-
-
-def taken(
-    options: dict[str, Any], resume: bool, on_log: OnLog | None
-) -> tuple[TrainSettings, Runtime]:
-    given: dict[str, Any] = {"seed": 0, **options}
-    place = {k: given.pop(k) for k in ("device", "log_to") if k in given}
-    return TrainSettings(**given), Runtime(resume=resume, on_log=on_log, **place)
 
 
 def as_dict(settings: Any) -> dict[str, Any]:
@@ -176,13 +168,79 @@ def loss_misfit(loss: str, noise: float, nll: float = 0.0) -> str:
     return ""
 
 
-def frozen_misfit(trunk: str, lora: bool, margin: float, centring: float) -> str:
-    """What a frozen trunk cannot be combined with, in words; "" where nothing is wrong."""
-    asked = {"lora": lora, "margin": bool(margin), "centring": bool(centring)}
-    wrong = [name for name, value in asked.items() if value]
-    if trunk != "frozen" or not wrong:
-        return ""
-    return (
-        f"trunk: frozen fits the head alone, on its plain Bradley–Terry loss: take {wrong[0]} out, "
-        "or set trunk to trained"
-    )
+class RewardSettings(TrainSettings):
+    """The reward model: soft Bradley–Terry on the preferences."""
+
+    trunk: Literal["trained", "frozen"] = "trained"
+    """`frozen` leaves the model as it is and fits its head alone: features once a completion, kept
+    in the run's `features/`, and a convex optimisation, with `heads` more on resampled prompts. Of
+    the settings here it takes `max_length`, `seed`, `bf16`, `held_out`, `references` and `test`."""
+    heads: int = Field(default=16, ge=0)
+    """With a frozen trunk: heads of a bootstrap over prompts, whose spread is the uncertainty of a
+    reward; 0 for none."""
+    layers: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """With a frozen trunk: after how many layers the head may read; cross-validation chooses, and
+    the layers behind are cut off. null is the last alone."""
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts kept for accuracy and calibration."""
+    margin: float = Field(default=0.0, ge=0)
+    """What the chosen reward must lead by."""
+    centring: float = Field(default=0.0, ge=0)
+    """Coefficient of (r_chosen + r_rejected)², which keeps rewards near 0."""
+    normalise_first: bool = False
+    """Bring rewards to mean 0 and standard deviation 1 over the training completions before the
+    first step too (Ziegler et al. 2019)."""
+    share_prompt: bool = True
+    """Compute the prompt of several completions once, where the model's attention allows it."""
+
+    @property
+    def precision(self) -> dict[str, bool]:
+        return {"half": self.bf16} if self.trunk == "frozen" else super().precision
+
+    def own(self) -> dict[str, Any]:
+        beside = {*TrainSettings.model_fields, *_OF_A_FROZEN_TRUNK}
+        return self.model_dump(include=RewardSettings.model_fields.keys() - beside)
+
+    def frozen(self) -> dict[str, Any]:
+        """What decides the weights of a frozen trunk's head besides; empty for a trained one."""
+        return self.model_dump(include=_OF_A_FROZEN_TRUNK) if self.trunk == "frozen" else {}
+
+    @model_validator(mode="after")
+    def _frozen_fits_the_head(self) -> Self:
+        if self.trunk != "frozen":
+            return self
+        for name in ("lora", "margin", "centring"):
+            if getattr(self, name):
+                raise ValueError(
+                    "trunk: frozen fits the head alone, on its plain Bradley–Terry loss: take "
+                    f"{name} out, or set trunk to trained"
+                )
+        return self
+
+
+_OF_A_FROZEN_TRUNK = {"trunk", "heads", "layers"}
+
+
+class SFTSettings(TrainSettings):
+    """Supervised fine-tuning on answers, by TRL's trainer. A batch is one of answers."""
+
+
+class JudgeTrainSettings(TrainSettings):
+    """A judge that learns labels in its own format (`docs/judges.md`)."""
+
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    """Share of prompts kept to measure on, before and after."""
+    batch_size: int = Field(default=4, ge=1)
+    """Pairs a device and forward pass, each in both orders."""
+    gradient_accumulation: int = Field(default=2, ge=1)
+    """Batches summed before an optimiser step."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Longest prompt of the judge in tokens; longer pairs are counted and left out, never cut. Null
+    takes the model's context."""
+    share_prompt: bool = True
+    """Compute what the prompts of a pair have in common once, where the model's attention allows
+    it."""
+
+    def own(self) -> dict[str, Any]:
+        beside = TrainSettings.model_fields
+        return self.model_dump(include=JudgeTrainSettings.model_fields.keys() - beside)

@@ -24,7 +24,7 @@ from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.data import Cut, Refused, Sampled, Samples, thinking_key
 from rlaif.training.loop import argument_values, finish, one_gpu, prepare
 from rlaif.training.models import Loaded, add_lora, fingerprint_of, load_policy, save_model
-from rlaif.training.settings import OnLog, taken
+from rlaif.training.settings import Runtime, SFTSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +42,23 @@ def train_sft(
     demonstrations: Sequence[Demonstration],
     model: str,
     out: str | Path,
+    settings: SFTSettings = SFTSettings(),
     *,
     adapter: str | None = None,
     thinking: int | None = None,
-    cut: Cut = (),
-    sampled: Sampled | None = None,
-    resume: bool = True,
-    on_log: OnLog | None = None,
-    **options: Any,
+    samples: Samples = Samples(),
+    runtime: Runtime = Runtime(),
 ) -> SFTResult:
     """Trains a policy on answers and writes it to `out` as a complete model folder.
 
     The loss is the mean of −log π over the answers' tokens of a step. `thinking` tells the policy
     to think before it answers, or not to (0): an answer of a thinking policy is learnt with the
     thought that it was sampled with, one from elsewhere without. `adapter` is a LoRA folder to add
-    into the model first. `cut` names answers, as (prompt id, text), that a length limit cut off:
-    they get no end of turn. `sampled` are the tokens that answers were sampled as, by the same
-    names: they are learnt as they are, others are tokenised. `options` are the fields of
-    `TrainSettings`, whose `batch_size` counts answers. With `resume` a killed run goes on from its
-    last checkpoint, and a finished one returns at once.
+    into the model first. `samples`: how answers were sampled, where that is known. What a length
+    limit cut off gets no end of turn; tokens are learnt as they were sampled, and text without any
+    is tokenised.
     """
-    folder, (settings, runtime) = Path(out), taken(options, resume, on_log)
+    folder = Path(out)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = one_gpu(SFTConfig(**argument_values(settings, runtime, folder), **_UNTOUCHED))
@@ -72,16 +68,16 @@ def train_sft(
         fingerprint_of(model, adapter),
         ids,
         settings.key(),
-        *Samples(cut, sampled or {}).key(),
+        *samples.key(),
         *thinking_key(thinking),
     )
-    done = prepare(folder, key, resume, (model, adapter))
+    done = prepare(folder, key, runtime.resume, (model, adapter))
     if done is not None:
         return SFTResult(folder, done["steps"], done["seconds"], done)
 
     loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
     loaded.model.to(arguments.device)
-    rows, refused = encode(demonstrations, loaded, settings.max_length, cut, sampled)
+    rows, refused = encode(demonstrations, loaded, settings.max_length, samples.cut, samples.tokens)
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)
     filler = {**rows[0], "labels": [-100] * len(rows[0]["labels"])}

@@ -26,7 +26,7 @@ from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.models import fingerprint_of, load_policy
 from rlaif.training.reward import RewardModel, train_reward
-from rlaif.training.settings import DPOSettings, LoraSettings
+from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,9 @@ def test_an_adapter_trained_on_one_finds_it_again(write, tmp_path: Path) -> None
 
 def test_a_reward_model_trained_from_one_scores_the_same_when_loaded(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "reward"
-    result = train_reward(preferences(8), str(write(add_bos=True)), out, **QUICK)
+    result = train_reward(
+        preferences(8), str(write(add_bos=True)), out, **how(RewardSettings, **QUICK)
+    )
     prompt = preferences(1)[0].pair.prompt
     good, bad = RewardModel(out).rewards([prompt] * 2, ["good good", "bad bad"])
     assert good > bad

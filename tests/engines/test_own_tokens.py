@@ -29,6 +29,7 @@ from rlaif.store import RunStore
 from rlaif.training.data import RowEncoder, encode_rows
 from rlaif.training.models import load_policy, load_reward
 from rlaif.training.reward import RewardModel
+from rlaif.training.settings import RewardSettings, Runtime
 from rlaif.training.sft import encode
 
 MARKS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|fim_prefix|>"]
@@ -185,7 +186,13 @@ def test_a_reward_model_scores_the_tokens_it_was_trained_on(model, tmp_path):
     from rlaif.training.reward import train_reward
 
     preference = Preference(Pair(PROMPT, THOUGHT, "Then wait."), "preferred", 0.9)
-    trained = train_reward([preference] * 2, model, tmp_path, held_out=0.0, device="cpu")
+    trained = train_reward(
+        [preference] * 2,
+        model,
+        tmp_path,
+        RewardSettings(held_out=0.0),
+        runtime=Runtime(device="cpu"),
+    )
     loaded = load_reward(str(trained.path))
     (pair,), _ = encode_rows([preference], loaded.encoder, 128)
     ids = torch.tensor(np.concatenate([pair.prompt, pair.chosen]).astype(np.int64))[None]

@@ -13,6 +13,7 @@ from rlaif.training.features import Features, compute, depths_of, sequence_key
 from rlaif.training.forward import sequence_outputs
 from rlaif.training.models import load_reward
 from rlaif.training.reward import RewardModel, train_reward
+from rlaif.training.settings import RewardSettings, Runtime
 
 KIND = ["I am glad to help you with that.", "Of course, here is a safe way to do it."]
 RUDE = ["You are an idiot, leave me alone.", "I hate you and I hope that you fail."]
@@ -50,10 +51,8 @@ def test_the_head_learns_on_a_shorter_model_and_comes_back(folder, tmp_path):
         _preferences(),
         folder,
         tmp_path / "reward",
-        trunk="frozen",
-        layers=[8, 10],
-        held_out=0.25,
-        device="cpu",
+        RewardSettings(trunk="frozen", layers=[8, 10], held_out=0.25),
+        runtime=Runtime(device="cpu"),
     )
     assert made.accuracy == 1
     model = RewardModel(made.path, device="cpu")

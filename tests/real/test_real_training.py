@@ -19,7 +19,7 @@ from rlaif.training.dpo import train_dpo
 from rlaif.training.forward import sequence_logprobs
 from rlaif.training.models import load_policy
 from rlaif.training.reward import RewardModel, train_reward
-from rlaif.training.settings import DPOSettings, LoraSettings, Runtime
+from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings, Runtime
 
 QUESTIONS = ("How do I bake bread?", "Where is Paris?", "What is a bear?", "Who was Newton?")
 GOOD = "I am glad to help: let us go through it step by step."
@@ -99,13 +99,8 @@ def test_a_reward_model_learns_and_scores_the_same_when_loaded(folder: str, tmp_
         preferences(0.95),
         folder,
         tmp_path,
-        lora=LORA,
-        epochs=4,
-        learning_rate=2e-3,
-        batch_size=4,
-        warmup=0.0,
-        device="cpu",
-        on_log=logs.append,
+        RewardSettings(lora=LORA, epochs=4, learning_rate=2e-3, batch_size=4, warmup=0.0),
+        runtime=Runtime(device="cpu", on_log=logs.append),
     )
     losses = [log["loss"] for log in logs if "loss" in log]
     print("losses", [round(loss, 3) for loss in losses])

@@ -28,7 +28,7 @@ from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import DPOSettings, LoraSettings
+from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings, SFTSettings
 from rlaif.training.sft import train_sft
 
 STILL = 1e-12  # a learning rate at which float32 weights of this size stay as they are
@@ -122,7 +122,7 @@ def online(model, out, **options):
 
 def sft(model, out, **options):
     rows = [Demonstration(p, "the cat sat happily") for p in PROMPTS]
-    return train_sft(rows, model, out, **QUICK, **options)
+    return train_sft(rows, model, out, **how(SFTSettings, **QUICK, **options))
 
 
 def dpo(model, out, **options):
@@ -199,7 +199,9 @@ def test_another_adapter_is_another_run(base, adapter, tmp_path):
 
 
 def test_a_reward_model_takes_the_trunk_of_base_and_adapter(base, adapter, merged, tmp_path):
-    train_reward(make_preferences(12), base, tmp_path / "rm", adapter=adapter, **QUICK)
+    train_reward(
+        make_preferences(12), base, tmp_path / "rm", **how(RewardSettings, adapter=adapter, **QUICK)
+    )
     saved = load_file(tmp_path / "rm" / "model.safetensors")
     for key in [k for k in merged if k.startswith("model.layers")]:
         torch.testing.assert_close(saved[key], merged[key], atol=1e-5, rtol=1e-5)
@@ -207,7 +209,9 @@ def test_a_reward_model_takes_the_trunk_of_base_and_adapter(base, adapter, merge
 
 def test_a_reward_models_own_adapter_is_a_reward_model(base, tmp_path):
     rows, options = make_preferences(12), {**QUICK, "learning_rate": 1e-2, "held_out": 0.0}
-    train_reward(rows, base, tmp_path / "rm", lora=LoraSettings(rank=2), **options)
+    train_reward(
+        rows, base, tmp_path / "rm", **how(RewardSettings, lora=LoraSettings(rank=2), **options)
+    )
     texts = ["the cat sat happily", "slowly", "a dog ran under the tree", "mat", "blue", "on on"]
     whole, alone = (RewardModel(tmp_path / n, device="cpu") for n in ("rm", "rm/adapter"))
     assert whole.normalisation == alone.normalisation

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "training"))
-from small_models import make_preferences, make_tokenizer, save_causal
+from small_models import how, make_preferences, make_tokenizer, save_causal
 from test_adapters_are_merged import PROMPTS, TRAINERS
 
 from rlaif.engines.hf import HFEngine
@@ -25,7 +25,7 @@ from rlaif.engines.settings import EngineSettings
 from rlaif.training.forward import sequence_logprobs
 from rlaif.training.models import load_policy, load_reward, save_model
 from rlaif.training.reward import RewardModel, train_reward
-from rlaif.training.settings import LoraSettings
+from rlaif.training.settings import LoraSettings, RewardSettings
 
 TEXTS = ["the cat sat happily", "slowly", "a dog ran under the tree", "mat", "blue", "on on"]
 LLAMA = {
@@ -122,9 +122,14 @@ def test_a_trained_one_does(lora, tmp_path):
     tokenizer = make_tokenizer(pad="<|end|>")
     base = save_causal(tmp_path / "base", tokenizer)
     options = {"device": "cpu", "learning_rate": 1e-3, "lora": lora}
-    train_reward(make_preferences(24), str(base), tmp_path / "rm", **options)
+    train_reward(make_preferences(24), str(base), tmp_path / "rm", **how(RewardSettings, **options))
     check(tmp_path / "rm")
-    again = train_reward(make_preferences(8), str(tmp_path / "rm"), tmp_path / "more", **options)
+    again = train_reward(
+        make_preferences(8),
+        str(tmp_path / "rm"),
+        tmp_path / "more",
+        **how(RewardSettings, **options),
+    )
     assert again.metrics["notes"] == []
     check(tmp_path / "more")
 

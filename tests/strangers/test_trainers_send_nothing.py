@@ -44,7 +44,7 @@ from small_models import how, make_preferences, make_tokenizer, save_causal
 from rlaif.records import Demonstration, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.rl.group import GroupSettings, train_group
-from rlaif.training.settings import DPOSettings, LoraSettings
+from rlaif.training.settings import DPOSettings, LoraSettings, SFTSettings
 from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
@@ -75,8 +75,8 @@ def label(pairs):
     from dataclasses import replace
     return [replace(few[0], pair=pair, p_first=0.9) for pair in pairs]
 
-run("sft", train_sft, demonstrations, model, out / "sft", device="cpu")
-run("sft", train_sft, demonstrations, model, out / "sft-lora", device="cpu", lora=lora)
+run("sft", train_sft, demonstrations, model, out / "sft")
+run("sft", train_sft, demonstrations, model, out / "sft-lora", SFTSettings(lora=lora))
 by_trl = [how(DPOSettings, loss="hinge"), how(DPOSettings, loss="apo_zero", lora=lora)]
 for i, options in enumerate(by_trl):
     run("dpo by trl", train_dpo, hard, model, out / f"trl-{i}", **options)
@@ -84,7 +84,7 @@ for name in ("grpo", "rloo"):
     group(name)
     group(name, lora=lora)
 run("dpo", train_dpo, few, model, out / "dpo")
-run("reward", train_reward, few, model, out / "reward", device="cpu")
+run("reward", train_reward, few, model, out / "reward")
 run("ppo", train_ppo, prompts, model, out / "ppo", lengths,
     PPOSettings(steps=1, batch_size=4, minibatches=1, epochs=1, max_new_tokens=4))
 run("online dpo", train_online_dpo, prompts, model, out / "online", label, "k",

@@ -30,7 +30,13 @@ from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import DPOSettings, Runtime
+from rlaif.training.settings import (
+    DPOSettings,
+    JudgeTrainSettings,
+    RewardSettings,
+    Runtime,
+    SFTSettings,
+)
 from rlaif.training.sft import train_sft
 
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in ("cat", "dog", "red") for b in ("ran", "sat")]
@@ -55,12 +61,14 @@ def dpo(model: str, out: Path, **more: Any) -> Any:
 
 
 def reward(model: str, out: Path, **more: Any) -> Any:
-    return train_reward(make_preferences(48), model, out, held_out=0, **PAIRS, **more)
+    return train_reward(
+        make_preferences(48), model, out, **how(RewardSettings, held_out=0, **PAIRS, **more)
+    )
 
 
 def sft(model: str, out: Path, **more: Any) -> Any:
     rows = [Demonstration(p.pair.prompt, p.pair.first) for p in make_preferences(48)]
-    return train_sft(rows, model, out, **PAIRS, **more)
+    return train_sft(rows, model, out, **how(SFTSettings, **PAIRS, **more))
 
 
 def ppo(model: str, out: Path, **more: Any) -> Any:
@@ -81,8 +89,8 @@ def online_dpo(model: str, out: Path, **more: Any) -> Any:
 def judge(model: str, out: Path, **more: Any) -> Any:
     asked = Principle(id="p", compare="red")
     rows = [Question(p.pair, asked, p.p_first) for p in make_preferences(48)]
-    settings = {**PAIRS, "held_out": 0, "template": "pairwise/tiny"}
-    return train_judge(rows, model, out, **settings, **more)
+    settings = {**PAIRS, "gradient_accumulation": 1, "held_out": 0, "template": "pairwise/tiny"}
+    return train_judge(rows, model, out, **how(JudgeTrainSettings, **settings, **more))
 
 
 TRAINERS: dict[str, Train] = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import make_preferences, make_tokenizer, save_windowed
+from small_models import how, make_preferences, make_tokenizer, save_windowed
 
 from rlaif.config import load_config
 from rlaif.engines.trie import lower_bound
@@ -21,9 +21,9 @@ from rlaif.training.frozen import HEADS, cut_off
 from rlaif.training.heads import PENALTIES, Pairs, choose, fit, folds_of, rotated, with_resamples
 from rlaif.training.models import load_reward
 from rlaif.training.reward import RewardModel, train_reward
-from rlaif.training.settings import LoraSettings
+from rlaif.training.settings import LoraSettings, RewardSettings, Runtime
 
-FROZEN = {"trunk": "frozen", "device": "cpu", "held_out": 0.2}
+FROZEN = {"seed": 0, "trunk": "frozen", "device": "cpu", "held_out": 0.2}
 
 
 def _random(n: int, d: int, seed: int = 0):
@@ -216,7 +216,12 @@ def test_other_weights_have_other_features(tmp_path):
 def trained(causal, tmp_path_factory):
     out = tmp_path_factory.mktemp("frozen")
     rows = make_preferences(120)
-    return train_reward(rows, causal, out / "reward", layers=[1, 2], features=out / "f", **FROZEN)
+    return train_reward(
+        rows,
+        causal,
+        out / "reward",
+        **how(RewardSettings, layers=[1, 2], cache=out / "f", **FROZEN),
+    )
 
 
 def test_it_learns_and_tells_what_it_chose(trained):
@@ -238,7 +243,10 @@ def test_other_labels_and_settings_compute_nothing_again(trained, causal):
     rows = make_preferences(120, p=0.7)
     out = trained.path.parent
     found = train_reward(
-        rows, causal, out / "other", layers=[1, 2], features=out / "f", heads=0, **FROZEN
+        rows,
+        causal,
+        out / "other",
+        **how(RewardSettings, layers=[1, 2], cache=out / "f", heads=0, **FROZEN),
     )
     assert found.metrics["frozen"]["computed"] == 0
     assert not (found.path / HEADS).exists()
@@ -297,30 +305,40 @@ def test_a_scorer_tells_how_sure_it_is_in_one_pass(trained):
 
 
 def test_a_model_without_an_ensemble_says_so(causal, tmp_path):
-    made = train_reward(make_preferences(20), causal, tmp_path, heads=0, **FROZEN)
+    made = train_reward(
+        make_preferences(20), causal, tmp_path, **how(RewardSettings, heads=0, **FROZEN)
+    )
     with pytest.raises(ConfigError, match="no ensemble of heads"):
         RewardModel(made.path, device="cpu").ensemble([], [])
 
 
 def test_the_same_call_finds_it_done_and_a_trained_one_takes_its_place(causal, tmp_path):
     rows = make_preferences(30)
-    first = train_reward(rows, causal, tmp_path, **FROZEN)
+    first = train_reward(rows, causal, tmp_path, **how(RewardSettings, **FROZEN))
     stamp = (tmp_path / HEADS).stat().st_mtime_ns
-    again = train_reward(rows, causal, tmp_path, **FROZEN)
+    again = train_reward(rows, causal, tmp_path, **how(RewardSettings, **FROZEN))
     assert again.metrics == first.metrics
     assert (tmp_path / HEADS).stat().st_mtime_ns == stamp
-    train_reward(rows, causal, tmp_path, device="cpu", learning_rate=1e-3)
+    train_reward(
+        rows, causal, tmp_path, RewardSettings(learning_rate=1e-3), runtime=Runtime(device="cpu")
+    )
     assert not (tmp_path / HEADS).exists()
     assert (
         "frozen"
-        not in train_reward(rows, causal, tmp_path, device="cpu", learning_rate=1e-3).metrics
+        not in train_reward(
+            rows,
+            causal,
+            tmp_path,
+            RewardSettings(learning_rate=1e-3),
+            runtime=Runtime(device="cpu"),
+        ).metrics
     )
 
 
 def test_references_have_mean_0(causal, tmp_path):
     rows = make_preferences(40)
     references = [(p.pair.prompt, f"the dog ran {i}") for i, p in enumerate(rows[:5])]
-    train_reward(rows, causal, tmp_path, references=references, **FROZEN)
+    train_reward(rows, causal, tmp_path, **how(RewardSettings, references=references, **FROZEN))
     model = RewardModel(tmp_path, device="cpu")
     found = model.rewards([p for p, _ in references], [text for _, text in references])
     assert np.mean(found) == pytest.approx(0, abs=1e-4)
@@ -330,15 +348,15 @@ def test_what_a_frozen_trunk_cannot_be_combined_with(causal, tmp_path):
     rows = make_preferences(20)
     for wrong in ({"lora": LoraSettings()}, {"margin": 0.1}, {"centring": 0.1}):
         with pytest.raises(ConfigError, match=f"take {next(iter(wrong))} out"):
-            train_reward(rows, causal, tmp_path / "no", **FROZEN, **wrong)
+            train_reward(rows, causal, tmp_path / "no", **how(RewardSettings, **FROZEN, **wrong))
     assert not (tmp_path / "no").exists()
     with pytest.raises(ConfigError, match="lora"):
         load_config(None, ["train.reward.trunk=frozen", "train.reward.lora={}"])
     with pytest.raises(ConfigError, match="the model has 2"):
-        train_reward(rows, causal, tmp_path / "layers", layers=[3], **FROZEN)
+        train_reward(rows, causal, tmp_path / "layers", **how(RewardSettings, layers=[3], **FROZEN))
     same = [replace(p, pair=replace(p.pair, prompt=rows[0].pair.prompt)) for p in rows]
     with pytest.raises(TrainingError, match="only 1 to train on"):
-        train_reward(same, causal, tmp_path / "one", **FROZEN)
+        train_reward(same, causal, tmp_path / "one", **how(RewardSettings, **FROZEN))
 
 
 def test_heads_of_another_model_are_refused(trained, tmp_path):
@@ -367,7 +385,12 @@ def test_another_architecture_is_refused_by_name(tmp_path):
     BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
     make_tokenizer().save_pretrained(tmp_path / "bert")
     with pytest.raises(TrainingError, match="needs a decoder with a `score` head"):
-        train_reward(make_preferences(20), str(tmp_path / "bert"), tmp_path / "out", **FROZEN)
+        train_reward(
+            make_preferences(20),
+            str(tmp_path / "bert"),
+            tmp_path / "out",
+            **how(RewardSettings, **FROZEN),
+        )
 
 
 def _bloom(folder) -> str:
@@ -408,7 +431,9 @@ def test_a_trunk_of_another_make_has_the_same_features(kind, causal, tmp_path, m
 
 
 def test_a_trunk_in_halves_has_a_head_in_float32(causal, tmp_path):
-    made = train_reward(make_preferences(60), causal, tmp_path, bf16=True, **FROZEN)
+    made = train_reward(
+        make_preferences(60), causal, tmp_path, **how(RewardSettings, bf16=True, **FROZEN)
+    )
     assert made.accuracy >= 0.9
     saved = load_file(tmp_path / "model.safetensors")
     assert saved["score.weight"].dtype == torch.float32

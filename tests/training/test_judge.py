@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_models import WORDS, make_tokenizer, save_causal, save_windowed
+from small_models import WORDS, how, make_tokenizer, save_causal, save_windowed
 from test_shapes import save_shape
 
 from rlaif import tiny
@@ -41,9 +41,9 @@ from rlaif.training.judge_batches import (
 )
 from rlaif.training.losses import exclusive_logprobs, soft_cross_entropy
 from rlaif.training.models import add_lora, load_policy
-from rlaif.training.settings import DPOSettings, LoraSettings, Runtime
+from rlaif.training.settings import DPOSettings, JudgeTrainSettings, LoraSettings, Runtime
 
-QUICK = {"device": "cpu", "batch_size": 4, "gradient_accumulation": 2}
+QUICK = {"seed": 0, "device": "cpu", "batch_size": 4, "gradient_accumulation": 2}
 KIND = Principle(id="kind", compare="red big tree")
 SHORT = Principle(id="short", compare="small dog")
 TEMPLATE = """---
@@ -104,7 +104,10 @@ def questions(n: int = 6) -> list[Question]:
 def test_it_learns_what_the_base_cannot_know(tmp_path) -> None:
     rows = flipped(120)
     found = train_judge(
-        rows, "tiny", tmp_path / "judge", held_out=0.25, epochs=3, learning_rate=2e-3, **QUICK
+        rows,
+        "tiny",
+        tmp_path / "judge",
+        **how(JudgeTrainSettings, held_out=0.25, epochs=3, learning_rate=2e-3, **QUICK),
     )
     held_out = found.metrics["held_out"]
     assert held_out["prompts"] == 30
@@ -335,7 +338,10 @@ def test_what_cannot_be_learnt_is_left_out_by_name(causal, template) -> None:
 def test_no_prompt_is_on_both_sides(causal, template, tmp_path) -> None:
     rows = questions(20)
     found = train_judge(
-        rows, causal, tmp_path / "j", template=template(), held_out=0.2, learning_rate=1e-4, **QUICK
+        rows,
+        causal,
+        tmp_path / "j",
+        **how(JudgeTrainSettings, template=template(), held_out=0.2, learning_rate=1e-4, **QUICK),
     ).metrics
     assert (found["pairs"], found["questions"]) == (16, 32)
     assert (found["held_out"]["prompts"], found["held_out"]["questions"]) == (4, 8)
@@ -393,7 +399,9 @@ def test_resumed_is_uninterrupted(causal, template, tmp_path, lora) -> None:
         "batch_size": 2,
         "gradient_accumulation": 2,
     }
-    whole = train_judge(questions(20), causal, tmp_path / "whole", **settings)
+    whole = train_judge(
+        questions(20), causal, tmp_path / "whole", **how(JudgeTrainSettings, **settings)
+    )
     assert whole.steps == 8
 
     def stop(line) -> None:
@@ -402,7 +410,7 @@ def test_resumed_is_uninterrupted(causal, template, tmp_path, lora) -> None:
 
     out = tmp_path / "stopped"
     with pytest.raises(Stopped):
-        train_judge(questions(20), causal, out, on_log=stop, **settings)
+        train_judge(questions(20), causal, out, **how(JudgeTrainSettings, on_log=stop, **settings))
     steps: list[int] = []
     titles: list[str] = []
 
@@ -414,23 +422,27 @@ def test_resumed_is_uninterrupted(causal, template, tmp_path, lora) -> None:
         questions(20),
         causal,
         out,
-        progress=bar,
-        on_log=lambda x: steps.append(x["step"]),
-        **settings,
+        **how(
+            JudgeTrainSettings, progress=bar, on_log=lambda x: steps.append(x["step"]), **settings
+        ),
     )
     assert steps == [5, 6, 7, 8]
     assert titles == ["judge after 8"]  # what was measured before is known
     one, other = weights(whole.path), weights(again.path)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert again.metrics["held_out"] == whole.metrics["held_out"]
-    done = train_judge(questions(20), causal, out, on_log=stop, progress=bar, **settings)
+    done = train_judge(
+        questions(20), causal, out, **how(JudgeTrainSettings, on_log=stop, progress=bar, **settings)
+    )
     assert done.metrics == again.metrics  # at once
 
 
 def test_the_template_goes_with_the_judge(causal, template, tmp_path) -> None:
     path = template()
     settings = {"held_out": 0.0, "learning_rate": 1e-4, **QUICK}
-    made = train_judge(questions(4), causal, tmp_path / "j", template=path, **settings)
+    made = train_judge(
+        questions(4), causal, tmp_path / "j", **how(JudgeTrainSettings, template=path, **settings)
+    )
     assert made.metrics["held_out"] is None
     assert made.agreement is None
     Path(path).unlink()
@@ -444,7 +456,9 @@ def test_the_template_goes_with_the_judge(causal, template, tmp_path) -> None:
     assert judge.template.options == (" A", " B")
     assert judge.examples is None
     # what is trained from it, and is itself no judge, takes the template along
-    again = train_judge(questions(4), str(moved), tmp_path / "two", **settings)
+    again = train_judge(
+        questions(4), str(moved), tmp_path / "two", **how(JudgeTrainSettings, **settings)
+    )
     assert again.metrics["template"]["hash"] == made.metrics["template"]["hash"]
     from rlaif.records import Preference
     from rlaif.training.dpo import train_dpo
@@ -468,10 +482,7 @@ def test_a_base_model_that_is_trained_needs_no_worked_examples(template, tmp_pat
         questions(8),
         base,
         tmp_path / "j",
-        template=template(),
-        learning_rate=1e-4,
-        held_out=0.2,
-        **QUICK,
+        **how(JudgeTrainSettings, template=template(), learning_rate=1e-4, held_out=0.2, **QUICK),
     )
     engine = load_engine(str(made.path), device="cpu")
     assert not is_base(engine)
@@ -486,13 +497,16 @@ def test_an_adapter_alone_has_its_template_too(causal, template, tmp_path) -> No
         questions(6),
         causal,
         tmp_path / "j",
-        template=template(),
-        held_out=0.4,
-        learning_rate=1e-2,
-        epochs=3,
-        lora=LoraSettings(rank=4),
-        merge=False,
-        **QUICK,
+        **how(
+            JudgeTrainSettings,
+            template=template(),
+            held_out=0.4,
+            learning_rate=1e-2,
+            epochs=3,
+            lora=LoraSettings(rank=4),
+            merge=False,
+            **QUICK,
+        ),
     )
     assert not (made.path / "config.json").exists()
     engine = load_engine(str(made.path / "adapter"), device="cpu")
@@ -508,7 +522,10 @@ def test_an_adapter_alone_has_its_template_too(causal, template, tmp_path) -> No
 
 def test_the_models_own_templates_of_other_methods_stay(tmp_path) -> None:
     made = train_judge(
-        flipped(4), "tiny", tmp_path / "j", held_out=0.0, learning_rate=1e-5, **QUICK
+        flipped(4),
+        "tiny",
+        tmp_path / "j",
+        **how(JudgeTrainSettings, held_out=0.0, learning_rate=1e-5, **QUICK),
     )
     own = own_templates(made.path)
     assert own.pop("pairwise") == str(made.path / "pairwise.j2")
@@ -525,7 +542,10 @@ def test_a_template_that_is_not_pairwise_is_refused(causal, tmp_path) -> None:
 def test_where_nothing_can_be_shared_each_prompt_is_a_row(tmp_path, template) -> None:
     name = save_eager(tmp_path / "model")
     found = train_judge(
-        questions(12), name, tmp_path / "j", template=template(), learning_rate=1e-4, **QUICK
+        questions(12),
+        name,
+        tmp_path / "j",
+        **how(JudgeTrainSettings, template=template(), learning_rate=1e-4, **QUICK),
     )
     assert any("computed for each" in note for note in found.metrics["notes"])
     assert found.metrics["tokens"]["computed"] == found.metrics["tokens"]["submitted"]

@@ -31,7 +31,7 @@ from rlaif.training.rl.rollout import (
     split_by_length,
 )
 from rlaif.training.rl.scorers import FunctionScorer, JudgeScorer, load_function
-from rlaif.training.settings import LoraSettings
+from rlaif.training.settings import LoraSettings, RewardSettings, Runtime
 
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in WORDS[:5] for b in WORDS[5:9]]
 QUIET = AlarmLimits(None, None, None, None)
@@ -254,7 +254,13 @@ def test_adaptive_beta_moves_with_the_kl(causal):
 def test_a_separate_value_model_starts_as_the_reward_model(causal, tmp_path):
     from rlaif.training.reward import RewardModel, train_reward
 
-    train_reward(make_preferences(16), causal, tmp_path / "rm", device="cpu", learning_rate=1e-3)
+    train_reward(
+        make_preferences(16),
+        causal,
+        tmp_path / "rm",
+        RewardSettings(learning_rate=1e-3),
+        runtime=Runtime(device="cpu"),
+    )
     ppo = make_ppo(causal, value="separate", value_model=str(tmp_path / "rm"))
     model = RewardModel(tmp_path / "rm", device="cpu")
     episodes = [e for e in ppo.sampler.sample(ppo.nets.policy, PROMPTS, seed=1, n=4) if e.ended][:4]

@@ -21,7 +21,7 @@ from rlaif.training.dpo import train_dpo
 from rlaif.training.models import load_policy
 from rlaif.training.processes import gathered, refuse_spread, share, world
 from rlaif.training.reward import train_reward
-from rlaif.training.settings import DPOSettings, LoraSettings
+from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings
 
 # Trains by reward, judge, dpo and ppo, and PPO once more with a crash between two checkpoints.
 # Losses of one process and of two are compared; `learning_rate` is high: a wrong gradient would
@@ -42,17 +42,20 @@ from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import DPOSettings
+from rlaif.training.settings import DPOSettings, JudgeTrainSettings, RewardSettings
 
 model, out, processes = {model!r}, {out!r}, {processes}
 quick = dict(learning_rate=3e-3, batch_size=8 // processes, device="cpu")
-assert train_reward(make_preferences(32), model, out + "/reward", **quick).accuracy is not None
+reward = train_reward(make_preferences(32), model, out + "/reward", **how(RewardSettings, **quick))
+assert reward.accuracy is not None
 asked = Principle(id="happy", compare="happily")
 rows = [Question(p.pair, asked, p.p_first) for p in make_preferences(32)]
-judge = train_judge(rows, model, out + "/judge", template="pairwise/tiny", **quick)
+options = how(JudgeTrainSettings, template="pairwise/tiny", **quick)
+judge = train_judge(rows, model, out + "/judge", **options)
 assert judge.agreement is not None
 train_dpo(make_preferences(32), model, out + "/dpo", **how(DPOSettings, **quick))
-train_reward(make_preferences(120), model, out + "/frozen", trunk="frozen", device="cpu")
+frozen = how(RewardSettings, trunk="frozen", device="cpu")
+train_reward(make_preferences(120), model, out + "/frozen", **frozen)
 
 calls = 0
 crash = None
@@ -186,13 +189,14 @@ from rlaif.training.dpo import train_dpo
 from rlaif.training.rl.group import GroupSettings, train_group
 from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import DPOSettings
+from rlaif.training.settings import DPOSettings, SFTSettings
 from rlaif.training.sft import train_sft
 
 model, out, processes = {model!r}, {out!r}, {processes}
 answers = [Demonstration(p.pair.prompt, p.pair.first) for p in make_preferences(22)]
 size = dict(batch_size=4 // processes, gradient_accumulation=2, device="cpu")
-train_sft(answers, model, out + "/sft", learning_rate=3e-3, **size)  # the last step has 6 rows
+options = how(SFTSettings, learning_rate=3e-3, **size)
+train_sft(answers, model, out + "/sft", **options)  # the last step has 6 rows
 hard = make_preferences(24, p=1.0)
 hinge = how(DPOSettings, loss="hinge", learning_rate=3e-3, **size)
 train_dpo(hard, model, out + "/hinge", **hinge)
@@ -348,7 +352,7 @@ from small_models import how, make_preferences
 import rlaif.training.loop as loop
 from rlaif.training.dpo import train_dpo
 from rlaif.training.models import load_policy
-from rlaif.training.settings import DPOSettings, LoraSettings
+from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings
 from rlaif.training.reward import train_reward
 
 model, out = {model!r}, {out!r}
@@ -365,11 +369,11 @@ def stop_before_the_last(*args, **kwargs):
     return step(*args, **kwargs)
 loop.Trainer.training_step = stop_before_the_last
 try:
-    train_reward(make_preferences(32), model, out + "/reward", **quick)
+    train_reward(make_preferences(32), model, out + "/reward", **how(RewardSettings, **quick))
     raise SystemExit("it should have stopped")
 except KeyboardInterrupt:
     loop.Trainer.training_step = step
-train_reward(make_preferences(32), model, out + "/reward", **quick)
+train_reward(make_preferences(32), model, out + "/reward", **how(RewardSettings, **quick))
 os._exit(0)  # the caches of DTensor hold gloo's threads to the end; FSDP meets gloo only here
 """
 
@@ -411,7 +415,9 @@ def learns_as_one_process(causal: str, tmp_path: Path) -> None:
         tmp_path / "one" / "dpo",
         **how(DPOSettings, lora=lora, **quick),
     )
-    train_reward(make_preferences(32), causal, tmp_path / "one" / "reward", **quick)
+    train_reward(
+        make_preferences(32), causal, tmp_path / "one" / "reward", **how(RewardSettings, **quick)
+    )
     for name in ("dpo", "reward"):  # the reward model's run was stopped and resumed
         one, spread = (tmp_path / where / name for where in ("one", "spread"))
         losses = [[line["loss"] for line in journal(folder)] for folder in (one, spread)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import make_preferences, make_tokenizer, save_causal
+from small_models import how, make_preferences, make_tokenizer, save_causal
 
 from rlaif import stages
 from rlaif.config import load_config
@@ -27,15 +27,15 @@ from rlaif.training.reward import (
     reward_quality,
     train_reward,
 )
-from rlaif.training.settings import LoraSettings
+from rlaif.training.settings import LoraSettings, RewardSettings, Runtime
 
-QUICK = {"epochs": 3, "learning_rate": 3e-3, "batch_size": 16, "device": "cpu"}
+QUICK = {"seed": 0, "epochs": 3, "learning_rate": 3e-3, "batch_size": 16, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def trained(causal, tmp_path_factory):
     out = tmp_path_factory.mktemp("reward")
-    return train_reward(make_preferences(120), causal, out, **QUICK)
+    return train_reward(make_preferences(120), causal, out, **how(RewardSettings, **QUICK))
 
 
 def test_learns_what_is_preferred(trained):
@@ -80,7 +80,12 @@ def test_references_alone_decide_the_zero():
 def test_rewards_of_the_references_have_mean_0(causal, tmp_path):
     rows = make_preferences(40)
     references = [(p.pair.prompt, f"the dog ran {i}") for i, p in enumerate(rows[:5])]
-    train_reward(rows, causal, tmp_path, references=references, **{**QUICK, "epochs": 1})
+    train_reward(
+        rows,
+        causal,
+        tmp_path,
+        **how(RewardSettings, references=references, **{**QUICK, "epochs": 1}),
+    )
     model = RewardModel(tmp_path, device="cpu")
     rewards = model.rewards([p for p, _ in references], [text for _, text in references])
     assert np.mean(rewards) == pytest.approx(0, abs=1e-4)
@@ -93,7 +98,12 @@ def test_normalised_first_the_head_begins_at_mean_0_and_std_1(causal, tmp_path):
     rows = make_preferences(40)
     quiet = {**QUICK, "learning_rate": 1e-12, "epochs": 1, "held_out": 0.0, "centring": 0.5}
     for name in ("plain", "first"):
-        train_reward(rows, causal, tmp_path / name, normalise_first=name == "first", **quiet)
+        train_reward(
+            rows,
+            causal,
+            tmp_path / name,
+            **how(RewardSettings, normalise_first=name == "first", **quiet),
+        )
     raw = {}
     for name in ("plain", "first"):
         loaded = load_reward(str(tmp_path / name))
@@ -166,7 +176,9 @@ def test_a_new_head_is_small_and_seeded(causal):
 def test_from_a_sequence_classification_checkpoint(trained, tmp_path):
     loaded = load_reward(str(trained.path))
     assert loaded.notes == []
-    again = train_reward(make_preferences(20), str(trained.path), tmp_path, **QUICK)
+    again = train_reward(
+        make_preferences(20), str(trained.path), tmp_path, **how(RewardSettings, **QUICK)
+    )
     assert again.accuracy == 1.0
 
 
@@ -215,7 +227,9 @@ def test_shared_completions_are_computed_once_and_weigh_alike(causal):
 def test_lora_leaves_an_adapter_and_a_merged_model(causal, tmp_path):
     settings = {**QUICK, "learning_rate": 1e-2}
     rows = make_preferences(80)
-    result = train_reward(rows, causal, tmp_path, lora=LoraSettings(rank=4), **settings)
+    result = train_reward(
+        rows, causal, tmp_path, **how(RewardSettings, lora=LoraSettings(rank=4), **settings)
+    )
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
     model = RewardModel(tmp_path, device="cpu")
     prompts = [rows[0].pair.prompt] * 2
@@ -283,7 +297,9 @@ def test_a_base_that_lacks_a_weight_of_its_trunk_is_refused(tmp_path):
         del held[key]
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrainingError, match=r"its weights lack model\.layers\.1\."):
-        train_reward(make_preferences(16), str(folder), tmp_path / "out", device="cpu")
+        train_reward(
+            make_preferences(16), str(folder), tmp_path / "out", runtime=Runtime(device="cpu")
+        )
 
 
 def test_a_test_set_of_ties_has_a_calibration_and_no_accuracy(trained):

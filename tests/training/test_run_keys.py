@@ -14,7 +14,14 @@ from rlaif.config import Config
 from rlaif.records import content_id
 from rlaif.training import settings as sections
 from rlaif.training.data import Samples
-from rlaif.training.settings import DPOSettings, LoraSettings, TrainSettings
+from rlaif.training.settings import (
+    DPOSettings,
+    JudgeTrainSettings,
+    LoraSettings,
+    RewardSettings,
+    SFTSettings,
+    TrainSettings,
+)
 
 SHARED: dict[str, Any] = {
     "epochs": 1,
@@ -39,10 +46,19 @@ DPO: dict[str, Any] = {
     "nll": 0.0,
     "share_prompt": True,
 }
+REWARD: dict[str, Any] = {
+    "held_out": 0.1,
+    "margin": 0.0,
+    "centring": 0.0,
+    "normalise_first": False,
+    "share_prompt": True,
+}
+JUDGE: dict[str, Any] = {"held_out": 0.1, "share_prompt": True}
 
 
 def hashed(settings: TrainSettings) -> str:
-    return content_id(settings.key(), list(settings.own().values()))
+    frozen = settings.frozen() if isinstance(settings, RewardSettings) else {}
+    return content_id(settings.key(), [*settings.own().values(), *frozen.values()])
 
 
 def before(shared: dict[str, Any], own: dict[str, Any]) -> str:
@@ -70,6 +86,36 @@ def before(shared: dict[str, Any], own: dict[str, Any]) -> str:
             {"beta": 0.05, "loss": "cdpo", "label_noise": 0.1, "nll": 0.2, "share_prompt": False},
         ),
         (Config().train.dpo, {"learning_rate": 1e-06}, DPO),
+        (RewardSettings(), {}, REWARD),
+        (Config().train.reward, {}, REWARD),
+        (
+            RewardSettings(held_out=0.2, margin=0.3, centring=0.01, normalise_first=True),
+            {},
+            {
+                "held_out": 0.2,
+                "margin": 0.3,
+                "centring": 0.01,
+                "normalise_first": True,
+                "share_prompt": True,
+            },
+        ),
+        (
+            RewardSettings(trunk="frozen", layers=[1, 2], heads=8),
+            {},
+            {**REWARD, "trunk": "frozen", "heads": 8, "layers": [1, 2]},
+        ),
+        (
+            RewardSettings(trunk="frozen"),
+            {},
+            {**REWARD, "trunk": "frozen", "heads": 16, "layers": None},
+        ),
+        (SFTSettings(batch_size=3), {"batch_size": 3}, {}),
+        (JudgeTrainSettings(), {"batch_size": 4, "gradient_accumulation": 2}, JUDGE),
+        (
+            JudgeTrainSettings(held_out=0.0, share_prompt=False, batch_size=8),
+            {"batch_size": 8, "gradient_accumulation": 2},
+            {"held_out": 0.0, "share_prompt": False},
+        ),
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, TrainSettings) else "",
 )
@@ -91,8 +137,14 @@ OTHERS: dict[str, Any] = {  # another value of a field, where that is not plain 
     "lora": LoraSettings(),
     "loss": "ipo",
     "label_noise": 0.2,
+    "trunk": "frozen",
+    "layers": (2,),
 }
-NEEDED: dict[str, Any] = {"label_noise": {"loss": "cdpo", "label_noise": 0.1}}
+NEEDED: dict[str, Any] = {
+    "label_noise": {"loss": "cdpo", "label_noise": 0.1},
+    "heads": {"trunk": "frozen"},
+    "layers": {"trunk": "frozen"},
+}
 
 
 def other(value: Any) -> Any:
@@ -101,7 +153,7 @@ def other(value: Any) -> Any:
     return value + 1 if isinstance(value, int) else value / 2 or 0.3
 
 
-@pytest.mark.parametrize("section", [DPOSettings])
+@pytest.mark.parametrize("section", [DPOSettings, RewardSettings, SFTSettings, JudgeTrainSettings])
 def test_a_key_holds_every_setting_but_how_often_is_saved(section: Callable[..., Any]) -> None:
     fields: dict[str, Any] = section.model_fields  # type: ignore[attr-defined]
     for name, field in fields.items():
@@ -115,4 +167,7 @@ def test_all_sections_of_trainers_are_looked_at() -> None:
     """Each trainer's section overrides `own`, or has nothing beside what all share."""
     for section in vars(sections).values():
         if isinstance(section, type) and issubclass(section, TrainSettings):
-            assert section.model_fields.keys() - TrainSettings.model_fields == set(section().own())
+            held = set(section().own())
+            if issubclass(section, RewardSettings):
+                held |= set(section(trunk="frozen").frozen())
+            assert section.model_fields.keys() - TrainSettings.model_fields == held

@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from small_models import how
 
 from rlaif import tiny
 from rlaif.errors import DataError, TrainingError
 from rlaif.files.readers import read_demonstrations
 from rlaif.records import Demonstration, Message, Pair, Preference, Prompt
 from rlaif.training.models import load_policy
+from rlaif.training.settings import SFTSettings
 from rlaif.training.sft import best_answers, encode, train_sft
 
 PROMPTS = [Prompt.user(p.text) for p in tiny.prompts("train", limit=6)]
@@ -35,7 +37,9 @@ class Interrupted(Exception):
 
 def test_the_first_loss_is_the_mean_over_the_answers_tokens(tmp_path):
     """Against plain forward passes, one answer at a time."""
-    train_sft(ANSWERS, "tiny", tmp_path, epochs=1, batch_size=3, gradient_accumulation=2)
+    train_sft(
+        ANSWERS, "tiny", tmp_path, SFTSettings(epochs=1, batch_size=3, gradient_accumulation=2)
+    )
     loaded = load_policy("tiny")
     total, tokens = 0.0, 0
     for d in ANSWERS:
@@ -51,15 +55,20 @@ def test_the_first_loss_is_the_mean_over_the_answers_tokens(tmp_path):
 
 def test_it_learns_and_a_stopped_run_ends_with_the_same_weights(tmp_path):
     options = {"epochs": 4, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu"}
-    result = train_sft(ANSWERS, "tiny", tmp_path / "whole", **options)
+    result = train_sft(ANSWERS, "tiny", tmp_path / "whole", **how(SFTSettings, **options))
 
     def stop(row):
         if row["step"] == 4:
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train_sft(ANSWERS, "tiny", tmp_path / "cut", checkpoint_every=3, on_log=stop, **options)
-    train_sft(ANSWERS, "tiny", tmp_path / "cut", checkpoint_every=3, **options)
+        train_sft(
+            ANSWERS,
+            "tiny",
+            tmp_path / "cut",
+            **how(SFTSettings, checkpoint_every=3, on_log=stop, **options),
+        )
+    train_sft(ANSWERS, "tiny", tmp_path / "cut", **how(SFTSettings, checkpoint_every=3, **options))
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[k], two[k]) for k in one)
     losses = [x["loss"] for x in lines(tmp_path / "whole")]

@@ -14,7 +14,7 @@ from rlaif.training.dpo import train_dpo
 from rlaif.training.forward import sequence_logprobs, sequence_rewards
 from rlaif.training.models import load_policy, load_reward
 from rlaif.training.reward import train_reward
-from rlaif.training.settings import DPOSettings, LoraSettings
+from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings
 
 
 def save_shape(folder: Path, shape: str) -> str:
@@ -75,7 +75,12 @@ def test_other_shapes_train(tmp_path, shape):
         train_dpo(rows, name, tmp_path / "dpo", **how(DPOSettings, **quick)).metrics["accuracy"]
         >= 0.8
     )
-    assert train_reward(rows, name, tmp_path / "reward", **quick).metrics["accuracy"] >= 0.8
+    assert (
+        train_reward(rows, name, tmp_path / "reward", **how(RewardSettings, **quick)).metrics[
+            "accuracy"
+        ]
+        >= 0.8
+    )
 
 
 def test_bfloat16_and_float32_in_one_process(causal, tmp_path):

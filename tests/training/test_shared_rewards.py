@@ -8,14 +8,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from small_models import WORDS, make_preferences, make_tokenizer, save_causal, save_windowed
+from small_models import WORDS, how, make_preferences, make_tokenizer, save_causal, save_windowed
 from test_shapes import save_shape
 
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.data import Row, encode_rows, weigh_by_prompt
 from rlaif.training.models import add_lora, load_reward
 from rlaif.training.reward import collator, pair_loss, train_reward
-from rlaif.training.settings import LoraSettings
+from rlaif.training.settings import LoraSettings, RewardSettings, Runtime
 from rlaif.training.shared import branch_ends, shared_batch, why_not_rewards
 
 PROMPT = "the big red dog sat on the small blue mat and ran happily under the tree "
@@ -112,7 +112,9 @@ def test_a_run_learns_the_same_either_way(causal, tmp_path):
     lines = []
     for share in (False, True):
         out = tmp_path / str(share)
-        result = train_reward(preferences(7, 3), causal, out, share_prompt=share, **quick)
+        result = train_reward(
+            preferences(7, 3), causal, out, **how(RewardSettings, share_prompt=share, **quick)
+        )
         assert result.metrics["settings"]["share_prompt"] is share
         read = (out / "training.jsonl").read_text().splitlines()
         lines.append([json.loads(x)["loss"] for x in read])
@@ -122,7 +124,9 @@ def test_a_run_learns_the_same_either_way(causal, tmp_path):
 
 def test_models_that_look_back_a_window_take_rows_of_their_own(tmp_path):
     name = str(save_windowed(tmp_path / "model", make_tokenizer()))
-    result = train_reward(make_preferences(16), name, tmp_path / "out", device="cpu")
+    result = train_reward(
+        make_preferences(16), name, tmp_path / "out", runtime=Runtime(device="cpu")
+    )
     assert any("computed for each: its layers look back 8" in x for x in result.metrics["notes"])
     assert result.metrics["settings"]["share_prompt"] is False
 
