@@ -160,6 +160,29 @@ def rewardbench(config: Config) -> None:
     execute(config, rewardbench)
 
 
+@app.command("text")
+@on_a_run(
+    rows="evaluate.text.path",
+    references="evaluate.text.references",
+    perplexity="evaluate.text.perplexity",
+    skip_bad="evaluate.text.skip_bad",
+    seed="evaluate.seed",
+)
+def text(config: Config) -> None:
+    """Measure texts: ROUGE, BLEU, chrF, METEOR and TER, diversity, length, perplexity, repetition.
+
+    Those of a file, or those that the run has sampled from its policies. Metrics that need
+    references are told where there are some, and need `pip install "rlaif-toolkit[text]"`.
+
+    Example: rlaif eval text --rows summaries.jsonl --perplexity my-model
+
+    Example: rlaif eval text runs/demo --references held_out.jsonl
+    """
+    from rlaif.stages.text import text
+
+    execute(config, text)
+
+
 @app.command("attacks")
 @on_a_run("constitution", "judge", "method", seed="judge.rationale.seed")
 def attacks(

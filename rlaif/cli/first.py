@@ -49,6 +49,7 @@ _READS = {
     "rewardbench": ("evaluate.rewardbench",),
     "model_written": ("evaluate.model_written", "policy"),
     "write_evaluation": ("policy", "judge"),
+    "text": ("evaluate.text",),
 }
 _PAID_FOR = ("completions", "verdicts", "revisions", "models", "evaluation")  # by a model's work
 

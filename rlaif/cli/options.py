@@ -99,6 +99,8 @@ SETTINGS = {
     ),
     "behavior": Setting(str, "TEXT", 'What somebody who has it does: "enjoys solving puzzles".'),
     "items": Setting(int, "N", "How many to keep, half of them with each answer."),
+    "references": Setting(str, "FILE", "What is wanted: rows with prompt and completion."),
+    "perplexity": Setting(str, "MODEL", "Tell the perplexity of the texts under this model."),
     "reward_model": Setting(str, "FOLDER", "A reward model; the run's own unless given."),
     "reference": Setting(
         str, "MODEL", "What the policy was trained from; `policy.model` unless given."

@@ -36,6 +36,7 @@ from rlaif.evaluation.settings import (
     LabelLimits,
     ModelWrittenSettings,
     RewardBenchSettings,
+    TextSettings,
     WriteSettings,
 )
 from rlaif.files.own import look_beside
@@ -331,6 +332,8 @@ class EvaluateConfig(Section):
     """Of `rlaif eval model-written`."""
     write: WriteSettings = WriteSettings()
     """Of `rlaif eval model-written write`."""
+    text: TextSettings = TextSettings()
+    """Of `rlaif eval text`."""
 
 
 class Config(Section):

@@ -87,3 +87,18 @@ class WriteSettings(Section):
     """Softmax temperature of the statements."""
     statement_tokens: int = Field(default=64, ge=1)
     """Longest statement in tokens; one that is cut is left out."""
+
+
+class TextSettings(Section):
+    """Texts measured by themselves and against references (`docs/evaluation.md`)."""
+
+    path: Annotated[str | None, Place("rows")] = None
+    """Rows with a text, and where they have them its references and prompt; null takes the run's
+    samples of its policies on held-out prompts (`rlaif eval winrate`), or else its completions."""
+    references: Annotated[str | None, Place("rows")] = None
+    """Rows with a prompt and the completion that is wanted, which go to the texts by their prompts;
+    null takes the references that stand with the texts."""
+    perplexity: Annotated[str | None, Place("model")] = None
+    """A model whose perplexity of the texts, after their prompts, is told; null tells none."""
+    skip_bad: int = Field(default=0, ge=0)
+    """Go on over at most this many malformed rows; they are counted and listed."""

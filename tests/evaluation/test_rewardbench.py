@@ -416,7 +416,7 @@ def test_the_implicit_reward_is_the_difference_of_log_likelihoods() -> None:
         policy.model.get_output_embeddings().weight.mul_(1.1)
     reward = ImplicitReward(policy, base)
     prompt, text = Prompt.user("can you help me with the garden?"), "yes, I can help."
-    before, after = reward._encoder.sequence(prompt, text)
+    before, after = reward._policy._encoder.sequence(prompt, text)
     ids = torch.tensor([[*before.tolist(), *after.tolist()]])
     sums = []
     with torch.no_grad():
