@@ -17,6 +17,7 @@ from rlaif.errors import ConfigError, DataError
 from rlaif.files.resources import names
 from rlaif.steps.executors import Memory
 from rlaif.steps.revising import Chain, Reviser, contrast_stream
+from rlaif.steps.settings import ReviseSettings
 
 
 def run(*arguments: str) -> str:
@@ -68,7 +69,7 @@ def test_the_requests_of_a_revision_are_shown_as_they_are_sent(template: str) ->
     (principle,) = Constitution.load("harmless").select(["no-harm"])
 
     def stage(engine: ScriptedEngine, template: str) -> None:
-        reviser = Reviser(engine, (principle,), Sampling(n=1), template)
+        reviser = Reviser(engine, (principle,), ReviseSettings(template=template))
         reviser.round([Chain(SAMPLE.prompt, 0, SAMPLE.first)], 1)
 
     critique, revision = sent_by(stage, template)

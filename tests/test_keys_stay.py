@@ -15,12 +15,13 @@ from rlaif.engines.base import Sampling, ScriptedEngine
 from rlaif.judges.base import Ask
 from rlaif.judges.cot import CotJudge
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.judges.reasoning import Reasoning
+from rlaif.judges.settings import CotSettings, RationaleSettings
 from rlaif.judges.text import TextJudge
 from rlaif.records import Pair, Prompt
 from rlaif.steps.executors import Memory
 from rlaif.steps.revising import Chain, Reviser, contrast_stream
 from rlaif.steps.sampling import completion_keys
+from rlaif.steps.settings import ReviseSettings
 
 ENGINE = ScriptedEngine(
     scorer=lambda _, options: [-1.0] * len(options), generator=lambda text, i: f"{len(text)}, {i}."
@@ -63,8 +64,7 @@ def test_of_completions(change: dict[str, Any], keys: list[str]) -> None:
 
 
 def test_of_revisions() -> None:
-    once = Sampling(**{**PLAIN, "n": 1, "max_new_tokens": 512})
-    reviser = Reviser(ENGINE, (KIND,), once)
+    reviser = Reviser(ENGINE, (KIND,), ReviseSettings())
     assert reviser.key(Chain(PROMPT, 0, "No."), 1, KIND) == "c906fbc523eb1455340b"
 
 
@@ -75,11 +75,11 @@ def test_of_contrasts() -> None:
 
 
 def test_of_verdicts() -> None:
-    several = Reasoning(samples=3, seed=5)
+    several = CotSettings(rationale=RationaleSettings(samples=3, seed=5))
     judges = (
         PairwiseJudge(ENGINE),
         CotJudge(ENGINE),
-        CotJudge(ENGINE, reasoning=several),
+        CotJudge(ENGINE, several),
         TextJudge(ENGINE),
     )
     assert [judge.key(ASK) for judge in judges] == [

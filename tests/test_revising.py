@@ -33,6 +33,7 @@ from rlaif.steps.revising import (
     revise_stream,
     revision_pairs,
 )
+from rlaif.steps.settings import ReviseSettings
 from rlaif.store import RunStore
 
 KIND = Principle(id="kind", critique="Where is it unkind?", revise="Make it kind.")
@@ -63,17 +64,22 @@ class Writer(ScriptedEngine):
 
 
 def reviser(engine: Any = None, **settings: Any) -> Reviser:
-    return Reviser(engine or Writer(), (KIND, SHORT), Sampling(**{"seed": 3, **settings}))
+    return Reviser(engine or Writer(), (KIND, SHORT), ReviseSettings(**{"seed": 3, **settings}))
 
 
 def revise(chains: list[Chain], by: Reviser, rounds: int, chunk: int = 7) -> list[Revision]:
     memory: Memory[Revision] = Memory()
-    return [r for part in revise_stream(chains, by, rounds, memory, chunk=chunk) for r in part.rows]
+    stream = revise_stream(chains, rounds_of(by, rounds), memory, chunk=chunk)
+    return [r for part in stream for r in part.rows]
+
+
+def rounds_of(by: Reviser, rounds: int) -> Reviser:
+    return replace(by, settings=by.settings.but(rounds=rounds))
 
 
 def test_a_round_asks_for_the_critique_then_shows_it_and_asks_for_the_revision() -> None:
     engine = Writer()
-    (row,) = revise(CHAINS[:1], Reviser(engine, (KIND,), Sampling(n=1)), 1)
+    (row,) = revise(CHAINS[:1], Reviser(engine, (KIND,), ReviseSettings()), 1)
     assert engine.asked == [
         "user: question 0\nassistant: answer to question 0\nuser: Where is it unkind?",
         "user: question 0\nassistant: answer to question 0\nuser: Where is it unkind?\n"
@@ -105,7 +111,7 @@ def test_draws_are_uniform_with_replacement_and_depend_on_seed_and_chain_only() 
     assert any(by.principle(p, 0, 1) != other.principle(p, 0, 1) for p in PROMPTS)
     # another principle takes draws, and moves none between the two
     third = SHORT.model_copy(update={"id": "third"})
-    more = Reviser(Writer(), (third, SHORT, KIND), Sampling(n=1, seed=3))
+    more = Reviser(Writer(), (third, SHORT, KIND), ReviseSettings(seed=3))
     for p in PROMPTS:
         assert more.principle(p, 0, 1).id in ("third", by.principle(p, 0, 1).id)
 
@@ -118,10 +124,10 @@ def test_rows_do_not_depend_on_order_or_chunk() -> None:
 
 def test_what_exists_is_not_made_again_and_more_rounds_keep_it() -> None:
     engine, memory = Writer(), Memory[Revision]()
-    by = Reviser(engine, (KIND, SHORT), Sampling(n=1, seed=3))
-    first = [r for part in revise_stream(CHAINS, by, 2, memory) for r in part.rows]
+    by = Reviser(engine, (KIND, SHORT), ReviseSettings(seed=3))
+    first = [r for part in revise_stream(CHAINS, rounds_of(by, 2), memory) for r in part.rows]
     asked = len(engine.asked)
-    parts = list(revise_stream(CHAINS, by, 3, memory))
+    parts = list(revise_stream(CHAINS, rounds_of(by, 3), memory))
     assert len(engine.asked) - asked == 2 * len(CHAINS)  # the third round's two steps
     rows = [r for part in parts for r in part.rows]
     assert sum(len(part.new) for part in parts) == len(CHAINS)
@@ -174,7 +180,7 @@ def test_texts_of_the_principle_and_the_response_are_in_the_key() -> None:
 def test_a_failed_step_leaves_the_response_and_says_why(
     finish: str, reason: str, step: str
 ) -> None:
-    rows = revise(CHAINS[:1], Reviser(Writer({step: finish}), (KIND,), Sampling(n=1)), 2)
+    rows = revise(CHAINS[:1], Reviser(Writer({step: finish}), (KIND,), ReviseSettings()), 2)
     assert [(r.revision, r.reason) for r in rows] == [(None, reason)] * 2
     assert rows[1].response == CHAINS[0].response
     assert last_revisions(rows) == revision_pairs(rows) == []
@@ -193,7 +199,7 @@ def test_a_response_cannot_open_a_turn_of_its_own() -> None:
 
 
 def test_the_examples_come_before_the_conversation() -> None:
-    by = replace(reviser(), template_name="revise/fewshot")
+    by = reviser(template="revise/fewshot")
     roles = [m.role for m in by.render(CHAINS[0], KIND, "c").messages]
     assert roles == ["user", "assistant"] * 8 + ["user"]
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlaif.constitution import Constitution, Principle
-from rlaif.engines.base import Sampling
 from rlaif.errors import DataError
 from rlaif.evaluation.revisions import violations
 from rlaif.files.small import read_json
@@ -45,7 +44,7 @@ def revise(run: Run) -> None:
     config, rejected = run.config.revise, Rejected("revise")
     principles = _principles(run)
     engine = run.engine(run.config.policy)
-    reviser = Reviser(engine, principles, _settings(run), config.template)
+    reviser = Reviser(engine, principles, config)
     prompts, completions, _, _ = sampled(run, rejected)
     chains = chains_of(prompts, completions, keep_cut=run.config.sampling.keep_cut)
     if not chains:
@@ -55,7 +54,7 @@ def revise(run: Run) -> None:
     new = 0
     with run.reporter.progress("revise", len(chains)) as progress:
         stream = revise_stream(
-            chains, reviser, config.rounds, run.store.table("revisions"), chunk=run.config.chunk
+            chains, reviser, run.store.table("revisions"), chunk=run.config.chunk
         )
         for part in followed(stream, run.config.chunk, len(chains), progress):
             rows += part.rows
@@ -141,18 +140,6 @@ def _principles(run: Run) -> tuple[Principle, ...]:
     other = config.constitution
     found = run.constitution if other is None else Constitution.load(other)
     return found.principles if config.principles == "all" else found.select(config.principles)
-
-
-def _settings(run: Run) -> Sampling:
-    c = run.config.revise
-    return Sampling(
-        n=1,
-        temperature=c.temperature,
-        top_p=c.top_p,
-        max_new_tokens=c.max_new_tokens,
-        seed=c.seed,
-        stop=c.stop,
-    )
 
 
 def _tell(

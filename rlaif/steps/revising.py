@@ -9,7 +9,7 @@ stands, and more rounds keep the ones that exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rlaif.constitution import Principle, require
 from rlaif.engines.base import Engine, Generation, Sampling, hear, listener
@@ -18,6 +18,7 @@ from rlaif.judges.reasoning import unusable
 from rlaif.records import Completion, Pair, Prompt, Revision, RevisionReason, content_id
 from rlaif.steps.executors import Sink, chunks, items_of, one_at_a_time, overlapped
 from rlaif.steps.pace import Pace, Saver, pace_of, paced
+from rlaif.steps.settings import ReviseSettings
 
 Find = Callable[[Sequence[str]], Mapping[str, Revision]]
 
@@ -58,21 +59,20 @@ def chains_of(
 class Reviser:
     """A model that revises its own responses.
 
-    `sampling.seed` is that of the draws and the texts; `n` has to be 1. Every round has a seed of
-    its own, or the same principle drawn again would get the same critique.
+    Every round has a seed of its own, or the same principle drawn again would get the same
+    critique.
     """
 
     engine: Engine
     principles: tuple[Principle, ...]
-    sampling: Sampling
-    template_name: str = "revise/default"
+    settings: ReviseSettings = field(default_factory=ReviseSettings)
 
     def __post_init__(self) -> None:
         require(self.principles, "revise")
 
     @property
     def template(self) -> Template:
-        return load_template(self.template_name)
+        return load_template(self.settings.template)
 
     def principle(self, prompt: Prompt, sample: int, round_: int) -> Principle:
         """The principle of a round: uniform, with replacement, by the seed and the chain alone.
@@ -80,7 +80,7 @@ class Reviser:
         The draw is the largest of one hash a principle, so that another principle in the
         constitution changes few draws.
         """
-        place = (self.sampling.seed, prompt.id, sample, round_)
+        place = (self.settings.seed, prompt.id, sample, round_)
         return max(self.principles, key=lambda p: content_id("draw", *place, p.id))
 
     def key(self, chain: Chain, round_: int, principle: Principle) -> str:
@@ -89,7 +89,7 @@ class Reviser:
             "revision",
             self.engine.fingerprint,
             self.template.hash,
-            self.sampling.settings(),
+            self.settings.sampling.settings(),
             chain.prompt.id,
             chain.sample,
             round_,
@@ -133,8 +133,9 @@ class Reviser:
     def _write(self, asked: Sequence[Rendered], round_: int, step: str) -> list[Generation]:
         if not asked:
             return []
-        seed = int(content_id(self.sampling.seed, round_, step)[:7], 16)
-        return [made[0] for made in self.engine.generate(asked, self.sampling.but(seed=seed))]
+        seed = int(content_id(self.settings.seed, round_, step)[:7], 16)
+        sampling = self.settings.sampling.but(seed=seed)
+        return [made[0] for made in self.engine.generate(asked, sampling)]
 
 
 def request(
@@ -159,7 +160,6 @@ def _why_not(generation: Generation) -> RevisionReason | None:
 def revise_stream(
     chains: Iterable[Chain],
     reviser: Reviser,
-    rounds: int,
     sink: Sink[Revision],
     *,
     chunk: int = 64,
@@ -170,7 +170,7 @@ def revise_stream(
     step the response stays, and the next round draws another principle.
     """
     find, write = sink.finder(), one_at_a_time(sink.append)
-    pace = pace_of(reviser.engine)
+    pace, rounds = pace_of(reviser.engine), reviser.settings.rounds
 
     def work(part: list[Chain]) -> Revised:
         rows: list[Revision] = []

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rlaif.engines.base import Sampling
 from rlaif.files.settings import Place, Section, Seed
 
 
@@ -26,6 +27,18 @@ class ReviseSettings(Section):
     """Strings that end one; they are not part of it."""
     seed: Seed = 7
     """Of the draws and of the texts."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How each text is sampled: once."""
+        return Sampling(
+            n=1,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+            seed=self.seed,
+        )
 
 
 class RaySettings(Section):

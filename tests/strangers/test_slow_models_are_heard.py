@@ -16,8 +16,7 @@ from typing import Any
 import pytest
 
 from rlaif.constitution import Principle
-from rlaif.engines.base import Sampling as Settings
-from rlaif.engines.base import ScriptedEngine, hear
+from rlaif.engines.base import Sampling, ScriptedEngine, hear
 from rlaif.engines.hf import HFEngine
 from rlaif.engines.settings import EngineSettings
 from rlaif.errors import EngineError
@@ -31,6 +30,7 @@ from rlaif.steps import pace as pacing
 from rlaif.steps.executors import Memory, run_judge, run_sampling
 from rlaif.steps.pace import Pace, paced
 from rlaif.steps.revising import Chain, Reviser, contrast_stream, revise_stream
+from rlaif.steps.settings import ReviseSettings
 from rlaif.store import RunStore
 
 PRINCIPLES = (
@@ -139,7 +139,7 @@ def test_judges_that_write_or_see_more_are_stored_inside_a_chunk(
 @pytest.mark.usefixtures("quick")
 def test_slow_sampling_is_stored_and_told_inside_its_chunk() -> None:
     sink, told = Watched(), Told()
-    settings = Settings(n=2)
+    settings = Sampling(n=2)
     run_sampling(PROMPTS, slow_engine(), settings, sink, total=12, on_progress=told)
     assert sink.longest < 1.0
     told.check(12)
@@ -151,16 +151,16 @@ def test_slow_revisions_and_contrasts_are_stored_inside_their_chunk() -> None:
     chains = [Chain(prompt, 0, f"response {i}") for i, prompt in enumerate(PROMPTS)]
     told: list[float] = []
     with hear(told.append):
-        list(revise_stream(chains, Reviser(slow_engine(), one, Settings()), 2, rows))
+        list(revise_stream(chains, Reviser(slow_engine(), one, ReviseSettings(rounds=2)), rows))
     assert len({r.key for r in rows.rows}) == 24
     assert len(rows.times) > 3
     assert told == sorted(told)
     assert told[-1] == 12
     again: Memory[Revision] = Memory(rows.rows[:7])
-    list(revise_stream(chains, Reviser(slow_engine(), one, Settings()), 2, again))
+    list(revise_stream(chains, Reviser(slow_engine(), one, ReviseSettings(rounds=2)), again))
     assert {r.key: r for r in again.rows} == {r.key: r for r in rows.rows}
     answers = Watched()
-    (part,) = contrast_stream(PROMPTS, slow_engine(), one, Settings(), answers)
+    (part,) = contrast_stream(PROMPTS, slow_engine(), one, Sampling(n=1), answers)
     assert len(part.pairs) == 12 or len(part.new) == 24
     assert len(answers.times) > 2
     kept: Memory[Completion] = answers
@@ -206,7 +206,7 @@ class SlowModel(HFEngine):
     """The embedded model, in small passes that take their time, and how often it was asked."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__("tiny", device="cpu", batch_tokens=64)
+        super().__init__("tiny", EngineSettings(device="cpu", batch_tokens=64))
         self.calls, run = 0, self._packed.logits
 
         def slow(*given: Any) -> Any:
@@ -254,7 +254,7 @@ def test_an_engine_tells_how_far_it_is_while_it_writes() -> None:
     engine = HFEngine("tiny", EngineSettings(device="cpu"))
     with hear(told.append):
         engine.generate(
-            [Rendered.chat(p.messages) for p in PROMPTS[:1]], Settings(max_new_tokens=24)
+            [Rendered.chat(p.messages) for p in PROMPTS[:1]], Sampling(n=1, max_new_tokens=24)
         )
     assert len(told) > 3
     assert told == sorted(told)
