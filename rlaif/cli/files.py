@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rlaif.cli.options import OutOption, RunArgument, one_run, the_run
-
-if TYPE_CHECKING:
-    from rlaif.records import Preference
 
 
 def export(
@@ -24,10 +20,22 @@ def export(
         str,
         typer.Option(
             metavar="NAME",
-            help="`preferences`, `people` (what they decided in `rlaif view`), `revisions` (to "
-            "train on) or `revision-pairs`.",
+            help="`preferences`, `implicit` (prompt within), `unpaired` (KTO), `sft`, `prompts`, "
+            "`rewards`, `argilla`, `openai`, `openai-sft`; `people` (what they decided in `rlaif "
+            "view`), `revisions` (to train on), `revision-pairs`; with --push-to, `models/dpo`.",
         ),
     ] = "preferences",
+    hub: Annotated[
+        bool,
+        typer.Option("--hub", help="Write a folder as the hub has it: README.md and Parquet."),
+    ] = False,
+    push_to: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload it, card included, to the hub."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="A new repository of --push-to is private.")
+    ] = False,
     which: Annotated[
         str,
         typer.Option("--which", "--rounds", metavar="NAME", help="Of revisions: `last` or `all`."),
@@ -39,45 +47,37 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write TRL rows: preferences with their soft label `p_chosen`, or revisions to train on.
+    """Write a run's labels or revisions as rows to train on, with a card, and push them to the hub.
 
     Example: rlaif export runs/demo preferences.jsonl
+
+    Example: rlaif export runs/demo kto.parquet --what unpaired
+
+    Example: rlaif export runs/demo --push-to me/harmless-preferences --private
     """
     from rlaif.cli.console import Terminal
-    from rlaif.cli.exporting import export_revisions, people_preferences, revision_preferences
+    from rlaif.cli.exporting import Wanted, export_it
     from rlaif.errors import ConfigError
-    from rlaif.files.writers import export_preferences
-    from rlaif.store import RunStore
 
     if out is not None and to is None:
         run, to = None, run  # the one argument is TO
     found = one_run(run, out)
-    if found is None or to is None:
-        raise ConfigError("expected a run and a file: rlaif export RUN TO, or --out RUN TO")
-    store, terminal, target = RunStore(found, read_only=True), Terminal(), Path(to)
+    if found is None or (to is None and push_to is None):
+        raise ConfigError(
+            "expected a run and a file: rlaif export RUN TO, or --out RUN TO; or --push-to NAME"
+        )
     if which not in ("last", "all"):
         raise ConfigError(f"--which {which}: expected last or all")
-    if what == "revisions":
-        counts = export_revisions(store, target, which == "all", helpful or [])
-        terminal.say(f"{', '.join(f'{n:,} {k}' for k, n in counts.items())} written to {to}")
-        return
-    rows: Iterable[Preference]
-    if what == "preferences":
-        rows = (p for batch in store.table("preferences").iter_batches() for p in batch)
-    elif what == "revision-pairs":
-        rows = revision_preferences(store)
-    elif what == "people":
-        rows = people_preferences(store)
-    else:
-        raise ConfigError(
-            f"--what {what}: expected preferences, people, revisions or revision-pairs"
-        )
-    counts = export_preferences(rows, target)
-    left_out = {k: v for k, v in counts.items() if k != "preferred" and v}
-    text = f"{counts['preferred']:,} preferences written to {to}"
-    if left_out:
-        text += "; left out: " + ", ".join(f"{v:,} {k}" for k, v in left_out.items())
-    terminal.say(text)
+    wanted = Wanted(
+        what=what,
+        to=None if to is None else Path(to),
+        hub=hub,
+        push_to=push_to,
+        private=private,
+        every_round=which == "all",
+        helpful=tuple(helpful or ()),
+    )
+    export_it(Path(found), wanted, Terminal().say)
 
 
 def report(run: RunArgument = None, out: OutOption = None) -> None:

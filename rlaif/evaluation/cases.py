@@ -6,7 +6,7 @@ Pure functions over records. How far opinions are apart is a distance of probabi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -101,8 +101,8 @@ def _most(values: object) -> float | None:
 
 
 def decisive(preference: Preference, rule: LabelRule) -> str | None:
-    """The principle that decided a preferred pair: the label without it would lie farthest from the
-    side that it took. None of a tie or an abstention; of equals the first one."""
+    """The principle that decided a preferred pair: were its opinion ½, the label would lie farthest
+    from the side that it took. None of a tie or an abstention; of equals the first one."""
     if preference.status != "preferred":
         return None
     given = opinions(preference)
@@ -110,10 +110,6 @@ def decisive(preference: Preference, rule: LabelRule) -> str | None:
     whole = rule(given)
 
     def pull(name: str) -> float:
-        return (whole - rule(_without(given, name))) * side
+        return (whole - rule({**given, name: 0.5})) * side
 
     return max(given, key=lambda name: (pull(name), (given[name] - 0.5) * side), default=None)
-
-
-def _without(given: Mapping[str, float], name: str) -> dict[str, float]:
-    return {other: p for other, p in given.items() if other != name}

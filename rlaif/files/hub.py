@@ -1,4 +1,5 @@
-"""Whether the Hugging Face hub is within reach, asked once: without it, nothing waits for it.
+"""Whether the Hugging Face hub is within reach, asked once: without it, nothing waits for it. And
+how a folder goes there.
 
 The hub's library tries a name five times over, half a minute in all, before it says that there is
 no network. Here a second tells, and what is missing is told in one sentence; what lies in the cache
@@ -16,10 +17,12 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import urlsplit
 
-from rlaif.errors import EngineError
+from rlaif.errors import ConfigError, EngineError
+from rlaif.files.small import reason
 
 SECONDS = 1.5  # to look up the hub's address and to connect
 _YES = frozenset({"1", "ON", "YES", "TRUE"})
+_NOT_PUSHED = ["checkpoints/**", "run.key"]  # a run's own business
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -106,3 +109,49 @@ def _reached(host: str, port: int) -> bool:
     thread.start()
     thread.join(SECONDS)
     return bool(found)
+
+
+def require_reach(name: str) -> None:
+    """ConfigError for a name that no repository can have, EngineError where the hub is away: before
+    anything is made to be pushed."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        raise ConfigError(f"--push-to {name}: expected OWNER/NAME, such as me/my-preferences")
+    if offline():
+        raise EngineError(
+            f"cannot push to {name}: {_host()} is out of reach, or HF_HUB_OFFLINE is set. Connect "
+            "and run the command again, or name a folder and upload that: `hf upload`",
+            retryable=True,
+        )
+
+
+def push_folder(folder: Path, name: str, kind: str, *, private: bool = False) -> str:
+    """Uploads a folder to the hub as the repository `name` (`OWNER/NAME`) of a `kind`, `dataset` or
+    `model`, made if it is not there; returns its address.
+
+    The hub is that of HF_ENDPOINT, the token that of HF_TOKEN or of `hf auth login`. EngineError
+    where the hub refuses or breaks off.
+    """
+    require_reach(name)
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(endpoint=_endpoint())
+    try:
+        api.create_repo(name, repo_type=kind, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=name,
+            repo_type=kind,
+            folder_path=folder,
+            ignore_patterns=_NOT_PUSHED,
+            commit_message="Uploaded by rlaif",
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = ": set HF_TOKEN, or log in with `hf auth login`" if status in (401, 403) else ""
+        raise EngineError(f"{_host()} refuses {name} ({status}){hint}. {error}") from error
+    except Exception as error:  # its client's own, whose library changes with the hub's version
+        raise EngineError(
+            f"cannot push to {name}: {reason(error)}; try again", retryable=True
+        ) from error
+    prefix = "datasets/" if kind == "dataset" else ""
+    return f"{_endpoint()}/{prefix}{name}"

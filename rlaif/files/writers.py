@@ -1,6 +1,8 @@
 """Write preferences and samples in TRL's formats, for TRL and whatever else reads them.
 
 https://huggingface.co/docs/trl/dataset_formats#preference
+
+A data set may carry a card: README.md in a folder, NAME.card.md beside a file.
 """
 
 from __future__ import annotations
@@ -14,18 +16,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rlaif.errors import DataError
-from rlaif.files.small import commit, reason, remove
+from rlaif.files.rows import KINDS, TURNS, Again, Row
+from rlaif.files.small import commit, reason, remove, write_text
 from rlaif.records import Message, Preference, Prompt, content_id, messages_to_json
 
-Row = dict[str, Any]
+Card = Callable[[int], str]  # the card's text, of the number of rows
+Write = Callable[[Path, Iterator[Row], pa.Schema | None], None]
 
-_TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_DATA = "data/train-00000-of-00001.parquet"
 _CHUNK = 4096
 
 
@@ -52,6 +55,31 @@ def export_preferences(
     return dict(counts)
 
 
+def export_rows(
+    kind: str, preferences: Again, path: str | Path, *, card: Card | None = None, hub: bool = False
+) -> dict[str, int]:
+    """Write labels in one of the forms of `KINDS`; returns how many `rows` were written, and the
+    pairs of each status.
+
+    `preferences` gives them from their beginning each time that it is called. The path decides the
+    form of the file, as in `export_preferences`; with `hub` it is a folder as the Hugging Face hub
+    has it, README.md and Parquet, which `datasets.load_dataset` reads. `card` makes the card's text
+    of the number of rows. The errors are the same, and DataError for a kind that is written as
+    JSONL alone.
+    """
+    form, target, counts = KINDS[kind], Path(path), Counter[str]()
+    if form.schema is None and (hub or target.suffix != ".jsonl"):
+        raise DataError(f"{path}: {kind} is written as JSONL: name a .jsonl file")
+    written = _export(form.rows(preferences, counts), target, form.schema, card=card, hub=hub)
+    if not written:
+        told = ", ".join(f"{n:,} {status}" for status, n in counts.items()) or "no labels"
+        raise DataError(
+            f"nothing to export to {path} as {kind}, of {told}. Lower preferences.min_margin or "
+            "label more"
+        )
+    return {"rows": written, **counts}
+
+
 def export_completions(
     samples: Iterable[tuple[Prompt, str, str]], path: str | Path
 ) -> dict[str, int]:
@@ -74,15 +102,22 @@ def export_completions(
                 prompt_turns = messages_to_json(prompt.messages)
                 yield {"prompt": prompt_turns, "completion": completion, "source": source}
 
-    schema = pa.schema([("prompt", _TURNS), ("completion", _TURNS), ("source", pa.string())])
+    schema = pa.schema([("prompt", TURNS), ("completion", TURNS), ("source", pa.string())])
     if not _export(rows(), Path(path), schema):
         raise DataError(f"nothing to export to {path}: no usable sample")
     return dict(counts)
 
 
-def _export(rows: Iterator[Row], path: Path, schema: pa.Schema) -> int:
+def _export(
+    rows: Iterator[Row],
+    path: Path,
+    schema: pa.Schema | None,
+    *,
+    card: Card | None = None,
+    hub: bool = False,
+) -> int:
     """Writes aside, then puts it in place unless it is empty; returns how many rows there are."""
-    write = _writer(path)
+    write = _hub_writer(path) if hub else _writer(path)
     written = 0
 
     def counted() -> Iterator[Row]:
@@ -99,7 +134,11 @@ def _export(rows: Iterator[Row], path: Path, schema: pa.Schema) -> int:
         with _explained(path):
             write(aside, counted(), schema)
             if written:
+                if card is not None and aside.is_dir():
+                    (aside / "saved" / "README.md").write_text(card(written), encoding="utf-8")
                 _put(aside, path)
+                if card is not None and not path.is_dir():
+                    write_text(path.with_name(f"{path.stem}.card.md"), card(written))
     finally:
         remove(aside)
     return written
@@ -131,7 +170,7 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _writer(path: Path) -> Callable[[Path, Iterator[Row], pa.Schema], None]:
+def _writer(path: Path) -> Write:
     if path.suffix == ".jsonl":
         return _write_jsonl
     if path.suffix == ".parquet":
@@ -143,6 +182,21 @@ def _writer(path: Path) -> Callable[[Path, Iterator[Row], pa.Schema], None]:
     if path.exists() and not (path / "state.json").exists():
         raise DataError(f"{path} exists and is no saved data set: choose another folder")
     return _write_folder
+
+
+def _hub_writer(path: Path) -> Write:
+    """A folder as the hub has it; one that holds something else is left alone."""
+    if path.suffix in (".jsonl", ".parquet"):
+        raise DataError(f"{path}: a data set for the hub is a folder: name one without a suffix")
+    if path.exists() and not (path / _DATA).exists():
+        raise DataError(f"{path} exists and is no data set for the hub: choose another folder")
+    return _write_for_hub
+
+
+def _write_for_hub(path: Path, rows: Iterator[Row], schema: pa.Schema | None) -> None:
+    target = path / "saved" / _DATA
+    target.parent.mkdir(parents=True)
+    _write_parquet(target, rows, schema)
 
 
 def _rows(
@@ -178,29 +232,29 @@ def _transcripts(preference: Preference) -> Row:
 
 
 def _schema(conversational: bool) -> pa.Schema:
-    side = _TURNS if conversational else pa.string()
+    side = TURNS if conversational else pa.string()
     sides = [(name, side) for name in ("prompt", "chosen", "rejected")]
     return pa.schema([*sides, ("p_chosen", pa.float64()), ("pair_id", pa.string())])
 
 
-def _write_jsonl(path: Path, rows: Iterator[Row], _schema: pa.Schema) -> None:
+def _write_jsonl(path: Path, rows: Iterator[Row], _schema: pa.Schema | None) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _tables(rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
+def _tables(rows: Iterator[Row], schema: pa.Schema | None) -> Iterator[pa.Table]:
     while chunk := list(islice(rows, _CHUNK)):
         yield pa.Table.from_pylist(chunk, schema=schema)
 
 
-def _write_parquet(path: Path, rows: Iterator[Row], schema: pa.Schema) -> None:
+def _write_parquet(path: Path, rows: Iterator[Row], schema: pa.Schema | None) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in _tables(rows, schema):
             writer.write_table(table)
 
 
-def _write_folder(path: Path, rows: Iterator[Row], schema: pa.Schema) -> None:
+def _write_folder(path: Path, rows: Iterator[Row], schema: pa.Schema | None) -> None:
     """Through an Arrow file, so that a large data set is mapped and not held in memory."""
     import datasets
 

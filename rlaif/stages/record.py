@@ -18,9 +18,11 @@ from rlaif.engines.base import Usage
 from rlaif.errors import DISTRIBUTION, DataError
 from rlaif.files.readers import BadRow
 from rlaif.files.small import write_text
+from rlaif.report.card import model_card
 from rlaif.stages.inputs import tiny_target
 from rlaif.stages.origins import about_constitution, asked, record_inputs
 from rlaif.stages.run import Run
+from rlaif.store import RunStore
 from rlaif.store.places import keep
 
 
@@ -95,11 +97,25 @@ def finish(run: Run, stage: str, started: float, facts: Mapping[str, Any]) -> No
     old = stages.get(stage, {})
     if facts.get("new_rows") == 0 and old:
         seconds = old.get("seconds", seconds)
-        spent_on = old.get("spent_on") or old.get("new_rows")  # rows that these were spent on
-        facts = {**facts, **{k: old[k] for k in Usage.__slots__ if k in old}, "spent_on": spent_on}
+        spent = {k: old[k] for k in Usage.__slots__ if k in old}
+        if spent:
+            spent["spent_on"] = old.get("spent_on") or old.get("new_rows")  # rows
+        facts = {**facts, **spent}
     stages[stage] = {"seconds": seconds, **facts}
     run.store.update_manifest("stages", stages)
     record_inputs(run, stage)
+    if stage == "evaluate":  # what was measured stands on the cards of all that was trained
+        for config in run.store.path("models").glob("*/config.json"):
+            _write_card(run.store, config.parent.name)
+    else:
+        _write_card(run.store, stage)
+
+
+def _write_card(store: RunStore, product: str) -> None:
+    """The README.md of a model that a stage of this name trained, if it did."""
+    folder = store.path("models", product)
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        write_text(folder / "README.md", model_card(store, product))
 
 
 def told_kl(name: str, metrics: Mapping[str, Any], unit: str) -> str:

@@ -108,7 +108,7 @@ def test_only_what_looks_at_verdicts_needs_them() -> None:
     assert not parse_where("principles > 0.1 and p(x) > 0 and text ~ a").needs_verdicts
 
 
-def test_the_principle_that_decided_is_the_one_without_which_the_label_falls_farthest() -> None:
+def test_the_principle_that_decided_carries_the_most_of_the_label() -> None:
     def of(p: dict[str, float], rule: LabelRule) -> str | None:
         row = Preference(PAIR, "preferred", rule(p), tuple(p), tuple(p.values()))
         return decisive(row, rule)
@@ -116,6 +116,7 @@ def test_the_principle_that_decided_is_the_one_without_which_the_label_falls_far
     assert of({"a": 0.6, "b": 0.9, "c": 0.1}, LabelRule()) == "b"
     assert of({"a": 0.4, "b": 0.9, "c": 0.1}, LabelRule()) == "c"
     weighted = LabelRule("weighted", {"a": 10, "b": 1})
-    assert of({"a": 0.7, "b": 0.9}, weighted) == "a"  # 0.9 alone would be higher, but not by much
+    assert of({"a": 0.7, "b": 0.9}, weighted) == "a"  # 10 · 0.2 against 1 · 0.4
     assert of({"a": 0.9}, LabelRule()) == "a"
+    assert of({"a": 0.6, "b": 0.6, "c": 0.1}, LabelRule("majority")) == "a"
     assert decisive(Preference(PAIR, "tie", 0.5, ("a",), (0.5,)), LabelRule()) is None
