@@ -51,19 +51,12 @@ def rlaif(value: Any, model: str, reward: str, job: dict[str, Any]) -> dict[str,
 
     from rlaif.bench.ppo import bench_ppo
     from rlaif.records import Prompt
+    from rlaif.training.rl.settings import PPOSettings
 
     prompts = [Prompt.user(text) for text in job["texts"]]
     sizes = {name: job[name] for name in ("batch_size", "epochs", "minibatches", "steps")}
-    report = bench_ppo(
-        model,
-        prompts,
-        reward=reward,
-        value=value,
-        response_tokens=job["response_tokens"],
-        threads=1,
-        between=stop,
-        **sizes,
-    )
+    settings = PPOSettings(value=value, max_new_tokens=job["response_tokens"], seed=0, **sizes)
+    report = bench_ppo(model, prompts, settings, reward=reward, threads=1, between=stop)
     return asdict(report)
 
 

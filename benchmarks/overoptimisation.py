@@ -31,9 +31,9 @@ from rlaif.report.svg import Plot, Scale
 from rlaif.statistics.intervals import bootstrap
 from rlaif.training.dpo import train_dpo
 from rlaif.training.reward import train_reward
-from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import ModelScorer
+from rlaif.training.rl.settings import AlarmLimits, PPOSettings
 from rlaif.training.settings import DPOSettings, RewardSettings, Runtime
 
 TRAIT = "harmless"
@@ -185,9 +185,10 @@ def run(out: Path, labels: int, samples: int, held_out: int) -> dict[str, Any]:
             max_new_tokens=LENGTH,
             learning_rate=3e-4,
             beta=0.0,
-            alarms=AlarmLimits(None, None, None, None),
+            alarms=AlarmLimits(kl=None, entropy=None, length=None, ended=None),
+            seed=0,
         )
-        train_ppo(train, "tiny", folder, proxy, settings, device="cpu")
+        train_ppo(train, "tiny", folder, proxy, settings, runtime=Runtime("cpu"))
         points["PPO"].append(measured(folder, base, proxy, test))
     return {
         "labels": len(known),

@@ -10,9 +10,10 @@ with the module in the working directory. The few steps here show the loop, and 
 import sys
 
 from rlaif import Prompt
-from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.settings import PPOSettings
+from rlaif.training.settings import Runtime
 
 
 def score(prompts: list[Prompt], completions: list[str]) -> list[float | None]:
@@ -31,6 +32,6 @@ result = train_ppo(
     sys.argv[1] if len(sys.argv) > 1 else "policy",
     FunctionScorer(score),
     settings,
-    on_log=lambda row: print(f"step {row['step']}: reward {row['reward']:.3f}"),
+    runtime=Runtime(on_log=lambda row: print(f"step {row['step']}: reward {row['reward']:.3f}")),
 )
 print("written to", result.path)

@@ -16,17 +16,8 @@ FEWEST = 3  # fields in common that are no accident
 # What is declared twice to this day, and how many fields. The list only gets shorter: a setting is
 # taken out of it by giving the code the section's object.
 STILL: dict[tuple[str, str], int] = {
-    ("PPOConfig", "bench.ppo.bench_ppo()"): 6,
     ("SamplingSettings", "cli.bench.generate()"): 4,
-    ("PPOConfig", "cli.bench.ppo()"): 5,
-    ("PPOConfig", "training.rl.actor_critic.ActorCritic()"): 6,
-    ("GRPOConfig", "training.rl.group.GroupSettings"): 19,
-    ("ModelSettings", "training.rl.group.train_group()"): 3,
-    ("OnlineDPOConfig", "training.rl.online_dpo.OnlineDPOSettings"): 13,
-    ("ModelSettings", "training.rl.online_dpo.train_online_dpo()"): 3,
-    ("AlarmsConfig", "training.rl.ppo.AlarmLimits"): 5,
-    ("PPOConfig", "training.rl.ppo.PPOSettings"): 33,
-    ("PPOConfig", "training.rl.ppo_run.train_ppo()"): 4,
+    ("PPOSettings", "cli.bench.ppo()"): 5,
 }
 
 Fields = dict[str, str]  # names and defaults, as they are written

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from rlaif.bench.machine import Clock, device_name, peak_rss_mib, set_threads, t
 from rlaif.errors import DataError
 from rlaif.files.readers import read_pairs
 from rlaif.records import Prompt
+from rlaif.training.rl.settings import PPOSettings
 
 if TYPE_CHECKING:
     from rlaif.engines.tokens import Encoder, Ids
@@ -48,56 +49,41 @@ class PPOReport:
 def bench_ppo(
     model: str,
     prompts: Sequence[Prompt],
+    settings: PPOSettings,
     *,
     reward: str | None = None,
-    value: Literal["shared", "separate"] = "shared",
-    response_tokens: int = 53,
-    batch_size: int = 32,
-    epochs: int = 4,
-    minibatches: int = 4,
-    steps: int = 2,
     threads: int | None = None,
     device: str = "auto",
     between: Callable[[], None] | None = None,
 ) -> PPOReport:
-    """Times `steps` PPO steps after one that warms up.
+    """Times the `steps` of the settings after one more that warms up.
 
-    `reward` is a reward model, from which a separate value model starts too; None makes one of
-    `model`, with a random head. `between` is called after every step and not timed.
+    Completions that never end score like any other. `reward` is a reward model, from which a
+    separate value model starts too; None makes one of `model`, with a random head. `between` is
+    called after every step and not timed.
     """
     from rlaif.training.models import load_policy
     from rlaif.training.processes import join
     from rlaif.training.rl.actor_critic import ActorCritic
-    from rlaif.training.rl.ppo import PPO, PPOSettings
+    from rlaif.training.rl.ppo import PPO
     from rlaif.training.rl.ppo_run import prompts_of_step
     from rlaif.training.rl.rollout import Sampler
     from rlaif.training.rl.scorers import ModelScorer
 
-    threads = set_threads(threads, device)
-    settings = PPOSettings(
-        steps=steps + WARM_UP,
-        batch_size=batch_size,
-        epochs=epochs,
-        minibatches=minibatches,
-        max_new_tokens=response_tokens,
-        value=value,
-        no_end_score=None,
-    )
+    threads, steps = set_threads(threads, device), settings.steps
+    settings = settings.but(steps=steps + WARM_UP, no_end_score=None)
     place = join(device)
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
         reward = reward or str(save_reward_model(model, Path(folder)))
+        if settings.value == "separate":
+            settings = settings.but(value_model=reward)
         scorer = ModelScorer(reward, device=str(place))
         loaded = load_policy(model)
-        sampler = Sampler(loaded, temperature=1.0, max_new_tokens=response_tokens)
-        nets = ActorCritic(
-            loaded,
-            str(place),
-            temperature=1.0,
-            value=value,
-            value_model=reward if value == "separate" else None,
-        )
+        sampler = Sampler(loaded, temperature=settings.temperature, max_new_tokens=settings.longest)
+        nets = ActorCritic(loaded, str(place), settings)
     ppo = PPO(nets, sampler, scorer, settings)
-    batches = [prompts_of_step(prompts, i, batch_size, 0) for i in range(settings.steps)]
+    size = settings.batch_size
+    batches = [prompts_of_step(prompts, i, size, 0) for i in range(settings.steps)]
     facts, taken = [], []
     for i, batch in enumerate(batches):
         clock = Clock(one_core=place.type == "cpu" and threads == 1)
@@ -109,13 +95,13 @@ def bench_ppo(
     seconds = together(taken)
     sizes = {len(sampler.encode(p)) for p in prompts}
     return PPOReport(
-        episodes_per_s=steps * batch_size / seconds["seconds"],
+        episodes_per_s=steps * size / seconds["seconds"],
         parameters=sum(p.numel() for p in nets.policy.parameters()),
-        episodes=steps * batch_size,
+        episodes=steps * size,
         steps=steps,
         prompt_tokens=max(sizes),
         completion_tokens=float(np.mean([f["length"] for f in facts])),
-        value=value,
+        value=settings.value,
         first_ratio_gap=max(f["first_ratio_gap"] for f in facts),
         rollout_gap=max(f["rollout_gap"] for f in facts),
         peak_rss_mib=peak_rss_mib(),

@@ -221,19 +221,18 @@ def ppo(
         raise ConfigError(f"--value {value}: choose shared or separate")
     _fix_threads(threads)
     from rlaif.bench.ppo import bench_ppo, prompts_of_length
+    from rlaif.training.rl.settings import PPOSettings
 
-    report = bench_ppo(
-        model,
-        prompts_of_length(pairs, model, batch_size * (steps + 1), prompt_tokens),
+    settings = PPOSettings(
         value="shared" if value == "shared" else "separate",
-        response_tokens=response_tokens,
+        max_new_tokens=response_tokens,
         batch_size=batch_size,
         epochs=epochs,
         minibatches=minibatches,
         steps=steps,
-        threads=threads,
-        device=device,
     )
+    prompts = prompts_of_length(pairs, model, batch_size * (steps + 1), prompt_tokens)
+    report = bench_ppo(model, prompts, settings, threads=threads, device=device)
     _show(report, as_json, lambda: _plain_table("ppo", _fields(report)))
 
 

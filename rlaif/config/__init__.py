@@ -20,13 +20,16 @@ from pydantic import (
 
 from rlaif.config.sections import (
     DPOConfig,
+    GRPOConfig,
     HeldOutPromptsConfig,
     JudgeTrainConfig,
     PairsConfig,
+    PPOConfig,
     PreferencesConfig,
     PromptsConfig,
     ReviseConfig,
     RewardConfig,
+    RLOOConfig,
     SamplingConfig,
     SFTConfig,
 )
@@ -56,233 +59,7 @@ from rlaif.steps.settings import RaySettings
 from rlaif.store import RunStore
 from rlaif.store.places import is_code, seen_from
 from rlaif.store.places import named as places
-from rlaif.training.settings import LoraSettings
-
-
-class AlarmsConfig(Section):
-    """Limits of PPO whose crossing is warned of; null turns one off."""
-
-    kl: float | None = Field(default=20.0, gt=0)
-    """Nats an episode, to the reference."""
-    entropy: float | None = Field(default=0.2, gt=0)
-    """Least share of the first step's entropy a token."""
-    length: float | None = Field(default=2.0, gt=1)
-    """How many times longer or shorter than in the first step completions may be."""
-    ended: float | None = Field(default=0.5, ge=0, le=1)
-    """Least share of completions that end by themselves."""
-    held_out: float | None = Field(default=0.05, gt=0)
-    """How far the judge's held-out score may fall while the reward rises."""
-
-
-class HeldOutConfig(Section):
-    """The run's judge looking on while PPO learns from another reward."""
-
-    every: int = Field(default=10, ge=1)
-    """Steps between measurements."""
-    prompts: int = Field(default=32, ge=1)
-    """Training prompts answered each time, ever the same."""
-
-
-class PPOConfig(Section):
-    """PPO from `policy.model` (Ziegler et al. 2019), or A2C or REINFORCE in the same loop.
-
-    Completions have at most `sampling.max_new_tokens` tokens.
-    """
-
-    reward: Annotated[str, Place("reward")] = "model"
-    """`model`: this run's `models/reward`. `judge`: the run's judge, asked live whether the
-    completion is better than one of `policy.model` (direct RLAIF). A reward model's folder.
-    `module:function`: a function of prompts and completions, one score or None a completion."""
-    algorithm: Literal["ppo", "a2c", "reinforce"] = "ppo"
-    """`a2c`: no ratio and no clipping; `reinforce`: so too, with the whole return."""
-    steps: int = Field(default=1_000, ge=1)
-    """Batches to sample and learn from."""
-    batch_size: int = Field(default=64, ge=1)
-    """Episodes a step."""
-    samples: int = Field(default=1, ge=1)
-    """Completions of each prompt of a step."""
-    epochs: int | None = Field(default=None, ge=1)
-    """Passes over the episodes of a step; null takes 4, or 1 for `a2c` and `reinforce`."""
-    minibatches: int | None = Field(default=None, ge=1)
-    """Optimiser steps a pass; null takes 4, or 1 for `a2c` and `reinforce`."""
-    learning_rate: float = Field(default=3e-6, gt=0)
-    """Learning rate of Adam at first; it falls linearly to 0."""
-    value_learning_rate: float | None = Field(default=None, gt=0)
-    """That of the value head or value model; null takes the same."""
-    beta: float = Field(default=0.05, ge=0)
-    """Penalty on the KL to the policy before training, at first where `target_kl` steers it."""
-    target_kl: float | None = Field(default=None, gt=0)
-    """KL in nats an episode to steer to by changing beta; null keeps beta fixed."""
-    horizon: int = Field(default=10_000, ge=1)
-    """Episodes over which beta adapts."""
-    kl_estimator: Literal["k1", "k3"] = "k1"
-    """What is taken from the reward: `k1` is the log-ratio, `k3` never negative."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount a token."""
-    lam: float = Field(default=0.95, ge=0, le=1)
-    """λ of generalised advantage estimation; `reinforce` takes 1."""
-    clip: float = Field(default=0.2, gt=0)
-    """How far the probability ratio may leave 1."""
-    value_clip: float = Field(default=0.2, gt=0)
-    """How far a value may leave its former self."""
-    value_weight: float = Field(default=0.1, ge=0)
-    """Weight of the value loss."""
-    entropy_weight: float = Field(default=0.0, ge=0)
-    """Weight of an entropy bonus."""
-    whiten_rewards: bool = False
-    """Divide rewards by their standard deviation; they keep their mean."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of sampling, and of every log-probability in training."""
-    mask_top_p: float | None = Field(default=None, gt=0, lt=1)
-    """NLPO: sample from the nucleus of this probability of a masking policy only; null samples
-    from all tokens."""
-    mask_every: int = Field(default=20, ge=1)
-    """Steps after which the masking policy becomes a copy of the policy again."""
-    rollouts: Literal["hf", "vllm"] = "hf"
-    """Who samples: `hf`, Transformers; `vllm`, a vLLM that gets the policy's weights each step."""
-    vllm: VLLMSettings = VLLMSettings()
-    """With `rollouts: vllm`: its settings; weights are never quantised."""
-    no_end_score: float | None = -1.0
-    """The most that a completion that never ended may score: its own score, or this if that is
-    less. −1 is the least mark of a judge; null lets it score like any other."""
-    ptx: Annotated[str | None, Place("rows")] = None
-    """Demonstrations, as `train sft` takes them, whose likelihood is held up beside the reward
-    (PPO-ptx, Ouyang et al. 2022)."""
-    ptx_columns: AnswerColumns | None = None
-    """Which of their columns hold what; null tells it from their names."""
-    ptx_weight: float = Field(default=0.0, ge=0)
-    """Weight of their negative log-likelihood a token; above 0 it needs `ptx`."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """The gradient's norm is clipped to this."""
-    value: Literal["shared", "separate"] = "shared"
-    """The value function: a head on the policy, or a model of its own."""
-    value_model: Annotated[str | None, Place("model")] = None
-    """With `separate`: a reward model's folder to start from, or a causal model; null takes the
-    reward model that rewards, or else `policy.model`."""
-    lora: LoraSettings | None = None
-    """Train a LoRA adapter, the reference being the model without it; null trains all weights."""
-    bf16: bool = False
-    """Train in bfloat16 autocast (GPU)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations to save memory."""
-    seed: Seed = 7
-    """Of prompts, samples and minibatches."""
-    checkpoint_every: int = Field(default=20, ge=1)
-    """Steps between checkpoints: what a kill can cost at most."""
-    alarms: AlarmsConfig = AlarmsConfig()
-    """What to warn of."""
-    held_out: HeldOutConfig | None = HeldOutConfig()
-    """The run's judge compares the policy's answers with those of `policy.model` as training goes,
-    unless it is the reward itself; null never asks it."""
-
-
-class GroupConfig(Section):
-    """What GRPO and RLOO share. Completions have at most `sampling.max_new_tokens` tokens."""
-
-    reward: Annotated[str, Place("reward")] = "judge"
-    """`judge`: the run's judge, asked live; one that marks completions by themselves gives its
-    marks. `model`: this run's `models/reward`. A reward model's folder. `module:function`: a
-    function of prompts and completions, one score or None each."""
-    against: Literal["group", "reference"] = "group"
-    """Whom the judge compares a completion with: the others of its prompt, the score being the mean
-    of P(it is better), or one completion of `policy.model`."""
-    rounds: int | None = Field(default=None, ge=1)
-    """With `group`: each completion meets those up to this many places before and after it; null
-    lets all meet all, which is group·(group − 1)/2 pairs a prompt."""
-    steps: int = Field(default=500, ge=1)
-    """Batches to sample and learn from."""
-    batch_size: int = Field(default=64, ge=2)
-    """Completions a step, of all processes."""
-    group: int = Field(default=8, ge=2)
-    """Completions of each prompt of a step."""
-    iterations: int = Field(default=1, ge=1)
-    """Optimiser steps on each batch of completions."""
-    gradient_accumulation: int = Field(default=1, ge=1)
-    """Forward passes an optimiser step."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Peak learning rate of AdamW; it falls linearly to 0."""
-    warmup: float = Field(default=0.0, ge=0, lt=1)
-    """Share of steps over which the learning rate rises."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay."""
-    beta: float = Field(default=0.05, gt=0)
-    """Penalty on the KL to the policy before training."""
-    clip: float = Field(default=0.2, gt=0)
-    """How far the probability ratio may leave 1."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of sampling, and of every log-probability in training."""
-    no_end_score: float | None = -1.0
-    """The most that a completion that never ended may score: its own score, or this if that is
-    less. −1 is the least mark of a judge; null lets it score like any other."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """The gradient's norm is clipped to this."""
-    lora: LoraSettings | None = None
-    """Train a LoRA adapter, the reference being the model without it; null trains all weights."""
-    bf16: bool = False
-    """Train in bfloat16 autocast (GPU)."""
-    gradient_checkpointing: bool = False
-    """Recompute activations to save memory."""
-    seed: Seed = 7
-    """Of prompts and samples."""
-    checkpoint_every: int = Field(default=20, ge=1)
-    """Batches of completions between checkpoints: what a kill can cost at most."""
-
-
-class GRPOConfig(GroupConfig):
-    """GRPO from `policy.model` (Shao et al. 2024), by TRL's trainer."""
-
-    scale: Literal["group", "batch", "none"] = "group"
-    """What advantages are divided by: the standard deviation of their group's rewards, that of the
-    batch's, or nothing (Dr. GRPO)."""
-    loss: Literal["dapo", "grpo", "bnpo", "dr_grpo"] = "dapo"
-    """What the loss is a mean over, by TRL's names: `dapo` over the tokens of the whole step,
-    `bnpo` over those of a forward pass, `grpo` over completions of token means, `dr_grpo` over
-    `sampling.max_new_tokens` a completion."""
-
-
-class RLOOConfig(GroupConfig):
-    """RLOO from `policy.model` (Ahmadian et al. 2024), by TRL's trainer.
-
-    REINFORCE whose baseline is the mean reward of the prompt's other completions; the penalty on
-    the KL is part of the reward.
-    """
-
-
-class OnlineDPOConfig(Section):
-    """Online DPO from `policy.model` (Guo et al. 2024).
-
-    Two completions of a prompt are sampled from the live policy, the run's judge labels them, and
-    DPO learns from the soft label. Completions have at most `sampling.max_new_tokens` tokens.
-    """
-
-    steps: int = Field(default=500, ge=1)
-    """Batches to sample, label and learn from."""
-    batch_size: int = Field(default=32, ge=1)
-    """Prompts a step, of all processes; each gives one pair."""
-    minibatches: int = Field(default=1, ge=1)
-    """Optimiser steps on a batch of pairs."""
-    learning_rate: float = Field(default=1e-6, gt=0)
-    """Learning rate of Adam at first; it falls linearly to 0."""
-    loss: Literal["sigmoid", "cdpo", "robust", "ipo", "sigmoid_norm"] = "sigmoid"
-    """As `train.dpo.loss`."""
-    beta: float = Field(default=0.1, gt=0)
-    """Strength of the pull to the reference policy."""
-    label_noise: float = Field(default=0.0, ge=0, lt=0.5)
-    """ε of `cdpo` and `robust`: the share of labels taken to be wrong."""
-    nll: float = Field(default=0.0, ge=0)
-    """Weight of the chosen completions' negative log-likelihood a token."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of sampling."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """The gradient's norm is clipped to this."""
-    lora: LoraSettings | None = None
-    """Train a LoRA adapter, the reference being the model without it; null trains all weights."""
-    bf16: bool = False
-    """Train in bfloat16 autocast (GPU)."""
-    seed: Seed = 7
-    """Of prompts and samples."""
-    checkpoint_every: int = Field(default=20, ge=1)
-    """Steps between checkpoints: what a kill can cost at most."""
+from rlaif.training.rl.settings import OnlineDPOSettings
 
 
 class TrainStages(Section):
@@ -305,7 +82,7 @@ class TrainStages(Section):
     """Train a policy by GRPO, from `policy.model`."""
     rloo: RLOOConfig | None = None
     """Train a policy by RLOO, from `policy.model`."""
-    online_dpo: OnlineDPOConfig | None = None
+    online_dpo: OnlineDPOSettings | None = None
     """Train a policy by online DPO, from `policy.model`."""
     log_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that are told what `training.jsonl` is told; each must be installed."""

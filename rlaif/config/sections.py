@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from rlaif.engines.base import SamplingSettings
-from rlaif.files.readers.settings import AnswerReading, PairReading, PromptReading
+from rlaif.files.readers.settings import AnswerColumns, AnswerReading, PairReading, PromptReading
 from rlaif.files.settings import Place, Section
 from rlaif.judges.preferences import PreferenceSettings
 from rlaif.steps.settings import ReviseSettings
+from rlaif.training.rl.settings import GroupSettings, GRPOSettings, PPOSettings, RLOOSettings
 from rlaif.training.settings import DPOSettings, JudgeTrainSettings, RewardSettings, SFTSettings
 
 
@@ -147,3 +148,50 @@ class JudgeTrainConfig(JudgeTrainSettings):
     draw: int | None = Field(default=1, ge=1)
     """Draw so many of them for each pair, by `seed`; null shows each pair under all. With `labels:
     verdicts` each label comes with its own principle, and nothing is drawn."""
+
+
+class PPOConfig(PPOSettings):
+    """PPO from `policy.model` (Ziegler et al. 2019), or A2C or REINFORCE in the same loop.
+
+    Completions have at most `sampling.max_new_tokens` tokens, unless `max_new_tokens` says so.
+    """
+
+    reward: Annotated[str, Place("reward")] = "model"
+    """`model`: this run's `models/reward`. `judge`: the run's judge, asked live whether the
+    completion is better than one of `policy.model` (direct RLAIF). A reward model's folder.
+    `module:function`: a function of prompts and completions, one score or None a completion."""
+    ptx: Annotated[str | None, Place("rows")] = None
+    """Demonstrations, as `train sft` takes them, whose likelihood is held up beside the reward
+    (PPO-ptx, Ouyang et al. 2022)."""
+    ptx_columns: AnswerColumns | None = None
+    """Which of their columns hold what; null tells it from their names."""
+
+
+class GroupConfig(GroupSettings):
+    """What rewards the completions of GRPO and RLOO.
+
+    Completions have at most `sampling.max_new_tokens` tokens, unless `max_new_tokens` says so.
+    """
+
+    reward: Annotated[str, Place("reward")] = "judge"
+    """`judge`: the run's judge, asked live; one that marks completions by themselves gives its
+    marks. `model`: this run's `models/reward`. A reward model's folder. `module:function`: a
+    function of prompts and completions, one score or None each."""
+    against: Literal["group", "reference"] = "group"
+    """Whom the judge compares a completion with: the others of its prompt, the score being the mean
+    of P(it is better), or one completion of `policy.model`."""
+    rounds: int | None = Field(default=None, ge=1)
+    """With `group`: each completion meets those up to this many places before and after it; null
+    lets all meet all, which is group·(group − 1)/2 pairs a prompt."""
+
+
+class GRPOConfig(GroupConfig, GRPOSettings):
+    """GRPO from `policy.model` (Shao et al. 2024), by TRL's trainer."""
+
+
+class RLOOConfig(GroupConfig, RLOOSettings):
+    """RLOO from `policy.model` (Ahmadian et al. 2024), by TRL's trainer.
+
+    REINFORCE whose baseline is the mean reward of the prompt's other completions; the penalty on
+    the KL is part of the reward.
+    """

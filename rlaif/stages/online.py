@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from rlaif.config import GRPOConfig, RLOOConfig
+from rlaif.config.sections import GRPOConfig, RLOOConfig
 from rlaif.errors import ConfigError
 from rlaif.records import Prompt
 from rlaif.stages.inputs import load_prompts, sampling_of
@@ -15,6 +15,7 @@ from rlaif.stages.record import Rejected, finish, told_kl
 from rlaif.stages.rewards import judge_tokens, live_label, reward_folder, scorer_alone, scorer_of
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts, starts
+from rlaif.training.settings import Runtime
 
 
 def train_grpo(run: Run) -> None:
@@ -30,7 +31,7 @@ def train_rloo(run: Run) -> None:
 def _train_group(
     run: Run, name: Literal["grpo", "rloo"], config: GRPOConfig | RLOOConfig | None
 ) -> None:
-    from rlaif.training.rl.group import GroupSettings, train_group
+    from rlaif.training.rl.group import train_group
     from rlaif.training.rl.scorers import GroupScorer
 
     clock = time.monotonic()
@@ -45,15 +46,9 @@ def _train_group(
         scorer: Any = GroupScorer(*live_label(run), config.rounds, config.group)
     else:
         scorer = scorer_of(run, config.reward, folder)
-    options = config.model_dump(exclude={"reward", "against", "rounds", "lora", "checkpoint_every"})
-    settings = GroupSettings(
-        algorithm=name,
-        **options,
-        lora=config.lora,
-        max_new_tokens=sampling_of(run.config).limit,
-    )
+    settings = config.but(max_new_tokens=config.max_new_tokens or sampling_of(run.config).limit)
 
-    def fit(prompts: Sequence[Prompt], on_log: Callable[[dict[str, Any]], None]) -> Any:
+    def fit(prompts: Sequence[Prompt], runtime: Runtime) -> Any:
         return train_group(
             prompts,
             run.config.policy.model,
@@ -63,10 +58,7 @@ def _train_group(
             spent=(lambda: judge_tokens(run)) if config.reward == "judge" else None,
             adapter=run.config.policy.adapter,
             thinking=run.config.policy.thought_tokens,
-            device=run.config.policy.device,
-            checkpoint_every=config.checkpoint_every,
-            log_to=run.config.train.log_to,
-            on_log=on_log,
+            runtime=runtime,
         )
 
     facts = {"reward": config.reward}
@@ -75,21 +67,19 @@ def _train_group(
 
 def train_online_dpo(run: Run) -> None:
     """prompts, and the judge's labels of live pairs → models/online-dpo."""
-    from rlaif.training.rl.online_dpo import OnlineDPOSettings
     from rlaif.training.rl.online_dpo import train_online_dpo as train
 
     clock, config = time.monotonic(), run.config.train.online_dpo
     if config is None:
         raise ConfigError("train.online_dpo is null in this config: give it settings, or {}")
     label, key = live_label(run)
-    settings = OnlineDPOSettings(
-        **config.model_dump(exclude={"lora", "checkpoint_every"}),
-        lora=config.lora,
-        max_new_tokens=sampling_of(run.config).limit,
-        keep_cut=run.config.sampling.keep_cut,
+    keep, own = run.config.sampling.keep_cut, config.keep_cut
+    settings = config.but(
+        max_new_tokens=config.max_new_tokens or sampling_of(run.config).limit,
+        keep_cut=keep if own is None else own,
     )
 
-    def fit(prompts: Sequence[Prompt], on_log: Callable[[dict[str, Any]], None]) -> Any:
+    def fit(prompts: Sequence[Prompt], runtime: Runtime) -> Any:
         return train(
             prompts,
             run.config.policy.model,
@@ -100,10 +90,7 @@ def train_online_dpo(run: Run) -> None:
             adapter=run.config.policy.adapter,
             thinking=run.config.policy.thought_tokens,
             spent=lambda: judge_tokens(run),
-            device=run.config.policy.device,
-            checkpoint_every=config.checkpoint_every,
-            log_to=run.config.train.log_to,
-            on_log=on_log,
+            runtime=runtime,
         )
 
     _train(run, "online-dpo", fit, clock, config.batch_size, 1, {"reward": "judge"})
@@ -112,7 +99,7 @@ def train_online_dpo(run: Run) -> None:
 def _train(
     run: Run,
     name: str,
-    fit: Callable[[Sequence[Prompt], Callable[[dict[str, Any]], None]], Any],
+    fit: Callable[[Sequence[Prompt], Runtime], Any],
     clock: float,
     rows_a_step: int,
     iterations: int,
@@ -131,7 +118,8 @@ def _train(
             steps_now += 1
             progress(row["step"], row["total_steps"])
 
-        metrics = fit(prompts, on_log).metrics
+        place, trackers = run.config.policy.device, run.config.train.log_to
+        metrics = fit(prompts, Runtime(place, log_to=trackers, on_log=on_log)).metrics
     record_prompts(run, name, prompts, *starts(run), reward)
     _tell(run, name, metrics)
     spent = {k: metrics[k] for k in ("judge_tokens",) if k in metrics}

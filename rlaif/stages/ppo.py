@@ -16,12 +16,11 @@ from rlaif.stages.record import Rejected, finish, told_kl
 from rlaif.stages.rewards import reward_folder, scorer_of
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts, starts
+from rlaif.training.settings import Runtime
 
 
 def train_ppo(run: Run) -> None:
     """prompts, and what rewards completions → models/ppo."""
-    from rlaif.training.rl.held_out import HeldOut
-    from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
     from rlaif.training.rl.ppo_run import train_ppo as fit
 
     clock, config = time.monotonic(), run.config.train.ppo
@@ -37,35 +36,22 @@ def train_ppo(run: Run) -> None:
         ptx = list(read_demonstrations(config.ptx, reading, on_bad=rejected.add))
     rejected.write(run)
     reward = reward_folder(run, config.reward)
-    options = config.model_dump(
-        exclude={
-            "reward",
-            "lora",
-            "alarms",
-            "checkpoint_every",
-            "held_out",
-            "ptx",
-            "ptx_columns",
-            "vllm",
-        }
+    settings = config.but(
+        max_new_tokens=config.max_new_tokens or sampling_of(run.config).limit,
+        value_model=None if config.value == "shared" else config.value_model or reward,
     )
-    once = 4 if config.algorithm == "ppo" else 1
-    options["epochs"] = config.epochs or once
-    options["minibatches"] = config.minibatches or once
-    options["value_model"] = config.value_model or reward
-    if config.value == "shared":
-        options["value_model"] = None
     if config.ptx_weight and not ptx:
         raise ConfigError("train.ppo.ptx_weight is above 0: name its demonstrations in ptx")
     scorer = scorer_of(run, config.reward, reward)  # a function that cannot be, before any model
-    held_out = None
+    judge = None
     if config.held_out is not None and config.reward != "judge":
-        held_out = HeldOut(scorer_of(run, "judge", None), **dict(config.held_out))
+        judge = scorer_of(run, "judge", None)
         run.reporter.say(
-            f"ppo: the judge looks on, every {held_out.every} steps on {held_out.prompts} answers "
-            "(train.ppo.held_out; null asks it nothing)"
+            f"ppo: the judge looks on, every {config.held_out.every} steps on "
+            f"{config.held_out.prompts} answers (train.ppo.held_out; null asks it nothing)"
         )
     steps_now, told = 0, set[str]()
+    place, trackers = run.config.policy.device, run.config.train.log_to
     with run.reporter.progress("ppo", None) as progress:
 
         def on_log(row: Mapping[str, Any]) -> None:
@@ -81,24 +67,15 @@ def train_ppo(run: Run) -> None:
             run.config.policy.model,
             run.store.path("models", "ppo"),
             scorer,
-            PPOSettings(
-                **options,
-                lora=config.lora,
-                alarms=AlarmLimits(**dict(config.alarms)),
-                max_new_tokens=sampling_of(run.config).limit,
-            ),
+            settings,
             adapter=run.config.policy.adapter,
             thinking=run.config.policy.thought_tokens,
             ptx=ptx,
-            held_out=held_out,
-            device=run.config.policy.device,
-            checkpoint_every=config.checkpoint_every,
-            log_to=run.config.train.log_to,
-            on_log=on_log,
-            vllm=config.vllm.model_dump(exclude_none=True),
+            judge=judge,
+            runtime=Runtime(place, log_to=trackers, on_log=on_log),
         )
     read = [*prompts, *(row.prompt for row in ptx)]
-    record_prompts(run, "ppo", read, *starts(run), reward, options["value_model"])
+    record_prompts(run, "ppo", read, *starts(run), reward, settings.value_model)
     metrics = result.metrics
     _tell_ppo(run, metrics)
     episodes = metrics["steps"] * config.batch_size

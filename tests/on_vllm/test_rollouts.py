@@ -13,17 +13,18 @@ from safetensors.torch import load_file
 
 from rlaif import tiny
 from rlaif.config import load_config
+from rlaif.engines.settings import VLLMSettings
 from rlaif.records import Prompt
 from rlaif.stages import Run
 from rlaif.stages import train_ppo as train_stage
 from rlaif.store import RunStore
 from rlaif.training.models import add_lora, load_policy
-from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.rollout import Episode, Sampler
 from rlaif.training.rl.rollout_vllm import VLLMSampler
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import LoraSettings
+from rlaif.training.rl.settings import PPOSettings
+from rlaif.training.settings import LoraSettings, Runtime
 
 PROMPTS = [Prompt.user(p.text) for p in tiny.prompts("train", limit=12)]
 SMALL = {"cache_gib": 0.25}
@@ -154,11 +155,14 @@ def train(out, *, steps: int = 3, bf16: bool = False, **options):
         learning_rate=1e-3,
         temperature=0.7,
         rollouts="vllm",
+        vllm=VLLMSettings(**SMALL),
         bf16=bf16,
+        checkpoint_every=1,
+        seed=0,
     )
-    options = {"on_log": lambda _: None, "checkpoint_every": 1} | options
+    runtime = Runtime("cpu", **{"on_log": lambda _: None, **options})
     scorer = FunctionScorer(brevity)
-    train_ppo(PROMPTS, "tiny", out, scorer, settings, device="cpu", vllm=SMALL, **options)
+    train_ppo(PROMPTS, "tiny", out, scorer, settings, runtime=runtime)
     return [json.loads(x) for x in (out / "training.jsonl").read_text().splitlines()]
 
 

@@ -193,9 +193,9 @@ def test_a_reward_functions_module_comes_along(
 
 def test_a_value_models_place_is_not_in_the_key(tmp_path: Path) -> None:
     from rlaif.files.resources import TINY_WEIGHTS
-    from rlaif.training.rl.ppo import PPOSettings
     from rlaif.training.rl.ppo_run import _run_key
     from rlaif.training.rl.scorers import load_function
+    from rlaif.training.rl.settings import PPOSettings
 
     (tmp_path / "other").mkdir()
     shutil.copytree(TINY_WEIGHTS, tmp_path / "other" / "v")

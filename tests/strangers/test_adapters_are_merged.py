@@ -23,12 +23,18 @@ from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.models import fingerprint_of, load_policy, load_reward
 from rlaif.training.reward import RewardModel, train_reward
-from rlaif.training.rl.group import GroupSettings, train_group
-from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
+from rlaif.training.rl.group import train_group
+from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings, SFTSettings
+from rlaif.training.rl.settings import (
+    AlarmLimits,
+    GRPOSettings,
+    OnlineDPOSettings,
+    PPOSettings,
+    RLOOSettings,
+)
+from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings, Runtime, SFTSettings
 from rlaif.training.sft import train_sft
 
 STILL = 1e-12  # a learning rate at which float32 weights of this size stay as they are
@@ -78,10 +84,12 @@ def merged(base, adapter) -> dict[str, torch.Tensor]:
     return weights
 
 
-def group(algorithm):
+CPU = Runtime("cpu")
+
+
+def group(kind):
     def train(model, out, **options):
-        settings = GroupSettings(
-            algorithm=algorithm,
+        settings = kind(
             steps=1,
             batch_size=8,
             group=4,
@@ -90,13 +98,13 @@ def group(algorithm):
             lora=options.pop("lora", None),
         )
         scorer = FunctionScorer(score)
-        return train_group(PROMPTS, model, out, scorer, settings, device="cpu", **options)
+        return train_group(PROMPTS, model, out, scorer, settings, runtime=CPU, **options)
 
     return train
 
 
 def ppo(model, out, **options):
-    quiet = AlarmLimits(None, None, None, None)
+    quiet = AlarmLimits(kl=None, entropy=None, length=None, ended=None)
     settings = PPOSettings(
         steps=1,
         batch_size=4,
@@ -105,7 +113,7 @@ def ppo(model, out, **options):
         alarms=quiet,
         lora=options.pop("lora", None),
     )
-    return train_ppo(PROMPTS, model, out, FunctionScorer(score), settings, device="cpu", **options)
+    return train_ppo(PROMPTS, model, out, FunctionScorer(score), settings, runtime=CPU, **options)
 
 
 def online(model, out, **options):
@@ -117,7 +125,7 @@ def online(model, out, **options):
         keep_cut=True,
         lora=options.pop("lora", None),
     )
-    return train_online_dpo(PROMPTS, model, out, label, "key", settings, device="cpu", **options)
+    return train_online_dpo(PROMPTS, model, out, label, "key", settings, runtime=CPU, **options)
 
 
 def sft(model, out, **options):
@@ -142,8 +150,8 @@ TRAINERS = {
     "sft": sft,
     "dpo": dpo,
     "dpo by trl": dpo_by_trl,
-    "grpo": group("grpo"),
-    "rloo": group("rloo"),
+    "grpo": group(GRPOSettings),
+    "rloo": group(RLOOSettings),
     "ppo": ppo,
     "online dpo": online,
 }

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from rlaif import tiny
 from rlaif.errors import ConfigError
 from rlaif.records import Prompt
-from rlaif.training.rl.group import GroupSettings, train_group
-from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.group import train_group
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer, load_function
+from rlaif.training.rl.settings import GRPOSettings, PPOSettings
+from rlaif.training.settings import Runtime
 
 Reward = Callable[[list[Prompt], list[str]], list[float]]
 
@@ -295,8 +296,7 @@ def test_another_reward_trains_another_policy(tmp_path: Path, trainer: str) -> N
                 tmp_path,
                 scorer,
                 PPOSettings(steps=1, batch_size=4, max_new_tokens=8, minibatches=1, epochs=1),
-                device="cpu",
-                on_log=steps.append,
+                runtime=Runtime("cpu", on_log=steps.append),
             )
         else:
             train_group(
@@ -304,9 +304,8 @@ def test_another_reward_trains_another_policy(tmp_path: Path, trainer: str) -> N
                 "tiny",
                 tmp_path,
                 scorer,
-                GroupSettings(steps=1, batch_size=4, group=2, max_new_tokens=8),
-                device="cpu",
-                on_log=steps.append,
+                GRPOSettings(steps=1, batch_size=4, group=2, max_new_tokens=8),
+                runtime=Runtime("cpu", on_log=steps.append),
             )
         counts.append(len(steps) - before)
 

@@ -43,13 +43,14 @@ from small_models import how, make_preferences, make_tokenizer, save_causal
 
 from rlaif.records import Demonstration, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.rl.group import GroupSettings, train_group
 from rlaif.training.settings import DPOSettings, LoraSettings, SFTSettings
-from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.group import train_group
+from rlaif.training.settings import DPOSettings, LoraSettings
+from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.settings import GRPOSettings, OnlineDPOSettings, PPOSettings, RLOOSettings
 from rlaif.training.sft import train_sft
 
 out = Path(sys.argv[1])
@@ -66,9 +67,8 @@ def run(name, train, *args, **options):
     ran.append(name)
 
 def group(algorithm, **more):
-    settings = GroupSettings(
-        algorithm=algorithm, steps=1, batch_size=4, group=2, max_new_tokens=4, **more
-    )
+    kind = {"grpo": GRPOSettings, "rloo": RLOOSettings}[algorithm]
+    settings = kind(steps=1, batch_size=4, group=2, max_new_tokens=4, **more)
     run(algorithm, train_group, prompts, model, out / f"{algorithm}{bool(more)}", lengths, settings)
 
 def label(pairs):

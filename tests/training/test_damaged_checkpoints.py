@@ -25,11 +25,11 @@ from rlaif.training.judge import Question, train_judge
 from rlaif.training.loop import Journal
 from rlaif.training.models import load_policy, save_model
 from rlaif.training.reward import train_reward
-from rlaif.training.rl.group import GroupSettings, train_group
-from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.rl.ppo import AlarmLimits, PPOSettings
+from rlaif.training.rl.group import train_group
+from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.settings import AlarmLimits, GRPOSettings, OnlineDPOSettings, PPOSettings
 from rlaif.training.settings import (
     DPOSettings,
     JudgeTrainSettings,
@@ -71,19 +71,25 @@ def sft(model: str, out: Path, **more: Any) -> Any:
     return train_sft(rows, model, out, **how(SFTSettings, **PAIRS, **more))
 
 
-def ppo(model: str, out: Path, **more: Any) -> Any:
-    settings = PPOSettings(**LIVE, alarms=AlarmLimits(None, None, None, None))
-    return train_ppo(PROMPTS, model, out, FunctionScorer(length), settings, device="cpu", **more)
+QUIET = AlarmLimits(kl=None, entropy=None, length=None, ended=None)
 
 
-def grpo(model: str, out: Path, **more: Any) -> Any:
-    settings = GroupSettings(**LIVE, group=2)
-    return train_group(PROMPTS, model, out, FunctionScorer(length), settings, device="cpu", **more)
+def ppo(model: str, out: Path, checkpoint_every: int = 20, **more: Any) -> Any:
+    settings = PPOSettings(**LIVE, alarms=QUIET, checkpoint_every=checkpoint_every)
+    scorer, runtime = FunctionScorer(length), Runtime("cpu", **more)
+    return train_ppo(PROMPTS, model, out, scorer, settings, runtime=runtime)
 
 
-def online_dpo(model: str, out: Path, **more: Any) -> Any:
-    settings = OnlineDPOSettings(**LIVE)
-    return train_online_dpo(PROMPTS, model, out, longer, "key", settings, device="cpu", **more)
+def grpo(model: str, out: Path, checkpoint_every: int = 20, **more: Any) -> Any:
+    settings = GRPOSettings(**LIVE, group=2, alarms=QUIET, checkpoint_every=checkpoint_every)
+    scorer, runtime = FunctionScorer(length), Runtime("cpu", **more)
+    return train_group(PROMPTS, model, out, scorer, settings, runtime=runtime)
+
+
+def online_dpo(model: str, out: Path, checkpoint_every: int = 20, **more: Any) -> Any:
+    settings = OnlineDPOSettings(**LIVE, alarms=QUIET, checkpoint_every=checkpoint_every)
+    runtime = Runtime("cpu", **more)
+    return train_online_dpo(PROMPTS, model, out, longer, "key", settings, runtime=runtime)
 
 
 def judge(model: str, out: Path, **more: Any) -> Any:

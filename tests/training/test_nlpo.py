@@ -10,11 +10,11 @@ from test_ppo import PROMPTS, SMALL, make_ppo, same_weights, vowels
 from rlaif.errors import ConfigError
 from rlaif.training.models import load_policy
 from rlaif.training.rl.nlpo import nucleus, restrict, table_of
-from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_losses import categorical_entropy
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import LoraSettings
+from rlaif.training.rl.settings import PPOSettings
+from rlaif.training.settings import LoraSettings, Runtime
 
 
 def test_a_nucleus_by_hand():
@@ -107,6 +107,7 @@ def test_ratios_are_exact_and_the_mask_is_renewed_every_few_steps(causal, option
 
 def test_a_resumed_run_has_the_same_mask(causal, tmp_path):
     settings = PPOSettings(**{**SMALL, "steps": 5, "mask_top_p": 0.8, "mask_every": 3})
+    often = settings.but(checkpoint_every=2)
     scorer = FunctionScorer(vowels)
 
     class Killed(Exception):
@@ -118,14 +119,15 @@ def test_a_resumed_run_has_the_same_mask(causal, tmp_path):
 
     train_ppo(PROMPTS, causal, tmp_path / "whole", scorer, settings)
     with pytest.raises(Killed):
-        train_ppo(
-            PROMPTS, causal, tmp_path / "cut", scorer, settings, checkpoint_every=2, on_log=kill
-        )
-    train_ppo(PROMPTS, causal, tmp_path / "cut", scorer, settings, checkpoint_every=2)
+        train_ppo(PROMPTS, causal, tmp_path / "cut", scorer, often, runtime=Runtime(on_log=kill))
+    train_ppo(PROMPTS, causal, tmp_path / "cut", scorer, often)
     assert same_weights(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_settings_are_checked():
-    for options, why in (({"mask_top_p": 1.0}, "between 0 and 1"), ({"mask_every": 0}, "at least")):
+    for options, why in (
+        ({"mask_top_p": 1.0}, "mask_top_p.*less than 1"),
+        ({"mask_every": 0}, "mask_every.*to 1"),
+    ):
         with pytest.raises(ConfigError, match=why):
             PPOSettings(**options)

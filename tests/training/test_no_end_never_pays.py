@@ -10,16 +10,23 @@ from hypothesis import strategies as st
 from small_models import make_tokenizer, save_causal
 from test_ppo import make_ppo
 
-from rlaif.config import GRPOConfig, PPOConfig, RLOOConfig
+from rlaif.config.sections import GRPOConfig, PPOConfig, RLOOConfig
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.data import encode_rows
 from rlaif.training.models import load_policy
-from rlaif.training.rl.group import GroupSettings, Reward, train_group
-from rlaif.training.rl.online_dpo import OnlineDPO, OnlineDPOSettings
-from rlaif.training.rl.ppo import Meter, PPOSettings
+from rlaif.training.rl.group import Reward, train_group
+from rlaif.training.rl.online_dpo import OnlineDPO
+from rlaif.training.rl.ppo import Meter
 from rlaif.training.rl.ppo_run import prompts_of_step
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
 from rlaif.training.rl.scorers import FunctionScorer, GroupScorer, without_reward
+from rlaif.training.rl.settings import (
+    GRPOSettings,
+    OnlineDPOSettings,
+    PPOSettings,
+    RLOOSettings,
+)
+from rlaif.training.settings import Runtime
 
 PROMPTS = [Prompt.user(text) for text in ("the cat", "a big dog", "red mat", "sat on", "tree")]
 finite = st.floats(-1e6, 1e6)
@@ -53,7 +60,7 @@ def test_no_score_is_above_its_own_and_none_above_the_most(rows, most):
 
 def test_by_default_no_mark_of_a_judge_is_lower():
     """Marks run from −1 to 1, P from 0 to 1: what is cut off scores as the worst does."""
-    everyone = (PPOConfig(), GRPOConfig(), RLOOConfig(), PPOSettings(), GroupSettings())
+    everyone = (PPOConfig(), GRPOConfig(), RLOOConfig(), PPOSettings(), GRPOSettings())
     for settings in everyone:
         assert settings.no_end_score == -1
         assert without_reward([1.0, -1.0, 0.0], [False] * 3, settings.no_end_score) == [-1] * 3
@@ -86,7 +93,7 @@ def episode(text: str, ended: bool) -> Episode:
 
 def test_grpo_and_rloo_pay_no_one_for_having_no_end():
     scorer = FunctionScorer(lambda _, texts: [None if t == "?" else float(t) for t in texts])
-    reward = Reward(scorer, GroupSettings().no_end_score, None)
+    reward = Reward(scorer, GRPOSettings().no_end_score, None)
     said = [("0.8", True), ("0.8", False), ("-5", False), ("?", False), ("-1", True)]
     reward.episodes = [episode(*x) for x in said]
     assert reward(log_metric=lambda *_: None) == [0.8, -1, -5, None, -1]
@@ -171,10 +178,10 @@ def test_grpo_and_rloo_draw_anew_for_it(causal, tmp_path, algorithm):
 
     step = [prompts_of_step(PROMPTS, 1, 4, seed) for seed in range(20)]
     seed = next(i for i, found in enumerate(step) if max(occurrences(found)))
-    settings = GroupSettings(
-        algorithm=algorithm, steps=2, batch_size=8, group=2, max_new_tokens=10, seed=seed
-    )
-    train_group(PROMPTS, causal, tmp_path, FunctionScorer(score), settings, device="cpu")
+    kind = {"grpo": GRPOSettings, "rloo": RLOOSettings}[algorithm]
+    settings = kind(steps=2, batch_size=8, group=2, max_new_tokens=10, seed=seed)
+    runtime = Runtime("cpu")
+    train_group(PROMPTS, causal, tmp_path, FunctionScorer(score), settings, runtime=runtime)
     twice = [b for b in batches if len({name for name, _ in b}) < 4]
     assert twice  # the second step: four prompts, of five
     for batch in twice:

@@ -20,13 +20,19 @@ from small_models import WORDS, make_tokenizer, save_causal
 from rlaif.engines.settings import EngineSettings
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.rl.group import GroupSettings, train_group
-from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
-from rlaif.training.rl.ppo import PPOSettings
+from rlaif.training.rl.group import train_group
+from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.settings import (
+    GRPOSettings,
+    OnlineDPOSettings,
+    PPOSettings,
+    RLOOSettings,
+)
 from rlaif.training.settings import DPOSettings, LoraSettings, Runtime
 
+CPU = Runtime("cpu")
 ADAPTERS = LoraSettings(rank=2, dropout=0.1)
 ways = pytest.mark.parametrize(
     ("bf16", "lora"),
@@ -135,9 +141,9 @@ def test_online_dpo(model, tmp_path, bf16, lora):
         keep_cut=True,
         bf16=bf16,
         lora=lora,
-        learning_rate=0.0,
+        learning_rate=1e-30,
     )
-    train_online_dpo(PROMPTS, model, tmp_path, label, "k", settings, device="cpu")
+    train_online_dpo(PROMPTS, model, tmp_path, label, "k", settings, runtime=CPU)
     for row in lines(tmp_path):
         names = ("kl", "reward_chosen", "reward_rejected", "margin")
         assert [row[name] for name in names] == [0, 0, 0, 0]
@@ -155,7 +161,9 @@ def test_ppo(model, tmp_path, bf16, lora):
         lora=lora,
         value="separate" if lora else "shared",
     )
-    train_ppo(PROMPTS, model, tmp_path, SCORER, settings, device="cpu", on_log=lambda _: None)
+    train_ppo(
+        PROMPTS, model, tmp_path, SCORER, settings, runtime=Runtime("cpu", on_log=lambda _: None)
+    )
     row = first_line(tmp_path)
     assert (row["kl"], row["first_ratio_gap"], row["first_approx_kl"]) == (0, 0, 0)
 
@@ -163,8 +171,8 @@ def test_ppo(model, tmp_path, bf16, lora):
 @ways
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_grpo_and_rloo(model, tmp_path, bf16, lora, algorithm):
-    settings = GroupSettings(
-        algorithm=algorithm,
+    kind = {"grpo": GRPOSettings, "rloo": RLOOSettings}[algorithm]
+    settings = kind(
         steps=1,
         batch_size=8,
         group=2,
@@ -173,7 +181,7 @@ def test_grpo_and_rloo(model, tmp_path, bf16, lora, algorithm):
         bf16=bf16,
         lora=lora,
     )
-    train_group(PROMPTS, model, tmp_path, SCORER, settings, device="cpu")
+    train_group(PROMPTS, model, tmp_path, SCORER, settings, runtime=CPU)
     assert first_line(tmp_path)["kl"] == 0
 
 

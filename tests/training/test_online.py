@@ -14,13 +14,16 @@ from rlaif import tiny
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.models import load_policy
-from rlaif.training.rl.group import GroupSettings, train_group
-from rlaif.training.rl.online_dpo import OnlineDPO, OnlineDPOSettings, train_online_dpo
+from rlaif.training.rl.group import train_group
+from rlaif.training.rl.online_dpo import OnlineDPO, train_online_dpo
 from rlaif.training.rl.rollout import Sampler
 from rlaif.training.rl.scorers import FunctionScorer, GroupScorer
-from rlaif.training.settings import LoraSettings
+from rlaif.training.rl.settings import GRPOSettings, OnlineDPOSettings, RLOOSettings
+from rlaif.training.settings import LoraSettings, Runtime
 
 PROMPTS = [Prompt.user(p.text) for p in tiny.prompts("train", limit=6)]
+CPU = Runtime("cpu")
+KINDS = {"grpo": GRPOSettings, "rloo": RLOOSettings}
 SMALL = {"steps": 2, "batch_size": 8, "group": 4, "learning_rate": 1e-4, "max_new_tokens": 32}
 
 
@@ -116,23 +119,13 @@ def test_rounds_are_a_ring_in_which_all_meet_equally_often(n, rounds, meetings):
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, algorithm):
-    settings = GroupSettings(algorithm=algorithm, iterations=2, **SMALL)
-    scorer = FunctionScorer(shortness)
-    whole = train_group(PROMPTS, "tiny", tmp_path / "whole", scorer, settings, device="cpu")
+    settings = KINDS[algorithm](iterations=2, **SMALL)
+    scorer, often = FunctionScorer(shortness), settings.but(checkpoint_every=1)
+    whole = train_group(PROMPTS, "tiny", tmp_path / "whole", scorer, settings, runtime=CPU)
+    cut, stopping = tmp_path / "cut", Runtime("cpu", on_log=stop_after(3))
     with pytest.raises(Interrupted):
-        train_group(
-            PROMPTS,
-            "tiny",
-            tmp_path / "cut",
-            scorer,
-            settings,
-            device="cpu",
-            checkpoint_every=1,
-            on_log=stop_after(3),
-        )
-    train_group(
-        PROMPTS, "tiny", tmp_path / "cut", scorer, settings, device="cpu", checkpoint_every=1
-    )
+        train_group(PROMPTS, "tiny", cut, scorer, often, runtime=stopping)
+    train_group(PROMPTS, "tiny", cut, scorer, often, runtime=CPU)
     assert same(tmp_path / "whole", tmp_path / "cut")
     drop = ("seconds",)
     assert [{k: v for k, v in x.items() if k not in drop} for x in lines(tmp_path / "cut")] == [
@@ -147,7 +140,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, algorithm):
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 def test_the_policy_learns_what_is_rewarded(tmp_path, algorithm):
-    settings = GroupSettings(algorithm=algorithm, **{**SMALL, "steps": 12, "learning_rate": 1e-3})
+    settings = KINDS[algorithm](**{**SMALL, "steps": 12, "learning_rate": 1e-3})
     result = train_group(PROMPTS, "tiny", tmp_path, FunctionScorer(shortness), settings)
     made = [x["length"] for x in lines(tmp_path)]
     assert np.mean(made[-4:]) < 0.8 * np.mean(made[:4]), made  # a step has eight completions only
@@ -160,7 +153,7 @@ def test_a_completion_without_a_score_moves_nothing(tmp_path):
     def one_in_four(_, texts):
         return [1.0 if i % 4 == 0 else None for i, _ in enumerate(texts)]
 
-    settings = GroupSettings(**{**SMALL, "steps": 1}, no_end_score=None)
+    settings = GRPOSettings(**{**SMALL, "steps": 1}, no_end_score=None)
     result = train_group(PROMPTS, "tiny", tmp_path / "out", FunctionScorer(one_in_four), settings)
     before = load_policy("tiny").model.state_dict()
     after = weights(tmp_path / "out")
@@ -171,11 +164,11 @@ def test_a_completion_without_a_score_moves_nothing(tmp_path):
 def test_a_scorer_that_always_abstains_is_an_error(tmp_path):
     scorer = FunctionScorer(lambda _, texts: [None] * len(texts))
     with pytest.raises(TrainingError, match="none of 8 completions has a score"):
-        train_group(PROMPTS, "tiny", tmp_path, scorer, GroupSettings(**SMALL, no_end_score=None))
+        train_group(PROMPTS, "tiny", tmp_path, scorer, GRPOSettings(**SMALL, no_end_score=None))
 
 
 def test_lora_trains_and_merges(tmp_path):
-    settings = GroupSettings(**{**SMALL, "steps": 2}, lora=LoraSettings(rank=4))
+    settings = GRPOSettings(**{**SMALL, "steps": 2}, lora=LoraSettings(rank=4))
     train_group(PROMPTS, "tiny", tmp_path, FunctionScorer(shortness), settings)
     assert (tmp_path / "adapter/adapter_config.json").is_file()
     before, after = load_policy("tiny").model.state_dict(), weights(tmp_path)
@@ -184,7 +177,7 @@ def test_lora_trains_and_merges(tmp_path):
 
 def test_groups_must_fit_the_batch():
     with pytest.raises(ConfigError, match="multiple of group 4"):
-        GroupSettings(batch_size=10, group=4)
+        GRPOSettings(batch_size=10, group=4)
 
 
 # ---- online DPO
@@ -202,23 +195,12 @@ ONLINE = {"steps": 3, "batch_size": 6, "minibatches": 2, "learning_rate": 1e-4}
 
 
 def test_online_dpo_stopped_ends_with_the_same_weights(tmp_path):
-    settings = OnlineDPOSettings(**ONLINE)
-    train_online_dpo(PROMPTS, "tiny", tmp_path / "whole", shorter, "k", settings, device="cpu")
+    settings, cut = OnlineDPOSettings(**ONLINE), tmp_path / "cut"
+    often, stopping = settings.but(checkpoint_every=1), Runtime("cpu", on_log=stop_after(2))
+    train_online_dpo(PROMPTS, "tiny", tmp_path / "whole", shorter, "k", settings, runtime=CPU)
     with pytest.raises(Interrupted):
-        train_online_dpo(
-            PROMPTS,
-            "tiny",
-            tmp_path / "cut",
-            shorter,
-            "k",
-            settings,
-            device="cpu",
-            checkpoint_every=1,
-            on_log=stop_after(2),
-        )
-    train_online_dpo(
-        PROMPTS, "tiny", tmp_path / "cut", shorter, "k", settings, device="cpu", checkpoint_every=1
-    )
+        train_online_dpo(PROMPTS, "tiny", cut, shorter, "k", often, runtime=stopping)
+    train_online_dpo(PROMPTS, "tiny", cut, shorter, "k", often, runtime=CPU)
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert lines(tmp_path / "whole")[0]["kl"] == 0  # the policy still is the reference
 

@@ -20,7 +20,7 @@ from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.models import load_policy
 from rlaif.training.rl.actor_critic import ActorCritic
-from rlaif.training.rl.ppo import PPO, AlarmLimits, PPOSettings
+from rlaif.training.rl.ppo import PPO
 from rlaif.training.rl.ppo_run import find_alarms, prompts_of_step, train_ppo
 from rlaif.training.rl.rollout import (
     Minibatch,
@@ -31,10 +31,11 @@ from rlaif.training.rl.rollout import (
     split_by_length,
 )
 from rlaif.training.rl.scorers import FunctionScorer, JudgeScorer, load_function
+from rlaif.training.rl.settings import AlarmLimits, PPOSettings
 from rlaif.training.settings import LoraSettings, RewardSettings, Runtime
 
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in WORDS[:5] for b in WORDS[5:9]]
-QUIET = AlarmLimits(None, None, None, None)
+QUIET = AlarmLimits(kl=None, entropy=None, length=None, ended=None)
 SMALL = {
     "steps": 2,
     "batch_size": 8,
@@ -52,18 +53,8 @@ def vowels(prompts: list[Prompt], completions: list[str]) -> list[float | None]:
 def make_ppo(causal: str, scorer=None, ptx=(), **options) -> PPO:
     settings = PPOSettings(**{**SMALL, **options})
     loaded = load_policy(causal)
-    sampler = Sampler(
-        loaded, temperature=settings.temperature, max_new_tokens=settings.max_new_tokens
-    )
-    nets = ActorCritic(
-        loaded,
-        "cpu",
-        temperature=settings.temperature,
-        value=settings.value,
-        value_model=settings.value_model,
-        lora=settings.lora,
-        bf16=settings.bf16,
-    )
+    sampler = Sampler(loaded, temperature=settings.temperature, max_new_tokens=settings.longest)
+    nets = ActorCritic(loaded, "cpu", settings)
     return PPO(nets, sampler, scorer or FunctionScorer(vowels), settings, ptx)
 
 
@@ -221,7 +212,8 @@ def test_other_algorithms_in_the_same_loop(causal, algorithm):
     assert all(f["clip_fraction"] == 0 and f["first_ratio_gap"] == 0 for f in facts)
     assert facts[-1]["score"] > facts[0]["score"] + 0.5
     with pytest.raises(ConfigError, match="set epochs and minibatches to 1"):
-        PPOSettings(algorithm=algorithm)
+        PPOSettings(algorithm=algorithm, epochs=4)
+    assert (PPOSettings(algorithm=algorithm).passes, PPOSettings().passes) == (1, 4)
 
 
 def test_ptx_holds_up_the_likelihood_of_its_sequences(causal):
@@ -356,21 +348,22 @@ import torch
 torch.set_num_threads(1)
 from rlaif.records import Prompt
 from rlaif.training.settings import LoraSettings
-from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import load_function
+from rlaif.training.rl.settings import PPOSettings
+from rlaif.training.settings import Runtime
 
 def train(model, out, lora, kill):
     prompts = [Prompt.user(f"the {x} cat {i}") for i, x in enumerate(["big", "red", "blue"] * 4)]
     settings = PPOSettings(
         steps=6, batch_size=8, max_new_tokens=8, learning_rate=1e-3, target_kl=0.1, horizon=50,
-        lora=LoraSettings(rank=4) if lora else None,
+        lora=LoraSettings(rank=4) if lora else None, checkpoint_every=2,
     )
     def tell(row):
         if row["step"] == kill:
             os.kill(os.getpid(), signal.SIGKILL)
-    train_ppo(prompts, model, out, load_function("scores:length"), settings, device="cpu",
-              checkpoint_every=2, on_log=tell)
+    train_ppo(prompts, model, out, load_function("scores:length"), settings,
+              runtime=Runtime("cpu", on_log=tell))
 
 for lora in (0, 1):
     for out, kill in (("whole", 0), ("killed", 3), ("killed", 6), ("killed", 0)):

@@ -37,9 +37,9 @@ from rlaif.constitution import Principle
 from rlaif.records import Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.judge import Question, train_judge
-from rlaif.training.rl.held_out import HeldOut
-from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
+from rlaif.training.rl.settings import HeldOutSettings, PPOSettings
+from rlaif.training.settings import Runtime
 from rlaif.training.reward import train_reward
 from rlaif.training.rl.scorers import FunctionScorer
 from rlaif.training.settings import DPOSettings, JudgeTrainSettings, RewardSettings
@@ -70,18 +70,19 @@ prompts = [Prompt.user(f"the {{x}} cat {{i}}") for i, x in enumerate(["big", "re
 settings = PPOSettings(
     steps=5, batch_size=8, max_new_tokens=8, learning_rate=3e-3, target_kl=0.1, horizon=50,
     no_end_score=None, whiten_rewards=True, entropy_weight=0.01, ptx_weight=0.5, minibatches=2,
+    checkpoint_every=2, held_out=HeldOutSettings(every=2, prompts=5), seed=0,
 )
 draw = np.random.default_rng(0)
 ptx = [draw.integers(5, 200, n).astype(np.int32) for n in (6, 9, 12)]
 def lengths(prompts, completions):
     return [None if "a" in text else len(text) / 9 for text in completions]
 scorer = FunctionScorer(score, "score")  # keyed once: what `score` reads changes below
-looking_on = HeldOut(FunctionScorer(lengths, "lengths"), every=2, prompts=5)
+looking_on = FunctionScorer(lengths, "lengths")
 def ppo(name):
     global calls
     calls = 0
     return train_ppo(prompts, model, f"{{out}}/{{name}}", scorer, settings,
-                     ptx=ptx, held_out=looking_on, device="cpu", checkpoint_every=2)
+                     ptx=ptx, judge=looking_on, runtime=Runtime("cpu"))
 ppo("ppo")
 crash = 4
 try:
@@ -186,10 +187,13 @@ sys.path.insert(0, {here!r})
 from small_models import how, make_preferences
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.rl.group import GroupSettings, train_group
-from rlaif.training.rl.online_dpo import OnlineDPOSettings, train_online_dpo
+from rlaif.training.rl.group import train_group
+from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.scorers import FunctionScorer
 from rlaif.training.settings import DPOSettings, SFTSettings
+from rlaif.training.rl.settings import GRPOSettings, OnlineDPOSettings, RLOOSettings
+from rlaif.training.settings import Runtime
+from rlaif.training.settings import DPOSettings
 from rlaif.training.sft import train_sft
 
 model, out, processes = {model!r}, {out!r}, {processes}
@@ -213,16 +217,18 @@ def score(prompts, completions):
 
 prompts = [Prompt.user(f"the {{x}} cat {{i}}") for i, x in enumerate(["big", "red", "blue"] * 4)]
 online = OnlineDPOSettings(
-    steps=3, batch_size=8, minibatches=2, learning_rate=3e-3, max_new_tokens=8, keep_cut=True
+    steps=3, batch_size=8, minibatches=2, learning_rate=3e-3, max_new_tokens=8, keep_cut=True,
+    seed=0,
 )
-train_online_dpo(prompts, model, out + "/online", label, "label", online, device="cpu")
-for name in ("grpo", "rloo"):
-    settings = GroupSettings(
-        algorithm=name, steps=3, batch_size=16, group=4, iterations=2, learning_rate=3e-3,
-        max_new_tokens=8, no_end_score=None,
+cpu = Runtime("cpu")
+train_online_dpo(prompts, model, out + "/online", label, "label", online, runtime=cpu)
+for name, kind in (("grpo", GRPOSettings), ("rloo", RLOOSettings)):
+    settings = kind(
+        steps=3, batch_size=16, group=4, iterations=2, learning_rate=3e-3,
+        max_new_tokens=8, no_end_score=None, seed=0,
     )
     scorer = FunctionScorer(score, "score")
-    train_group(prompts, model, f"{{out}}/{{name}}", scorer, settings, device="cpu")
+    train_group(prompts, model, f"{{out}}/{{name}}", scorer, settings, runtime=cpu)
 """
 
 

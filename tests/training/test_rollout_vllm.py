@@ -12,12 +12,13 @@ from test_ppo import PROMPTS, SMALL, make_ppo, vowels
 from rlaif.config import load_config
 from rlaif.errors import ConfigError
 from rlaif.training.models import add_lora, load_policy
-from rlaif.training.rl.ppo import Experience, Meter, PPOSettings
+from rlaif.training.rl.ppo import Experience, Meter
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.rollout import Episode
 from rlaif.training.rl.rollout_vllm import VLLMSampler, merged_weights
 from rlaif.training.rl.scorers import FunctionScorer
-from rlaif.training.settings import LoraSettings
+from rlaif.training.rl.settings import PPOSettings
+from rlaif.training.settings import LoraSettings, Runtime
 
 _found = find_spec("vllm")
 HAS_VLLM = _found is not None and _found.origin is not None
@@ -69,7 +70,7 @@ def test_what_vllm_cannot_sample_is_refused(causal, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=why):
             PPOSettings(rollouts="vllm", **options)
-    with pytest.raises(ConfigError, match=r"unknown rollouts 'vlm'.*vllm"):
+    with pytest.raises(ConfigError, match=r"'rollouts'.*'vllm', got 'vlm'"):
         PPOSettings(rollouts="vlm")
     loaded, room = load_policy(causal), {"temperature": 1.0, "max_new_tokens": 8}
     with pytest.raises(ConfigError, match=r"vllm\.quantization to null, not fp8"):
@@ -83,7 +84,9 @@ def test_what_vllm_cannot_sample_is_refused(causal, monkeypatch):
 def test_without_vllm_the_error_names_the_command_that_installs_it(causal, tmp_path):
     settings = PPOSettings(**SMALL, rollouts="vllm")
     with pytest.raises(ConfigError, match=r'pip install "vllm>='):
-        train_ppo(PROMPTS, causal, tmp_path, FunctionScorer(vowels), settings, device="cpu")
+        train_ppo(
+            PROMPTS, causal, tmp_path, FunctionScorer(vowels), settings, runtime=Runtime("cpu")
+        )
 
 
 def test_the_config_asks_for_it():

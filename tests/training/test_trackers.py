@@ -10,9 +10,9 @@ from rlaif.errors import ConfigError
 from rlaif.records import Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.models import load_policy
-from rlaif.training.rl.ppo import PPOSettings
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.settings import PPOSettings
 from rlaif.training.settings import TRACKERS, DPOSettings, LoraSettings, Runtime
 
 ABSENT = [name for name in TRACKERS if find_spec(name) is None]
@@ -39,8 +39,9 @@ def test_a_tracker_that_is_not_installed_stops_before_training(causal, tmp_path)
         train_dpo(
             make_preferences(4), causal, tmp_path, runtime=Runtime(log_to=(name,), device="cpu")
         )
+    runtime = Runtime(log_to=(name,))
     with pytest.raises(ConfigError, match=f"pip install {name}"):
-        train_ppo([Prompt.user("a")], causal, tmp_path, FunctionScorer(never), log_to=(name,))
+        train_ppo([Prompt.user("a")], causal, tmp_path, FunctionScorer(never), runtime=runtime)
     assert not (tmp_path / "training.jsonl").exists()
 
 
@@ -58,7 +59,8 @@ def test_tensorboard_holds_what_the_journal_holds(causal, tmp_path):
     prompts = [Prompt.user(f"the cat {i}") for i in range(8)]
     settings = PPOSettings(steps=2, batch_size=4, max_new_tokens=4)
     scorer = FunctionScorer(lambda _, texts: [float(len(t)) for t in texts])
-    train_ppo(prompts, causal, tmp_path / "ppo", scorer, settings, log_to=("tensorboard",))
+    to_tensorboard = Runtime(log_to=("tensorboard",))
+    train_ppo(prompts, causal, tmp_path / "ppo", scorer, settings, runtime=to_tensorboard)
     for name, number in (("dpo", "loss"), ("ppo", "score")):
         lines = (tmp_path / name / "training.jsonl").read_text().splitlines()
         events = EventAccumulator(str(tmp_path / name / "tensorboard")).Reload()

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,8 @@ from rlaif.training.rl.nlpo import restrict
 from rlaif.training.rl.packing import learn_packing
 from rlaif.training.rl.ppo_losses import categorical_entropy
 from rlaif.training.rl.rollout import Part
+from rlaif.training.rl.settings import PPOSettings
 from rlaif.training.settings import LoraSettings
-
-Value = Literal["shared", "separate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,41 +113,31 @@ class SeparateCritic(nn.Module):
 class ActorCritic:
     """Policy, reference and values. Log-probabilities are those of logits over the temperature."""
 
-    def __init__(
-        self,
-        loaded: Loaded,
-        device: str,
-        *,
-        temperature: float,
-        value: Value = "shared",
-        value_model: str | None = None,
-        lora: LoraSettings | None = None,
-        bf16: bool = False,
-        gradient_checkpointing: bool = False,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, loaded: Loaded, device: str, settings: PPOSettings) -> None:
         loaded.model.to(device)
-        self.loaded, self.temperature = loaded, temperature
+        self.loaded, self.temperature = loaded, settings.temperature
         self.longest_packed = self._pack(loaded.model)  # tokens of a sequence; 0: all are padded
+        lora = settings.lora
         self._frozen = None if lora else copy.deepcopy(loaded.model).requires_grad_(False).eval()
         if lora is not None:
-            add_lora(loaded, lora, "policy", seed)
+            add_lora(loaded, lora, "policy", settings.seed)
         self.policy = loaded.model
         self.critic: SharedCritic | SeparateCritic
-        if value == "shared":
+        if settings.value == "shared":
             self.critic = SharedCritic(self.policy.get_output_embeddings().in_features)
         else:
-            own = (value_model, None) if value_model else (loaded.source, loaded.adapter)
-            self.critic = SeparateCritic(own[0], lora, seed, own[1])
+            own = settings.value_model
+            start = (own, None) if own else (loaded.source, loaded.adapter)
+            self.critic = SeparateCritic(start[0], lora, settings.seed, start[1])
         self.critic.to(device)
         if isinstance(self.critic, SeparateCritic):
             self.longest_packed = min(self.longest_packed, self._pack(self.critic.inner))
-        if gradient_checkpointing:
+        if settings.gradient_checkpointing:
             self.checkpoint_gradients()
         self.policy.train()  # dropout is off; gradient checkpointing asks for it
         self.autocast: Any = (
             (lambda: torch.autocast(self.policy.device.type, torch.bfloat16))
-            if bf16
+            if settings.bf16
             else nullcontext
         )
 

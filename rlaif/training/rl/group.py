@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -28,7 +28,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from rlaif.engines.faster.on_cpu import train_faster
-from rlaif.errors import ConfigError, TrainingError, require_finite_fields
+from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import sends_nothing
@@ -48,52 +48,10 @@ from rlaif.training.rl.ppo import score_all
 from rlaif.training.rl.ppo_run import prompts_of_step
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
 from rlaif.training.rl.scorers import Scorer, check_scorer, without_reward
-from rlaif.training.settings import LoraSettings, OnLog, Runtime, Tracker, TrainSettings, as_dict
+from rlaif.training.rl.settings import GroupSettings, GRPOSettings, RLOOSettings
+from rlaif.training.settings import Runtime, TrainSettings
 
-Algorithm = Literal["grpo", "rloo"]
-Loss = Literal["dapo", "grpo", "bnpo", "dr_grpo"]
-Scale = Literal["group", "batch", "none"]
 Spent = Callable[[], float]  # tokens that the judge has been given so far
-
-
-@dataclass(frozen=True, slots=True)
-class GroupSettings:
-    """All that decides what is learnt, beside model, prompts and scorer."""
-
-    algorithm: Algorithm = "grpo"
-    steps: int = 500  # batches of completions
-    batch_size: int = 64  # completions a step, of all processes
-    group: int = 8  # of them with the same prompt
-    iterations: int = 1  # optimiser steps on a batch of completions
-    gradient_accumulation: int = 1  # forward passes an optimiser step
-    learning_rate: float = 1e-6  # at its highest; it falls linearly to 0
-    warmup: float = 0.0  # share of all steps
-    beta: float = 0.05  # penalty on the KL to the policy before training
-    clip: float = 0.2
-    scale: Scale = "group"  # what divides GRPO's advantages: a standard deviation, or nothing
-    loss: Loss = "dapo"  # over what GRPO takes the mean of its tokens
-    temperature: float = 1.0
-    max_new_tokens: int = 256
-    no_end_score: float | None = -1.0  # the most that what never ended may score; None: any
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    lora: LoraSettings | None = None
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
-        counts = (self.steps, self.batch_size, self.iterations, self.gradient_accumulation)
-        if min(counts) < 1:
-            raise ConfigError("steps, batch_size, iterations, gradient_accumulation are at least 1")
-        if self.group < 2 or self.batch_size % self.group:
-            raise ConfigError(
-                f"batch_size {self.batch_size} must be a multiple of group {self.group}, which is "
-                "at least 2: a completion is compared with others of its prompt"
-            )
-        if self.beta <= 0:
-            raise ConfigError(f"beta must be above 0, got {self.beta}: the KL is measured with it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +70,12 @@ def train_group(
     model: str,
     out: str | Path,
     scorer: Scorer,
-    settings: GroupSettings | None = None,
+    settings: GRPOSettings | RLOOSettings = GRPOSettings(),
     *,
     adapter: str | None = None,
     thinking: int | None = None,
     spent: Spent | None = None,
-    device: str = "auto",
-    checkpoint_every: int = 20,
-    log_to: Sequence[Tracker] = (),
-    resume: bool = True,
-    on_log: OnLog | None = None,
+    runtime: Runtime = Runtime(),
 ) -> GroupResult:
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
@@ -129,15 +83,13 @@ def train_group(
     completions of a prompt, side by side. `adapter` is a LoRA folder to add into the model first,
     and so into the reference. `thinking` (tokens, 0 for none) has the policy think before it
     answers; the scorer is given the answer alone. `spent` tells the judge's tokens so far, for the
-    journal. `log_to` names trackers beside it. `checkpoint_every` batches of completions are what a
-    kill can cost at most; with `resume` a finished run returns at once.
+    journal.
     """
     check_scorer(scorer)
-    s, folder = settings or GroupSettings(), Path(out)
+    s, folder = settings, Path(out)
     refuse_spread()
-    join(device)
-    loop = _loop_settings(s, checkpoint_every)
-    runtime = Runtime(device, resume, tuple(log_to), on_log)
+    join(runtime.device)
+    loop = _loop_settings(s)
     arguments = one_gpu(_arguments(s, argument_values(loop, runtime, folder)))
     fingerprint = fingerprint_of(model, adapter)
     key = content_id(
@@ -145,19 +97,19 @@ def train_group(
         fingerprint,
         [p.id for p in prompts],
         scorer.key,
-        as_dict(s),
+        s.key(),
         *thinking_key(thinking),
     )
-    done = prepare(folder, key, resume, (model, adapter))
+    done = prepare(folder, key, runtime.resume, (model, adapter))
     if done is not None:
         return GroupResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, adapter=adapter, thinking=thinking, **loop.precision)
-    sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+    loaded = load_policy(model, adapter=adapter, thinking=thinking, **s.precision)
+    sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.longest)
     kept = [prompt for prompt in prompts if sampler.fits(prompt)]
     if len(kept) < s.batch_size // s.group:
         raise TrainingError(
-            f"{len(kept)} of {len(prompts)} prompts fit the context with {s.max_new_tokens} tokens "
+            f"{len(kept)} of {len(prompts)} prompts fit the context with {s.longest} tokens "
             f"of completion; a step takes {s.batch_size // s.group}"
         )
     checkpoint = last_checkpoint(folder)
@@ -178,13 +130,13 @@ def train_group(
             "prompts": len(kept),
             "refused": {"too_long": len(prompts) - len(kept)},
             "notes": loaded.notes,
-            "settings": as_dict(s),
+            "settings": s.key(),
         }
     metrics = finish(folder, made)
     return GroupResult(folder, metrics["steps"], metrics["seconds"], metrics)
 
 
-def _loop_settings(s: GroupSettings, checkpoint_every: int) -> TrainSettings:
+def _loop_settings(s: GroupSettings) -> TrainSettings:
     parts = s.gradient_accumulation * PartialState().num_processes
     if s.batch_size % (parts * s.group):
         raise ConfigError(
@@ -205,18 +157,18 @@ def _loop_settings(s: GroupSettings, checkpoint_every: int) -> TrainSettings:
         bf16=s.bf16,
         gradient_checkpointing=s.gradient_checkpointing,
         # a checkpoint lies where completions are sampled anew: TRL does not keep them
-        checkpoint_every=checkpoint_every * s.iterations,
+        checkpoint_every=s.checkpoint_every * s.iterations,
     )
 
 
-def _arguments(s: GroupSettings, values: dict[str, Any]) -> Any:
+def _arguments(s: GRPOSettings | RLOOSettings, values: dict[str, Any]) -> Any:
     """TRL's config. All steps are one epoch of a data set that holds them in order."""
     common = {
         **values,
         "max_steps": s.steps * s.iterations,
         "num_generations": s.group,
         "num_iterations": s.iterations,
-        "max_completion_length": s.max_new_tokens,
+        "max_completion_length": s.longest,
         "temperature": s.temperature,
         "beta": s.beta,
         "epsilon": s.clip,
@@ -225,7 +177,7 @@ def _arguments(s: GroupSettings, values: dict[str, Any]) -> Any:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if s.algorithm == "rloo":
+        if isinstance(s, RLOOSettings):
             return RLOOConfig(**common)
         return GRPOConfig(**common, scale_rewards=s.scale, loss_type=s.loss)
 
@@ -257,7 +209,7 @@ def _trainer(
             target_modules=targets if isinstance(targets, str) else list(targets),
             task_type="CAUSAL_LM",
         )
-    kind = RLOO if s.algorithm == "rloo" else GRPO
+    kind = RLOO if isinstance(s, RLOOSettings) else GRPO
     with quiet(), _still(), sends_nothing():
         trainer = kind(
             model=loaded.model,

@@ -18,6 +18,7 @@ from rlaif.training.processes import gathered, share
 from rlaif.training.rl.ppo import PPO, score_all
 from rlaif.training.rl.rollout import occurrences
 from rlaif.training.rl.scorers import Scorer
+from rlaif.training.rl.settings import HeldOutSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,11 @@ class HeldOut:
     """Who judges, how often and on how many of the training prompts."""
 
     judge: Scorer
-    every: int = 10  # steps
-    prompts: int = 32
+    settings: HeldOutSettings
 
     def due(self, index: int, steps: int) -> bool:
         """Whether to measure before step `index`: the first, each `every`-th and the last."""
-        return index % self.every == 0 or index == steps - 1
+        return index % self.settings.every == 0 or index == steps - 1
 
     def measure(self, ppo: PPO, prompts: Sequence[Prompt]) -> float | None:
         """The judge's mean score of the policy's answers; None where it abstained on all.
@@ -39,7 +39,7 @@ class HeldOut:
         """
         seed = ppo.settings.seed
         order = np.random.default_rng([seed, 0x4E1D]).permutation(len(prompts))
-        chosen = [prompts[i] for i in order[: self.prompts].tolist()]
+        chosen = [prompts[i] for i in order[: self.settings.prompts].tolist()]
         drawn = int(content_id("held out", seed)[:15], 16)
         again = share(occurrences(chosen))
         with ppo.nets.autocast():

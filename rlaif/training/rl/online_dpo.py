@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlaif.errors import ConfigError, TrainingError, require_finite_fields
+from rlaif.errors import TrainingError
 from rlaif.records import Pair, Prompt, content_id
 from rlaif.training.before import keeps_the_model
 from rlaif.training.checkpoints import (
@@ -39,7 +39,6 @@ from rlaif.training.data import Row, thinking_key, token_batches
 from rlaif.training.dpo import collator, pair_logprobs, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
 from rlaif.training.loop import Journal, finish, prepare
-from rlaif.training.losses import check_dpo_loss
 from rlaif.training.models import (
     Loaded,
     add_lora,
@@ -60,39 +59,11 @@ from rlaif.training.processes import (
 from rlaif.training.rl.ppo_run import prompts_of_step
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
 from rlaif.training.rl.scorers import Label, checked_labels
-from rlaif.training.settings import DPOLoss, LoraSettings, OnLog, Runtime, Tracker, as_dict
+from rlaif.training.rl.settings import OnlineDPOSettings
+from rlaif.training.settings import Runtime
 from rlaif.training.trackers import check_trackers
 
 Spent = Callable[[], float]  # tokens that the judge has been given so far
-
-
-@dataclass(frozen=True, slots=True)
-class OnlineDPOSettings:
-    """All that decides what is learnt, beside model, prompts and judge."""
-
-    steps: int = 500
-    batch_size: int = 32  # prompts a step, of all processes; each gives one pair
-    minibatches: int = 1  # optimiser steps on a batch of pairs
-    learning_rate: float = 1e-6  # at first; it falls linearly to 0
-    loss: DPOLoss = "sigmoid"
-    beta: float = 0.1
-    label_noise: float = 0.0
-    nll: float = 0.0
-    temperature: float = 1.0
-    max_new_tokens: int = 256
-    keep_cut: bool = False  # learn from completions that a limit cut off, too, but not their lead
-    max_grad_norm: float = 1.0
-    lora: LoraSettings | None = None
-    bf16: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
-        check_dpo_loss(self.loss, self.beta, self.label_noise)
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
-        if min(self.steps, self.batch_size, self.minibatches) < 1:
-            raise ConfigError("steps, batch_size and minibatches are at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,56 +83,44 @@ def train_online_dpo(
     out: str | Path,
     label: Label,
     key: str,
-    settings: OnlineDPOSettings | None = None,
+    settings: OnlineDPOSettings = OnlineDPOSettings(),
     *,
     adapter: str | None = None,
     thinking: int | None = None,
     spent: Spent | None = None,
-    device: str = "auto",
-    checkpoint_every: int = 20,
-    log_to: Sequence[Tracker] = (),
-    resume: bool = True,
-    on_log: OnLog | None = None,
+    runtime: Runtime = Runtime(),
 ) -> OnlineDPOResult:
     """Trains a policy on pairs that `label` gives preferences, and writes it to `out`.
 
     `key` hashes all that decides the labels; `adapter` is a LoRA folder to add into the model, and
     so into the reference, first; `thinking` (tokens, 0 for none) has the policy think before it
     answers, of which the answer alone is judged; `spent` tells the judge's tokens so far, for the
-    journal, and `log_to` names trackers beside it. Every pass over the prompts is in an order of
-    its own. `checkpoint_every` steps are what a kill can cost at most; with `resume` a finished run
-    returns at once.
+    journal. Every pass over the prompts is in an order of its own.
     """
-    s, folder = settings or OnlineDPOSettings(), Path(out)
-    check_trackers(log_to)
+    s, folder = settings, Path(out)
+    check_trackers(runtime.log_to)
     refuse_spread()
-    place = join(device)
+    place = join(runtime.device)
     fingerprint = fingerprint_of(model, adapter)
     whole = content_id(
-        "online-dpo", fingerprint, [p.id for p in prompts], key, as_dict(s), *thinking_key(thinking)
+        "online-dpo", fingerprint, [p.id for p in prompts], key, s.key(), *thinking_key(thinking)
     )
-    done = prepare(folder, whole, resume, (model, adapter))
+    done = prepare(folder, whole, runtime.resume, (model, adapter))
     if done is not None:
         return OnlineDPOResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(
-        model,
-        adapter=adapter,
-        thinking=thinking,
-        half=s.bf16 and s.lora is not None,
-        four_bit=s.lora is not None and s.lora.four_bit,
-    )
+    loaded = load_policy(model, adapter=adapter, thinking=thinking, **s.precision)
     loaded.model.to(place)
-    sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.max_new_tokens)
+    sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.longest)
     kept = [prompt for prompt in prompts if sampler.fits(prompt)]
     if len(kept) < s.batch_size:
         raise TrainingError(
-            f"{len(kept)} of {len(prompts)} prompts fit the context with {s.max_new_tokens} tokens "
+            f"{len(kept)} of {len(prompts)} prompts fit the context with {s.longest} tokens "
             f"of completion; a step takes {s.batch_size}"
         )
     trainer = OnlineDPO(loaded, sampler, label, s, spent)
     same_parameters(trainer.parameters.values())
-    lines = _run(trainer, kept, folder, checkpoint_every, on_log, log_to)
+    lines = _run(trainer, kept, folder, runtime)
     made = None
     if rank() == 0:
         save_model(loaded, folder, lora=s.lora is not None, merge=True)
@@ -170,7 +129,7 @@ def train_online_dpo(
             "prompts": len(kept),
             "refused": {"too_long": len(prompts) - len(kept)},
             "notes": loaded.notes,
-            "settings": as_dict(s),
+            "settings": s.key(),
         }
     metrics = finish(folder, made)
     return OnlineDPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
@@ -180,17 +139,13 @@ def _run(
     trainer: OnlineDPO,
     prompts: Sequence[Prompt],
     out: Path,
-    checkpoint_every: int,
-    on_log: OnLog | None,
-    log_to: Sequence[Tracker],
+    runtime: Runtime,
 ) -> list[dict[str, Any]]:
     """All steps that are not yet done; returns the journal's lines."""
     s, checkpoint = trainer.settings, last_checkpoint(out)
     done = 0 if checkpoint is None else trainer.restore(checkpoint)
-    journal = Journal(
-        out / JOURNAL, checkpoint, s.steps, 1, Runtime(on_log=on_log, log_to=tuple(log_to))
-    )
-    due = Due(checkpoint_every)
+    journal = Journal(out / JOURNAL, checkpoint, s.steps, 1, runtime)
+    due = Due(s.checkpoint_every)
     with steps_from(checkpoint):
         for index in range(done, s.steps):
             facts = trainer.step(index, prompts_of_step(prompts, index, s.batch_size, s.seed))

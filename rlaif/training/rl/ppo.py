@@ -18,23 +18,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlaif.engines.tokens import Ids
-from rlaif.errors import ConfigError, TrainingError, nearest, require_finite_fields
+from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Prompt, content_id
 from rlaif.training.data import pad
 from rlaif.training.forward import logprobs_where
 from rlaif.training.processes import gathered, rank, share, sum_gradients, summed, world
-from rlaif.training.rl.actor_critic import ActorCritic, Value
+from rlaif.training.rl.actor_critic import ActorCritic
 from rlaif.training.rl.nlpo import Masker, table_of
 from rlaif.training.rl.ppo_losses import (
-    Estimator,
     KLController,
     approx_kl,
     clipped_policy_loss,
@@ -55,127 +54,7 @@ from rlaif.training.rl.rollout import (
     plan_update,
 )
 from rlaif.training.rl.scorers import Scorer, checked_scores, without_reward
-from rlaif.training.settings import LoraSettings, as_dict
-
-Algorithm = Literal["ppo", "a2c", "reinforce"]
-ALGORITHMS: tuple[Algorithm, ...] = ("ppo", "a2c", "reinforce")
-Rollouts = Literal["hf", "vllm"]
-ROLLOUTS: tuple[Rollouts, ...] = ("hf", "vllm")
-
-
-@dataclass(frozen=True, slots=True)
-class AlarmLimits:
-    """Limits whose crossing is told; None turns an alarm off."""
-
-    kl: float | None = 20.0  # most nats an episode, to the reference
-    entropy: float | None = 0.2  # least share of the first step's entropy a token
-    length: float | None = 2.0  # most times longer or shorter than in the first step
-    ended: float | None = 0.5  # least share of completions that end by themselves
-    held_out: float | None = 0.05  # most a looking-on judge's score may fall as the reward rises
-
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
-
-
-@dataclass(frozen=True, slots=True)
-class PPOSettings:
-    """All that decides what is learnt, beside model, prompts and scorer."""
-
-    steps: int = 1_000
-    batch_size: int = 64  # episodes a step
-    samples: int = 1  # of them with the same prompt
-    epochs: int = 4  # over the episodes of a step; 1 for a2c and reinforce
-    minibatches: int = 4  # optimiser steps an epoch; 1 for a2c and reinforce
-    algorithm: Algorithm = "ppo"
-    learning_rate: float = 3e-6  # at first; it falls linearly to 0
-    value_learning_rate: float | None = None  # of what only values use; None: the same
-    beta: float = 0.05
-    target_kl: float | None = None  # nats an episode; None keeps β fixed
-    horizon: int = 10_000  # episodes
-    kl_estimator: Estimator = "k1"
-    gamma: float = 1.0
-    lam: float = 0.95
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_weight: float = 0.1
-    entropy_weight: float = 0.0
-    ptx_weight: float = 0.0
-    whiten_rewards: bool = False
-    temperature: float = 1.0
-    max_new_tokens: int = 256
-    mask_top_p: float | None = None  # NLPO: choose among this nucleus of a masking policy
-    mask_every: int = 20  # steps between renewals of the masking policy
-    rollouts: Rollouts = "hf"  # who samples: Transformers, or vLLM with the policy's weights
-    no_end_score: float | None = -1.0  # the most that what never ended may score; None: any
-    max_grad_norm: float = 1.0
-    value: Value = "shared"
-    value_model: str | None = None
-    lora: LoraSettings | None = None
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    alarms: AlarmLimits = field(default_factory=AlarmLimits)
-
-    def __post_init__(self) -> None:
-        require_finite_fields(self)
-        if self.algorithm not in ALGORITHMS:
-            near = nearest(self.algorithm, ALGORITHMS)
-            raise ConfigError(f"unknown algorithm '{self.algorithm}'.{near}")
-        if self.algorithm != "ppo" and (self.epochs, self.minibatches) != (1, 1):
-            raise ConfigError(
-                f"{self.algorithm} learns once from a batch, as it has no ratio to correct for "
-                f"a policy that has moved: set epochs and minibatches to 1, not {self.epochs} and "
-                f"{self.minibatches}"
-            )
-        if self.temperature <= 0:
-            raise ConfigError(f"temperature must be above 0, got {self.temperature}")
-        if min(self.steps, self.batch_size, self.samples, self.epochs, self.minibatches) < 1:
-            raise ConfigError("steps, batch_size, samples, epochs and minibatches are at least 1")
-        if self.mask_top_p is not None and not 0 < self.mask_top_p < 1:
-            raise ConfigError(f"mask_top_p must lie between 0 and 1, got {self.mask_top_p}")
-        if self.mask_every < 1:
-            raise ConfigError(f"mask_every must be at least 1, got {self.mask_every}")
-        self._check_rollouts()
-        for name in ("samples", "minibatches"):
-            n = getattr(self, name)
-            if self.batch_size % n:
-                raise ConfigError(f"batch_size {self.batch_size} is not a multiple of {name} {n}")
-
-    def _check_rollouts(self) -> None:
-        """ConfigError if vLLM is to sample what it cannot."""
-        if self.rollouts not in ROLLOUTS:
-            raise ConfigError(
-                f"unknown rollouts '{self.rollouts}'.{nearest(self.rollouts, ROLLOUTS)}"
-            )
-        if self.rollouts == "hf":
-            return
-        if self.mask_top_p is not None:
-            raise ConfigError(
-                "rollouts: vllm cannot sample from a masking policy's nucleus (NLPO): take "
-                "rollouts: hf, or mask_top_p: null"
-            )
-        if self.lora is not None and self.lora.four_bit:
-            raise ConfigError(
-                "rollouts: vllm needs weights that an adapter can be added to, and four_bit has "
-                "none: take rollouts: hf, or lora.four_bit: false"
-            )
-        if not 0.01 <= self.temperature <= 2:
-            raise ConfigError(
-                f"rollouts: vllm samples at temperatures from 0.01 to 2, got {self.temperature}"
-            )
-
-    @property
-    def score_weight(self) -> float:
-        """RLAIF's REINFORCE weighs the score 1 − β (Lee et al. 2023)."""
-        return 1 - self.beta if self.algorithm == "reinforce" else 1.0
-
-    @property
-    def trace(self) -> float:
-        """λ; REINFORCE's advantage is the whole return less the baseline, which is λ = 1."""
-        return 1.0 if self.algorithm == "reinforce" else self.lam
-
-    def as_dict(self) -> dict[str, Any]:
-        return as_dict(self)
+from rlaif.training.rl.settings import PPOSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +184,8 @@ class PPO:
         s = self.settings
         rows = plan_update(
             len(episodes),
-            epochs=s.epochs,
-            minibatches=s.minibatches,
+            epochs=s.passes,
+            minibatches=s.updates,
             seed=(s.seed, index),
         )
         nets, who = self.nets, (rank(), world())
@@ -401,7 +280,7 @@ class PPO:
         """
         s = self.settings
         draw = np.random.default_rng([s.seed, index, meter.minibatches])
-        rows = draw.integers(len(self.ptx), size=s.batch_size // s.minibatches).tolist()
+        rows = draw.integers(len(self.ptx), size=s.batch_size // s.updates).tolist()
         tokens = sum(len(self.ptx[i]) - 1 for i in rows)
         mine = [self.ptx[i] for i in share(rows)]
         if not mine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +36,12 @@ from rlaif.training.models import Loaded, fingerprint_of, load_policy, save_mode
 from rlaif.training.processes import join, rank, refuse_spread, same_parameters
 from rlaif.training.rl.actor_critic import ActorCritic
 from rlaif.training.rl.held_out import HeldOut, held_out_alarm
-from rlaif.training.rl.ppo import PPO, AlarmLimits, PPOSettings
+from rlaif.training.rl.ppo import PPO
 from rlaif.training.rl.rollout import Sampler
 from rlaif.training.rl.rollout_vllm import VLLMSampler
 from rlaif.training.rl.scorers import Scorer, check_scorer
-from rlaif.training.settings import OnLog, Runtime, Tracker
+from rlaif.training.rl.settings import AlarmLimits, PPOSettings
+from rlaif.training.settings import Runtime
 from rlaif.training.trackers import check_trackers
 
 
@@ -60,18 +61,13 @@ def train_ppo(
     model: str,
     out: str | Path,
     scorer: Scorer,
-    settings: PPOSettings | None = None,
+    settings: PPOSettings = PPOSettings(),
     *,
     adapter: str | None = None,
     thinking: int | None = None,
     ptx: Sequence[Ids | Demonstration] = (),
-    held_out: HeldOut | None = None,
-    device: str = "auto",
-    checkpoint_every: int = 20,
-    log_to: Sequence[Tracker] = (),
-    resume: bool = True,
-    on_log: OnLog | None = None,
-    vllm: Mapping[str, Any] | None = None,
+    judge: Scorer | None = None,
+    runtime: Runtime = Runtime(),
 ) -> PPOResult:
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
@@ -79,41 +75,38 @@ def train_ppo(
     the model first, and so into the reference. `thinking` (tokens, 0 for none) has the policy think
     before it answers, of which the answer alone is scored. `ptx`, for `ptx_weight`: demonstrations,
     or the token ids of any text; those that do not fit the context are left out and counted.
-    `held_out` looks on and changes no weight. `on_log` gets each step's line of `training.jsonl`,
-    whose `alarms` say what has gone wrong; without it they are warned of. `log_to` names trackers
-    beside it. `checkpoint_every` steps are what a kill can cost at most; with `resume` a finished
-    run returns at once. `vllm` are options of the vLLM engine, for `rollouts: vllm`.
+    `judge` looks on as `settings.held_out` says, and changes no weight. Each line of
+    `training.jsonl` has `alarms`, which say what has gone wrong; where `runtime.on_log` does not
+    get them they are warned of.
     """
     check_scorer(scorer)
-    settings, folder = settings or PPOSettings(), Path(out)
-    check_trackers(log_to)
+    folder = Path(out)
+    check_trackers(runtime.log_to)
     refuse_spread()
-    place = join(device)
-    room = (vllm or {}).get("max_model_len") if settings.rollouts == "vllm" else None
-    key = _run_key(prompts, model, adapter, scorer, settings, ptx, room, thinking)
-    done = prepare(folder, key, resume, (model, adapter, settings.value_model))
+    place = join(runtime.device)
+    key = _run_key(prompts, model, adapter, scorer, settings, ptx, thinking)
+    done = prepare(folder, key, runtime.resume, (model, adapter, settings.value_model))
     if done is not None:
         return PPOResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(
-        model,
-        adapter=adapter,
-        thinking=thinking,
-        half=settings.bf16 and settings.lora is not None,
-        four_bit=settings.lora is not None and settings.lora.four_bit,
-    )
+    loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
     held = _fitting(ptx, loaded)
     # Before the policy is on the GPU, of whose free memory vLLM takes its share.
-    with closing(_sampler(loaded, settings, place, vllm or {})) as sampler:
+    with closing(_sampler(loaded, settings, place)) as sampler:
         kept = [prompt for prompt in prompts if sampler.fits(prompt)]
         if len(kept) * settings.samples < settings.batch_size:
             raise TrainingError(
                 f"{len(kept)} of {len(prompts)} prompts fit the context with "
-                f"{settings.max_new_tokens} tokens of completion; a step takes "
+                f"{settings.longest} tokens of completion; a step takes "
                 f"{settings.batch_size // settings.samples}"
             )
         ppo = PPO(_nets(loaded, settings, place), sampler, scorer, settings, held)
-        journal = _run(ppo, kept, folder, checkpoint_every, on_log, log_to, held_out)
+        watch = (
+            None
+            if judge is None or settings.held_out is None
+            else HeldOut(judge, settings.held_out)
+        )
+        journal = _run(ppo, kept, folder, runtime, watch)
     made = None
     if rank() == 0:
         save_model(loaded, folder, lora=settings.lora is not None, merge=True)
@@ -122,7 +115,7 @@ def train_ppo(
             "prompts": len(kept),
             "refused": {"too_long": len(prompts) - len(kept), "ptx": len(ptx) - len(held)},
             "notes": loaded.notes,
-            "settings": settings.as_dict(),
+            "settings": {**settings.key(), "alarms": settings.alarms.model_dump()},
         }
     metrics = finish(folder, made)
     return PPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
@@ -132,9 +125,8 @@ def _sampler(
     loaded: Loaded,
     settings: PPOSettings,
     place: torch.device,
-    vllm: Mapping[str, Any],
 ) -> Sampler:
-    heat, longest = settings.temperature, settings.max_new_tokens
+    heat, longest = settings.temperature, settings.longest
     if settings.rollouts == "hf":
         return Sampler(loaded, temperature=heat, max_new_tokens=longest)
     return VLLMSampler(
@@ -144,22 +136,12 @@ def _sampler(
         max_new_tokens=longest,
         dtype="bfloat16" if settings.bf16 else "float32",
         sleeps=place.type == "cuda",
-        options=vllm,
+        options=settings.vllm.model_dump(exclude_none=True),
     )
 
 
 def _nets(loaded: Loaded, settings: PPOSettings, place: torch.device) -> ActorCritic:
-    nets = ActorCritic(
-        loaded,
-        str(place),
-        temperature=settings.temperature,
-        value=settings.value,
-        value_model=settings.value_model,
-        lora=settings.lora,
-        bf16=settings.bf16,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        seed=settings.seed,
-    )
+    nets = ActorCritic(loaded, str(place), settings)
     same_parameters(nets.trainable().values())
     return nets
 
@@ -179,20 +161,16 @@ def _run(
     ppo: PPO,
     prompts: Sequence[Prompt],
     out: Path,
-    checkpoint_every: int,
-    on_log: OnLog | None,
-    log_to: Sequence[Tracker],
+    runtime: Runtime,
     held_out: HeldOut | None = None,
 ) -> Journal:
     """All steps that are not yet done."""
     settings = ppo.settings
     checkpoint = last_checkpoint(out)
     done = 0 if checkpoint is None else restore(ppo, checkpoint)
-    journal = Journal(
-        out / JOURNAL, checkpoint, settings.steps, 1, Runtime(on_log=on_log, log_to=tuple(log_to))
-    )
+    journal = Journal(out / JOURNAL, checkpoint, settings.steps, 1, runtime)
     told = {name for line in journal.lines for name in line["alarms"]}
-    due = Due(checkpoint_every)
+    due = Due(settings.checkpoint_every)
     with steps_from(checkpoint):
         for index in range(done, settings.steps):
             count = settings.batch_size // settings.samples
@@ -206,9 +184,9 @@ def _run(
             facts["alarms"] = find_alarms(facts, first, settings.alarms)
             if held_out is not None:
                 lines, limit = [*journal.lines, facts], settings.alarms.held_out
-                if parted := held_out_alarm(lines, held_out.every, limit):
+                if parted := held_out_alarm(lines, held_out.settings.every, limit):
                     facts["alarms"]["held_out"] = parted
-            if on_log is None:
+            if runtime.on_log is None:
                 for name in facts["alarms"].keys() - told:
                     warnings.warn(f"PPO step {index + 1}: {facts['alarms'][name]}", stacklevel=3)
             told |= facts["alarms"].keys()
@@ -309,15 +287,13 @@ def _run_key(
     scorer: Scorer,
     settings: PPOSettings,
     ptx: Sequence[Ids | Demonstration],
-    room: int | None = None,
     thinking: int | None = None,
 ) -> str:
-    """Hash of all that decides the weights; alarms only look on.
-
-    `room` is a context that is smaller than the model's, into which fewer prompts fit.
-    """
-    chosen = settings.as_dict()
-    del chosen["alarms"]
+    """Hash of all that decides the weights; alarms only look on."""
+    room = None  # a context that is smaller than the model's, into which fewer prompts fit
+    if settings.rollouts == "vllm":
+        room = settings.vllm.max_model_len
+    chosen = settings.key()
     value = chosen["value_model"]
     if value:  # its content counts, not where it lies
         chosen["value_model"] = "given"
