@@ -42,6 +42,7 @@ SMALL = {
     "max_new_tokens": 8,
     "learning_rate": 1e-3,
     "alarms": QUIET,
+    "seed": 0,
 }
 
 
