@@ -33,7 +33,7 @@ from rlaif.config.sections import (
     SamplingConfig,
     SFTConfig,
 )
-from rlaif.engines.settings import ModelSettings, VLLMSettings
+from rlaif.engines.settings import ModelSettings
 from rlaif.errors import ConfigError, nearest
 from rlaif.evaluation.settings import (
     LabelLimits,
@@ -43,7 +43,6 @@ from rlaif.evaluation.settings import (
     WriteSettings,
 )
 from rlaif.files.own import look_beside
-from rlaif.files.readers.settings import AnswerColumns
 from rlaif.files.resources import find
 from rlaif.files.settings import Place, Section, Seed
 from rlaif.files.yamlfile import (
