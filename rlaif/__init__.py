@@ -60,6 +60,18 @@ if TYPE_CHECKING:
     from rlaif.records import Prompt as Prompt
     from rlaif.records import Verdict as Verdict
     from rlaif.steps.executors import label_pairs as label_pairs
+    from rlaif.training.dpo import train_dpo as train_dpo
+    from rlaif.training.judge import Question as Question
+    from rlaif.training.judge import train_judge as train_judge
+    from rlaif.training.reward import RewardModel as RewardModel
+    from rlaif.training.reward import train_reward as train_reward
+    from rlaif.training.settings import DPOSettings as DPOSettings
+    from rlaif.training.settings import JudgeTrainSettings as JudgeTrainSettings
+    from rlaif.training.settings import LoraSettings as LoraSettings
+    from rlaif.training.settings import RewardSettings as RewardSettings
+    from rlaif.training.settings import Runtime as Runtime
+    from rlaif.training.settings import SFTSettings as SFTSettings
+    from rlaif.training.sft import train_sft as train_sft
 
 __version__ = "0.1.0"
 
@@ -71,6 +83,7 @@ _HOME = {
     "Constitution": "constitution",
     "CotJudge": "judges.cot",
     "CotSettings": "judges.settings",
+    "DPOSettings": "training.settings",
     "Demonstration": "records",
     "Engine": "engines.base",
     "EngineJudge": "judges.base",
@@ -78,8 +91,10 @@ _HOME = {
     "Generation": "engines.base",
     "HTTPSettings": "engines.settings",
     "Judge": "judges.base",
+    "JudgeTrainSettings": "training.settings",
     "ListwiseJudge": "judges.listwise",
     "ListwiseSettings": "judges.settings",
+    "LoraSettings": "training.settings",
     "Message": "records",
     "Pair": "records",
     "PairReading": "files.readers.settings",
@@ -91,9 +106,14 @@ _HOME = {
     "Principle": "constitution",
     "Prompt": "records",
     "PromptReading": "files.readers.settings",
+    "Question": "training.judge",
     "RationaleSettings": "judges.settings",
+    "RewardModel": "training.reward",
+    "RewardSettings": "training.settings",
     "RlaifError": "errors",
     "RubricJudge": "judges.scores",
+    "Runtime": "training.settings",
+    "SFTSettings": "training.settings",
     "Sampling": "engines.base",
     "ScoreSettings": "judges.settings",
     "Scores": "engines.base",
@@ -110,6 +130,10 @@ _HOME = {
     "read_demonstrations": "files.readers",
     "read_pairs": "files.readers",
     "read_prompts": "files.readers",
+    "train_dpo": "training.dpo",
+    "train_judge": "training.judge",
+    "train_reward": "training.reward",
+    "train_sft": "training.sft",
 }
 __all__ = sorted(_HOME)
 

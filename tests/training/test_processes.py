@@ -50,7 +50,7 @@ reward = train_reward(make_preferences(32), model, out + "/reward", **how(Reward
 assert reward.accuracy is not None
 asked = Principle(id="happy", compare="happily")
 rows = [Question(p.pair, asked, p.p_first) for p in make_preferences(32)]
-options = how(JudgeTrainSettings, template="pairwise/tiny", **quick)
+options = how(JudgeTrainSettings, template="pairwise/tiny", gradient_accumulation=1, **quick)
 judge = train_judge(rows, model, out + "/judge", **options)
 assert judge.agreement is not None
 train_dpo(make_preferences(32), model, out + "/dpo", **how(DPOSettings, **quick))
