@@ -144,11 +144,10 @@ class PackedModel:
             return f"its code cannot do it ({error})"
 
     def _differ(self, paths: list[Ints]) -> str:
-        alone, together, packed = (
-            x.float().log_softmax(-1).to(x.dtype)
-            for x in (self._alone(paths), self._together(paths), self._packed(paths))
-        )
-        said = difference(alone, together, packed)
+        logits = self._alone(paths), self._together(paths), self._packed(paths)
+        # Never in halves: log-probabilities are many times as large as their differences.
+        alone, together, packed = (x.float().log_softmax(-1) for x in logits)
+        said = difference(alone, together, packed, logits[0].dtype)
         return said and f"packed and plain log-probabilities {said}"
 
     def _differ_in_float32(self, paths: list[Ints]) -> str | None:

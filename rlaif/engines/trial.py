@@ -43,9 +43,14 @@ def trial_paths(vocabulary: int) -> list[Ints]:
     return [np.concatenate([stem, run(n)]) for stem in stems for n in (0, 3, 1, 6)]
 
 
-def difference(plain: torch.Tensor, other: torch.Tensor, packed: torch.Tensor) -> str:
+def difference(
+    plain: torch.Tensor,
+    other: torch.Tensor,
+    packed: torch.Tensor,
+    dtype: torch.dtype | None = None,
+) -> str:
     """What to say if values (R, V) found in a faster way differ from plain ones by more than
-    rounding.
+    rounding. `dtype`: that of the numbers that they were computed of, if it is not theirs.
 
     How much rounding is, the model tells itself: by `other`, the same paths in a plain pass of
     another shape. Root mean squares, of all and of each path, are compared, as single values have
@@ -53,8 +58,7 @@ def difference(plain: torch.Tensor, other: torch.Tensor, packed: torch.Tensor) -
     the scale of how far the paths lie apart. What is of that scale itself is no rounding: such a
     model looks ahead, at its padding.
     """
-    fine = 2e-6 if plain.dtype == torch.float32 else 2**-7
-    most = 0.01 if plain.dtype == torch.float32 else 0.5
+    fine, most = (2**-7, 0.5) if (dtype or plain.dtype) in HALVES else (2e-6, 0.01)
     plain, other, packed = plain.float(), other.float(), packed.float()
     if not plain.isfinite().all():
         return "" if not packed.isfinite().all() else "its plain passes are not finite"

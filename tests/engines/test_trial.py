@@ -153,6 +153,7 @@ def test_the_trial_tells_a_wrong_temperature(model_of, monkeypatch, dtype):
 def test_the_models_own_noise_is_the_measure():
     """Noise as real weights have it, a hundred times a small model's, in plain passes: the trial
     lets so much pass in packed ones, and no more."""
+    torch.manual_seed(0)
     plain = torch.randn(12, 500) * 8
     noise = torch.randn_like(plain)
     told = [
@@ -238,6 +239,19 @@ def test_layers_that_do_not_fit_are_tried_in_their_own_numbers(model_of, monkeyp
     assert said_of(model, torch.bfloat16) == ""
     monkeypatch.setattr(attention, "_dense", lost_key(first=True))
     assert "log-probabilities differ by" in said_of(model, torch.bfloat16)
+
+
+@pytest.mark.parametrize("shape", ["llama", "gemma3", "gpt_oss"])
+def test_log_probabilities_of_halves_are_not_rounded_to_halves(model_of, monkeypatch, shape):
+    """They are some 40 times as large as their differences here: their own rounding would be taken
+    for a fault, or hide one."""
+    monkeypatch.setattr(trial, "COPY_LIMIT", 0)
+    model = deep(model_of, shape)
+    assert said_of(model, torch.bfloat16) == ""
+    for fault in ("a key of the path lost", "the nearest key lost", "later tokens seen"):
+        with monkeypatch.context() as patch:
+            patch.setattr(*FAULTS[fault])
+            assert "log-probabilities differ by" in said_of(model, torch.bfloat16)
 
 
 def test_the_median_path_is_what_halves_are_judged_by():
