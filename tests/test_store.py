@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
 import math
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +33,7 @@ from hypothesis import strategies as st
 from rlaif.errors import DataError
 from rlaif.records import ORDERS, Completion, Message, Pair, Preference, Prompt, Verdict
 from rlaif.store import RunStore, Table, write_json
+from rlaif.store.schemas import SCHEMAS
 
 
 def verdict(i: int, p: float | None = None) -> Verdict:
@@ -201,6 +206,59 @@ def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(tmp_path: Path
         with pytest.raises(DataError, match="already being written"), RunStore(tmp_path):
             pass
     with RunStore(tmp_path):
+        pass
+
+
+FORK = """
+import os, sys, time
+from rlaif.store import RunStore
+run = RunStore(sys.argv[1])
+run.__enter__()
+if os.fork() == 0:
+    print("ready", flush=True)
+    time.sleep(10)
+    os._exit(0)
+time.sleep(60)
+"""
+
+
+def test_a_fork_of_the_writer_does_not_hold_the_lock(tmp_path: Path) -> None:
+    """As the workers of a data loader, which may outlive a writer that was killed."""
+    holder = start(FORK, str(tmp_path))
+    with pytest.raises(DataError, match=str(holder.pid)), RunStore(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with RunStore(tmp_path) as run:
+        run.table("verdicts").append(verdicts(1))
+
+
+def test_the_lock_is_that_of_versions_before_filelock(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="already being written by another process"):
+            RunStore(tmp_path).__enter__()
+        file.write('{"pid": 7, "host": "h", "command": "rlaif label", "started": "2026-01-02"}')
+        file.flush()
+        with pytest.raises(DataError, match=r"process 7 on h \(`rlaif label`, since 2026-01-02\)"):
+            RunStore(tmp_path).__enter__()
+    with (
+        RunStore(tmp_path),
+        (tmp_path / ".lock").open("r+") as file,
+        pytest.raises(BlockingIOError),
+    ):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(DataError, match=r"without locks.*local disk"), RunStore(tmp_path):
         pass
 
 
@@ -452,6 +510,108 @@ def test_no_flipped_byte_changes_a_row_unnoticed(tmp_path: Path, kind: str) -> N
         raise AssertionError(f"read {len(rows)} rows from a damaged shard")
 
 
+def test_a_name_stands_for_one_content(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as run:
+        run.table("verdicts").append(verdicts(5))
+        run.table("preferences").replace(SAMPLES["preferences"])
+        (base,) = (tmp_path / "preferences").iterdir()
+        run.table("preferences").replace(SAMPLES["preferences"][:1])
+    shards = sorted(tmp_path.glob("*/*.parquet"))
+    assert len(shards) == 2
+    assert base not in shards  # not overwritten: who reads it reads on, or is told
+    for shard in shards:
+        digest = hashlib.sha256(shard.read_bytes()).hexdigest()
+        assert shard.stem.rpartition("-")[2] == digest[:16]
+
+
+def test_reading_beside_a_replacement_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = SAMPLES["preferences"]
+    with RunStore(tmp_path) as run:
+        run.table("preferences").replace(rows)
+        seen = RunStore.open_readonly(tmp_path).table("preferences")
+        plain, times = seen._live, 0
+
+        def replaced_meanwhile() -> list[Path]:
+            nonlocal times
+            found, times = plain(), times - 1
+            if times >= 0:
+                run.table("preferences").replace(rows)
+            return found
+
+        monkeypatch.setattr(seen, "_live", replaced_meanwhile)
+        for read, found in (
+            (seen.keys, {row.pair.id for row in rows}),
+            (seen.read, rows),
+            (seen.__len__, len(rows)),
+        ):
+            times = 3
+            assert read() == found
+            assert times < 0
+
+
+# ---------------------------------------------------------------------------- stores of before
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    """A store as it was written while shards were sealed in their footer (commit 2909231)."""
+    return Path(shutil.copytree(Path(__file__).parent / "store_of_before", tmp_path / "run"))
+
+
+def rows_of(root: Path) -> dict[str, list[Any]]:
+    store = RunStore.open_readonly(root)
+    return {name: store.table(name).read() for name in SCHEMAS}  # type: ignore[call-overload]
+
+
+def test_a_store_of_before_is_read_and_gone_on_with(before: Path) -> None:
+    old = rows_of(before)
+    pair, other = old["pairs"]
+    assert [len(rows) for rows in old.values()] == [2, 1, 2, 2, 1, 2]
+    assert pair == Pair(
+        Prompt(PROMPT.messages[:1] + pair.prompt.messages[1:], "a.jsonl:3"),
+        "b",
+        "",
+        1.0,
+        "a.jsonl:3",
+    )
+    assert old["prompts"] == [pair.prompt, Prompt.user("?")]
+    assert old["completions"] == [
+        Completion("k1", pair.prompt.id, "tiny", 0, "hello", "stop", 3, (1, 2, 3), "Hm.")
+    ]
+    assert [v.p_first for v in old["verdicts"]] == [0.75, None]
+    assert old["preferences"][0] == Preference(
+        pair, "preferred", 0.75, ("a", "b"), (0.5, 1.0), 4, 1
+    )
+    with RunStore(before) as run:
+        assert run.read_manifest() == {"stages": {"label": {"rows": 2}}}
+        run.table("verdicts").append(verdicts(3))
+        run.table("preferences").replace(old["preferences"][:1])
+        run.table("pairs").replace([other])
+    new = rows_of(before)
+    assert new == old | {
+        "verdicts": old["verdicts"] + verdicts(3),
+        "preferences": old["preferences"][:1],
+        "pairs": [other],
+    }
+    assert len(list(before.glob("p*/*.parquet"))) == 3
+
+
+def test_no_flipped_byte_changes_a_row_of_before_unnoticed(before: Path) -> None:
+    shards, rng = sorted(before.glob("*/*.parquet")), random.Random(4)
+    assert len(shards) == 7
+    for i in range(140):
+        shard = shards[i % len(shards)]
+        whole = shard.read_bytes()
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        shard.write_bytes(data)
+        with pytest.raises(DataError, match=f"damaged shard {shard}"):
+            rows_of(before)
+        shard.write_bytes(whole)
+
+
 def test_a_text_that_looks_like_a_seal_is_only_a_text(tmp_path: Path) -> None:
     rows = [Prompt.user(f"rlaif.sha256{end}{'0' * 64}") for end in ("", ":", "\x18@")]
     with RunStore(tmp_path) as run:
@@ -630,14 +790,14 @@ def test_rows_are_found_by_key_wherever_they_stand(tmp_path: Path) -> None:
 
 
 def test_keys_with_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlaif import store
     from rlaif.store import keyindex
+    from rlaif.store import table as tables
 
     def all_alike(keys: Any) -> Any:
         return np.zeros(len(keys), np.int64)
 
     monkeypatch.setattr(keyindex, "hashes_of", all_alike)
-    monkeypatch.setattr(store, "hashes_of", all_alike)
+    monkeypatch.setattr(tables, "hashes_of", all_alike)
     with RunStore(tmp_path) as run:
         table = run.table("verdicts")
         table.append([*verdicts(8), verdict(2)])
