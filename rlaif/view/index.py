@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from rlaif.errors import DataError, missing_extra
 from rlaif.judges.base import verdict_key
 from rlaif.records import Message, Pair, Prompt, Verdict
-from rlaif.store import SCHEMAS, RunStore
+from rlaif.store import RunStore
+from rlaif.store.schemas import SCHEMAS
 
 if TYPE_CHECKING:
     import duckdb
