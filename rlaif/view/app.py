@@ -15,10 +15,14 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse,
 from fastapi.staticfiles import StaticFiles
 
 from rlaif.errors import ConfigError, RlaifError
+from rlaif.evaluation.compare import SIDES
 from rlaif.records import ORDERS, Pair
+from rlaif.report.data import Run as StoredRun
 from rlaif.report.differences import differences
+from rlaif.report.sections import training
 from rlaif.store.people import Choice, Decision, People
 from rlaif.view import filters
+from rlaif.view.comparing import Compared
 from rlaif.view.index import Index, require_pairs
 from rlaif.view.labelling import (
     NOTE,
@@ -32,9 +36,15 @@ from rlaif.view.labelling import (
 )
 from rlaif.view.pages import PAIR_ID, environment, pair_page
 from rlaif.view.prompts import Prompts
+from rlaif.view.rejudging import LETTERS, SAMPLES, SIZES, Rejudger, changes, sample, side
 
 HERE = Path(__file__).parent
-PAGES = [("/", "Pairs"), ("/label", "Label")]
+PAGES = [
+    ("/", "Pairs"),
+    ("/label", "Label"),
+    ("/principles", "Principles"),
+    ("/training", "Training"),
+]
 NONCE = re.compile(r"[0-9a-f]{20}")  # a decision's id, from the form
 LARGEST = 64 * 1024  # bytes of a form
 
@@ -53,6 +63,8 @@ class Site:
             require_pairs(index)
         self.people = People(self.index.root)
         self.rated = Rated()
+        self.rejudger = Rejudger(self.index.root)
+        self.compared = Compared(*self.indexes) if len(self.indexes) == 2 else None
         self._templates = environment()
 
     def page(self, name: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -60,7 +72,7 @@ class Site:
         shared = {
             "names": [index.root.resolve().name for index in self.indexes],
             "constitution": self.index.made.asked.constitution,
-            "pages": PAGES,
+            "pages": PAGES + [("/compare", "Compare")] * (self.compared is not None),
         }
         text = self._templates.get_template(name).render({**shared, **values})
         return HTMLResponse(text, status, headers={"cache-control": "no-store"})
@@ -91,6 +103,9 @@ def make_app(runs: Sequence[Path]) -> FastAPI:
     _errors(app, site)
     _reading(app, site)
     _labelling(app, site)
+    _comparing(app, site)
+    _rejudging(app, site)
+    _training(app, site)
     return app
 
 
@@ -222,6 +237,70 @@ def _work(site: Site, who: str, queue: str, wanted: str) -> dict[str, Any]:
 
 def _ratings(site: Site) -> Ratings:
     return site.rated(site.index.made, site.people.read())
+
+
+def _comparing(app: FastAPI, site: Site) -> None:
+    @app.get("/compare")
+    def compare() -> Response:
+        if site.compared is None:
+            raise NotThere("two runs are compared by `rlaif view A B`; this is the page of one")
+        return site.page("compare.j2", sides=SIDES, **site.compared.page())
+
+
+def _rejudging(app: FastAPI, site: Site) -> None:
+    @app.get("/principles")
+    def principles() -> Response:
+        asked = site.index.made.asked.principles
+        return site.page("principles.j2", principles=asked, samples=SAMPLES, sizes=SIZES)
+
+    @app.post("/principles")
+    async def rejudge(request: Request) -> Response:
+        given = await form(request)
+        shown = await run_in_threadpool(_rejudged, site, given)
+        part = "hx-request" in request.headers
+        return site.page("rejudged.j2" if part else "rejudged_page.j2", **shown)
+
+
+def _rejudged(site: Site, given: Mapping[str, str]) -> dict[str, Any]:
+    """The labels of a sample before and after a principle is reworded."""
+    principle, compare = given.get("principle", ""), given.get("compare", "").strip()
+    size = given.get("size", "")
+    if not compare or len(compare) > LETTERS:
+        raise ConfigError(f"a principle's text has 1 to {LETTERS:,} letters, got {len(compare):,}")
+    number = int(size) if size.isdecimal() and len(size) < 4 else 0
+    ids = sample(site.index.made, principle, given.get("sample", ""), number)
+    told = site.rejudger.ask(principle, compare, ids)
+    texts = site.index.pairs(ids)
+    rows = [{**row, "changed": changes(row["before"], row["after"])} for row in told["pairs"]]
+    rows.sort(key=lambda row: not row["changed"])
+    opinions = [(row["before"]["opinion"], row["after"]["opinion"]) for row in rows]
+    return {
+        "principle": principle,
+        "compare": compare,
+        "rows": [row for row in rows if row["id"] in texts],
+        "texts": texts,
+        "judged": told["judged"],
+        "changed": sum(row["changed"] for row in rows),
+        "turned": sum(
+            a is not None and b is not None and (a - 0.5) * (b - 0.5) < 0 for a, b in opinions
+        ),
+        "side": side,
+    }
+
+
+def _training(app: FastAPI, site: Site) -> None:
+    @app.get("/training")
+    def shown(request: Request) -> Response:
+        part = "hx-request" in request.headers
+        return site.page("curves.j2" if part else "training.j2", **_curves(site))
+
+
+def _curves(site: Site) -> dict[str, Any]:
+    """The curves of all trainings, finished or not, from their journals."""
+    found = training(StoredRun(site.index.root))
+    folder = site.index.root / "models"
+    working = [t["stage"] for t in found if not (folder / t["stage"] / "metrics.json").is_file()]
+    return {"trainings": found, "working": working}
 
 
 def _listed(site: Site, query: Mapping[str, str]) -> dict[str, Any]:

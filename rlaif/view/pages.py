@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,7 @@ def environment() -> jinja2.Environment:
         "words": formats.words,
         "excerpt": excerpt,
         "lean": lean,
+        "quoted": lambda text: json.dumps(text, ensure_ascii=False),
     }
     return made
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from rlaif.cli.app import app
 from rlaif.judges.base import verdict_key
-from rlaif.judges.preferences import aggregate
+from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Pair, Prompt, Verdict
 from rlaif.store import RunStore
 
@@ -85,11 +85,12 @@ def made(tmp_path: Path) -> Made:
             for principle, both in one.items()
             for order, p in zip(ORDERS, both, strict=True)
         ]
+        rule = PreferenceSettings(**preferences)
         root = tmp_path / name
         with RunStore(root) as store:
             store.table("pairs").replace(pairs)
             store.table("verdicts").append(verdicts)
-            store.table("preferences").replace(aggregate(pairs, verdicts, **preferences))
+            store.table("preferences").replace(aggregate(pairs, verdicts, rule))
             listed = [{"id": p, "compare": words[p], "tags": [], "weight": 1.0} for p in ids]
             store.update_manifest("labelled", {"name": "made", "principles": listed})
             judge = {"model": "model", "method": "pairwise", "fingerprint": fingerprint}
