@@ -15,7 +15,6 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse,
 from fastapi.staticfiles import StaticFiles
 
 from rlaif.errors import ConfigError, RlaifError
-from rlaif.evaluation.compare import SIDES
 from rlaif.records import ORDERS, Pair
 from rlaif.report.data import Run as StoredRun
 from rlaif.report.differences import differences
@@ -244,7 +243,7 @@ def _comparing(app: FastAPI, site: Site) -> None:
     def compare() -> Response:
         if site.compared is None:
             raise NotThere("two runs are compared by `rlaif view A B`; this is the page of one")
-        return site.page("compare.j2", sides=SIDES, **site.compared.page())
+        return site.page("compare.j2", **site.compared.page())
 
 
 def _rejudging(app: FastAPI, site: Site) -> None:

@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import DataError
-from rlaif.judges.base import expand
+from rlaif.judges.base import Ask
 from rlaif.records import Pair, Preference, Verdict
 from rlaif.stages.labelling import prefer
 from rlaif.stages.run import Run
@@ -67,14 +67,12 @@ class Again:
         new = old.model_copy(update={"compare": asked["compare"]})
         before, after = [], []
         for told, judge in self.judges:
-            for verdict in self._known(told, judge, pairs):
-                before.append(verdict)
-                if verdict.principle != old.id:
-                    after.append(verdict)
-            asks = expand(pairs, self.stored.asked, told.orders, together=judge.together)
-            again = [a for a in asks if a.principle.id == old.id]
-            reworded = [type(a)(a.pair, new, a.order, a.group) for a in again]
-            after += [told.named(v) for v in judge.judge(reworded)]
+            keys, asks = told.asked(pairs, self.stored.asked)
+            known = [told.named(verdict) for verdict in self._known(judge, keys, asks)]
+            before += known
+            after += [verdict for verdict in known if verdict.principle != old.id]
+            again = [replace(ask, principle=new) for ask in asks if ask.principle.id == old.id]
+            after += [told.named(verdict) for verdict in judge.judge(again)]
         return {
             "judged": sum(v.principle == old.id for v in after),
             "pairs": [
@@ -89,13 +87,11 @@ class Again:
             ],
         }
 
-    def _known(self, told: Judged, judge: AnyJudge, pairs: list[Pair]) -> list[Verdict]:
+    def _known(self, judge: AnyJudge, keys: list[str], asks: list[Ask]) -> list[Verdict]:
         """The stored verdicts; those that are missing are asked for."""
-        asks = expand(pairs, self.stored.asked, told.orders, together=judge.together)
-        stored = self.stored.store.table("verdicts").finder()(told.keys(asks))
-        missing = [a for a, key in zip(asks, told.keys(asks), strict=True) if key not in stored]
-        rows = [*stored.values(), *(judge.judge(missing) if missing else [])]
-        return [told.named(verdict) for verdict in rows]
+        stored = self.stored.store.table("verdicts").finder()(keys)
+        missing = [ask for ask, key in zip(asks, keys, strict=True) if key not in stored]
+        return [*stored.values(), *(judge.judge(missing) if missing else [])]
 
     def _labels(self, pairs: list[Pair], verdicts: list[Verdict]) -> list[Preference]:
         label = (self.stored.manifest.get("stages") or {}).get("label") or {}

@@ -113,7 +113,7 @@ class Page:
         self, path: str = "/", method: str = "GET", data: str | None = None, **headers: str
     ) -> tuple[int, dict[str, str], str]:
         """Status, headers and body. A header's `_` stands for `-`; Host is the page's own."""
-        connection = HTTPConnection(self.host, self.port, timeout=60)
+        connection = HTTPConnection(self.host, self.port, timeout=300)
         sent = {"Host": f"{self.host}:{self.port}"}
         sent |= {name.replace("_", "-").title(): value for name, value in headers.items()}
         connection.request(method, path, data, sent)
