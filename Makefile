@@ -7,7 +7,7 @@ OUT ?= runs/demo-$(CONSTITUTION)
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test test-avx2 test-vllm test-real check docs clean
+.PHONY: help setup demo test test-avx2 test-vllm test-real test-web check docs clean
 
 help:
 	@echo "make setup   create .venv with everything the project needs"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-avx2  the tests that compare numbers, as on a processor without AVX-512"
 	@echo "make test-vllm  test the vLLM engine on its CPU build, in .venv-vllm (the first time: 4 GB)"
 	@echo "make test-real  the tests on a real pretrained model (the first time: fetches 253 MB)"
+	@echo "make test-web   the page of rlaif view in headless Chromium (installs Debian's, where it can)"
 	@echo "make check   ruff and mypy"
 	@echo "make docs    the pages of docs/ as a site, in site/; a dead link fails"
 
@@ -56,6 +57,17 @@ test-real: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 tests/real; \
 	if [ -x .venv-vllm/bin/python ]; then .venv-vllm/bin/python -m pytest tests/real/on_vllm; \
 	else echo "test-real: vLLM's part skipped, as there is no .venv-vllm: make test-vllm makes it"; fi
+
+# The page of `rlaif view` in a real browser. Without one, and without the right to install Debian's,
+# the tests say that they were skipped.
+test-web: $(VENV)/.web-ready
+	@command -v chromium >/dev/null || [ -n "$$RLAIF_CHROMIUM" ] || [ "$$(id -u)" != 0 ] || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || true
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/web
+
+$(VENV)/.web-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[view,web]'
+	touch $@
 
 check: setup
 	$(BIN)/ruff check .

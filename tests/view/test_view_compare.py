@@ -79,6 +79,8 @@ def test_a_reworded_principle_is_all_that_is_asked_again(
     """Against `rlaif label` on a constitution that holds the new wording."""
     root = tmp_path / "run"
     shutil.copytree(labelled, root)
+    label = ["label", str(root), "--constitution"]
+    CliRunner().invoke(app, [*label, "harmless"], catch_exceptions=False)
     page = served(root)
     before = sorted(p.name for p in root.rglob("*") if p.is_file())
     compare = "Which response is longer?"
@@ -90,12 +92,11 @@ def test_a_reworded_principle_is_all_that_is_asked_again(
     assert sorted(p.name for p in root.rglob("*") if p.is_file()) == before
     constitution = tmp_path / "edited.yaml"
     constitution.write_text(
-        "name: edited\nversion: 1\nextends: [hhh]\nprinciples:\n"
-        f"  - {{id: no-harm, weight: 2.0, compare: {json.dumps(compare)}}}\n"
+        "name: edited\nversion: 1\nextends: [harmless]\nprinciples:\n"
+        f"  - {{id: no-harm, compare: {json.dumps(compare)}}}\n"
     )
     was = {p.pair.id: p for p in RunStore.open_readonly(root).table("preferences").read()}
-    words = ["label", str(root), "--constitution", str(constitution)]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    done = CliRunner().invoke(app, [*label, str(constitution)], catch_exceptions=False)
     assert "(16 new)" in done.output
     now = {p.pair.id: p for p in RunStore.open_readonly(root).table("preferences").read()}
 
