@@ -31,7 +31,8 @@ LETTERS = 2_000  # of a principle's text
 
 
 class Rejudger:
-    """Asks the worker of a run, one request at a time."""
+    """Asks the worker of a run, one request at a time. The worker ends when its input does, at the
+    latest with this process."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -75,11 +76,6 @@ class Rejudger:
                 encoding="utf-8",
             )
         return self._process
-
-    def close(self) -> None:
-        """Ends the worker: it does so by itself when its input ends, at the latest with us."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
 
 
 def sample(made: Made, principle: str, which: str, size: int) -> list[str]:

@@ -48,9 +48,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 64 pairs of the embedded world under `hhh`."""
+    """A run of about 48 pairs of the embedded world under `hhh`."""
     root = tmp_path_factory.mktemp("web") / "first-run"
-    invoke("sample", "--prompts", "tiny", "--policy", "tiny", "--limit", "64", "--out", str(root))
+    invoke("sample", "--prompts", "tiny", "--policy", "tiny", "--limit", "48", "--out", str(root))
     invoke("label", "--constitution", "hhh", "--judge", "tiny", "--out", str(root))
     return root
 
@@ -63,7 +63,7 @@ def other(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     edited = root.parent / "edited.yaml"
     edited.write_text(
         "name: edited\nversion: 1\nextends: [hhh]\nprinciples:\n"
-        "  - {id: no-harm, compare: Which response is longer?}\n"
+        '  - {id: no-harm, compare: "Which response is longer?"}\n'
     )
     invoke("label", "--constitution", str(edited), "--out", str(root))
     return root
