@@ -156,11 +156,13 @@ def _number(name: str, text: str) -> float | None:
 def page(made: Made, wanted: Filter, number: int) -> tuple[int, list[Json]]:
     """How many pairs there are, and the facts of those on a page (from 1), with `opinions`."""
     where, values = wanted.where(made)
-    [found] = made.run(f"SELECT count(*) AS pairs FROM facts WHERE {where}", values)
     order, start = SORTS[wanted.sort][1], (number - 1) * PAGE
-    rows = made.run(
-        f"SELECT * FROM facts WHERE {where} ORDER BY {order} LIMIT {PAGE} OFFSET {start}", values
+    rows = made.run(  # counted in the same query, as words are looked for in all texts
+        f"SELECT *, count(*) OVER () AS total FROM facts WHERE {where} "
+        f"ORDER BY {order} LIMIT {PAGE} OFFSET {start}",
+        values,
     )
+    total = rows[0]["total"] if rows else 0
     for row in rows:
         row["opinions"] = []
     if rows:
@@ -170,4 +172,7 @@ def page(made: Made, wanted: Filter, number: int) -> tuple[int, list[Json]]:
         )
         for opinion in made.run(told):
             by_n[opinion["n"]]["opinions"].append(opinion)
-    return int(found["pairs"]), rows
+    elif number > 1:  # beyond the last page
+        [found] = made.run(f"SELECT count(*) AS total FROM facts WHERE {where}", values)
+        total = found["total"]
+    return int(total), rows
