@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlaif.records import ORDERS, Pair, Prompt, messages_to_json
-from rlaif.store import SCHEMAS, RunStore, _put_seal
+from rlaif.store import RunStore
+from rlaif.store.schemas import SCHEMAS
+from rlaif.store.shards import name_of
 
 PAIRS, PRINCIPLES = 62_500, 8  # in both orders: a million
 SHARD = 12_500  # pairs
@@ -34,11 +36,10 @@ def write(root: Path, table: str, number: int, **columns: Any) -> None:
     ]
     folder = root / table
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{number:06d}-{number:08x}.parquet"
+    path = folder / ".aside"
     with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        writer.add_key_value_metadata({"rlaif.sha256": "0" * 64})
         writer.write_table(pa.Table.from_arrays(given, schema=schema), row_group_size=65_536)
-    _put_seal(path)
+    path.rename(folder / name_of(number, path))
 
 
 @pytest.fixture(scope="module")
