@@ -6,6 +6,7 @@ and its own policy (a `Content-Security-Policy` of `default-src 'none'`) lets it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from markupsafe import Markup
 from rlaif.files.small import write_text
 from rlaif.report import audit, formats, sections
 from rlaif.report.data import Json, Run
+from rlaif.report.differences import Piece
 from rlaif.report.labels import DECIDED
 from rlaif.report.summary import STAGES, summarise
 from rlaif.statistics.intervals import Interval
@@ -38,6 +40,7 @@ def render(run: Run) -> str:
         "summary": summarise(run),
         "not_run": _not_run(run),
         "headline": sections.headline(run),
+        "moved": sections.moved(run),
         "policies": sections.policies(run),
         "labels": sections.labels(run),
         "audit": audit.section(run.audit),
@@ -77,6 +80,8 @@ def _environment() -> jinja2.Environment:
         interval=_interval,
         words=formats.words,
         clip=_clip,
+        marked=_marked,
+        span=_span,
     )
     return environment
 
@@ -93,6 +98,26 @@ def _interval(found: Interval | None, digits: int = 0) -> str:
         return ""
     low, high = (formats.percent(v, digits) for v in (found.low, found.high))
     return f"{low.removesuffix(formats.THIN + '%')}\u2060–\u2060{high}"  # not broken at the dash
+
+
+def _span(found: Interval, scale: int = 100, digits: int = 0) -> str:
+    """The ends of a change's interval, with their signs: `−32 to −18`."""
+    ends = (
+        float(formats.rounded(v, digits, scale).replace(",", "")) for v in (found.low, found.high)
+    )
+    return " to ".join(f"{end:+.{digits}f}".replace("-", "−") for end in ends)
+
+
+def _marked(pieces: Sequence[Piece], letters: int = MAX_LETTERS) -> Markup:
+    """A text in pieces, those that the other text lacks marked; cut as `_clip` cuts."""
+    out, room = Markup(""), letters
+    for text, alone in pieces:
+        shown = formats.printable(text)[:room]
+        room -= len(shown)
+        out += Markup("<mark>{}</mark>").format(shown) if alone and shown else Markup.escape(shown)
+    left = sum(len(formats.printable(text)) for text, _ in pieces) - (letters - room)
+    more = Markup('<span class="more"> … {} more characters</span>').format(formats.count(left))
+    return out + (more if left else Markup(""))
 
 
 def _clip(text: str, letters: int = MAX_LETTERS) -> Markup:

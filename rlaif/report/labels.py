@@ -159,6 +159,20 @@ def principle_rows(
     return rows
 
 
+def principle_agreement(cube: Cube) -> list[list[tuple[float | None, int]]]:
+    """For each two principles the share of pairs on which both lean to one side of those on which
+    both lean by DECIDED or more, and how many these are; None where there is none."""
+    lean = cube.debiased - 0.5
+    side = np.where(np.abs(lean) >= DECIDED - 1e-9, np.sign(lean), 0.0)
+    side = np.where(np.isfinite(lean), side, 0.0)  # (P, C): −1, 0, 1
+    both = (np.abs(side).T @ np.abs(side)).astype(int)
+    same = (both + side.T @ side) / 2
+    return [
+        [(float(s) / n if n else None, int(n)) for s, n in zip(row, counts, strict=True)]
+        for row, counts in zip(same, both, strict=True)
+    ]
+
+
 def bins(values: Floats, n: int = 20) -> list[int]:
     """Counts of the known values in n equal bins over [0, 1]."""
     return [int(c) for c in np.histogram(values[np.isfinite(values)], bins=n, range=(0, 1))[0]]

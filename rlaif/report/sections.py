@@ -11,15 +11,21 @@ from typing import Any
 
 import numpy as np
 
+from rlaif.evaluation.cases import decisive
+from rlaif.evaluation.compare import LabelRule
+from rlaif.evaluation.moved import Move, words, words_change
+from rlaif.evaluation.moved import moved as find_moves
 from rlaif.records import Pair
 from rlaif.report import formats, svg
-from rlaif.report.data import Json, Run, number
+from rlaif.report.data import EVALUATE, WIN_RATE, Json, Run, number
+from rlaif.report.differences import differences
 from rlaif.report.labels import (
     Cube,
     PrincipleRow,
     agreement,
     bins,
     order_grid,
+    principle_agreement,
     principle_rows,
     reliability_points,
     telling_pairs,
@@ -30,6 +36,7 @@ from rlaif.statistics.intervals import Interval
 
 MAX_TURNS = 6  # of a conversation that is shown
 MAX_VERDICTS = 24  # principles of a pair that are shown
+MAX_MATRIX = 16  # principles beside one another
 MAX_POINTS = 200  # of a training curve
 
 
@@ -84,6 +91,56 @@ def headline(run: Run) -> Json:
             of(name, "and_legal", trait, "all") if trait else None for name in ("base", "dpo")
         ],
     }
+
+
+def moved(run: Run) -> list[Json]:
+    """Of each trained policy what fell and what rose beyond the interval, and the answers' length:
+    told first, as nobody asks for what they do not expect."""
+    return [m for name in _names(run) if name != "base" for m in [_moved(run, name)] if m]
+
+
+def _moved(run: Run, name: str) -> Json | None:
+    before, after = (_traits(run, policy) for policy in ("base", name))
+    moves = find_moves(before, after)
+    rates = run.win_rate if name == "dpo" else run.evaluation(f"winrate-{name}", EVALUATE, WIN_RATE)
+    principles = {k: _as_interval(v) for k, v in (rates.get("by_principle") or {}).items()}
+    known = {k: v for k, v in principles.items() if v is not None}
+    found = {
+        "policy": name,
+        "fell": [m for m in moves if m.fell],
+        "rose": [m for m in reversed(moves) if m.beyond and not m.fell],
+        "stayed": [m.what for m in moves if not m.beyond],
+        "under": {k: v for k, v in known.items() if v.high < 0.5},
+        "above": {k: v for k, v in known.items() if v.low > 0.5},
+        "words": _words(run, name),
+    }
+    return found if moves or known or found["words"] else None
+
+
+def _traits(run: Run, name: str) -> dict[str, Interval]:
+    """The traits of a policy, and whether its responses are legal, in the embedded world."""
+    said = run.policies.get(name) or {}
+    values = {**(said.get("traits") or {}), "legal": said.get("legal")}
+    found = {trait: _as_interval(value) for trait, value in values.items()}
+    return {trait: value for trait, value in found.items() if value is not None}
+
+
+def _words(run: Run, name: str) -> Move | None:
+    """How long answers were and are; of a run that did not count them, by the samples it kept."""
+    base, policy = run.policies.get("base") or {}, run.policies.get(name) or {}
+    stored = [_as_interval(v) for v in (base.get("words"), policy.get("words"))]
+    change = _as_interval(policy.get("words_change"))
+    if stored[0] is not None and stored[1] is not None and change is not None:
+        return Move("words", stored[0].value, stored[1].value, change)
+    kept = [
+        s for s in run.samples if isinstance(s.get("base"), str) and isinstance(s.get(name), str)
+    ]
+    if not kept:
+        return None
+    texts = [[str(s[policy]) for s in kept] for policy in ("base", name)]
+    prompts = [str(s.get("prompt")) for s in kept]
+    ends = [words(said, prompts).value for said in texts]
+    return Move("words", ends[0], ends[1], words_change(texts[1], texts[0], prompts))
 
 
 def policies(run: Run) -> Json | None:
@@ -168,11 +225,48 @@ def principles(run: Run) -> Json | None:
         "reasons": sorted({r for counts in reasons for r in counts}),
         "slots": slots,
         **_position_charts(cube, rows),
+        "agreement": _agreement(cube),
+        "decisions": _decisions(run),
         "abstained": sum(reasons, Counter()),
         "abstentions": [
             (name, counts) for name, counts in zip(cube.principles, reasons, strict=True) if counts
         ],
     }
+
+
+def _agreement(cube: Cube) -> Json | None:
+    """The matrix of principles beside one another: of many, those that lean most often."""
+    table = principle_agreement(cube)
+    if len(table) < 2:
+        return None
+    often = sorted(range(len(table)), key=lambda i: -table[i][i][1])[:MAX_MATRIX]
+    shown = sorted(often)
+    return {
+        "names": [cube.principles[i] for i in shown],
+        "rows": [[table[i][j] for j in shown] for i in shown],
+        "left_out": len(table) - len(shown),
+    }
+
+
+def _decisions(run: Run) -> Any:
+    """How many labels each principle decided, as a chart; None where only one could."""
+    if len(run.principles) < 2:
+        return None
+    weights = {
+        p["id"]: float(p.get("weight") or 1) for p in run.constitution.get("principles") or []
+    }
+    rule = LabelRule(run.rule.get("aggregate", "mean"), weights)
+    batches = run.store.table("preferences").iter_batches()
+    deciders = (decisive(p, rule) for batch in batches for p in batch)
+    decided = Counter(name for name in deciders if name is not None)
+    total = decided.total()
+    if not total:
+        return None
+    rows = [
+        (name, float(n), f"{formats.percent(n / total)} ({formats.count(n)})")
+        for name, n in decided.most_common(MAX_VERDICTS)
+    ]
+    return svg.bars(rows, label="Labels that each principle decided", x_label="preferred pairs")
 
 
 def _position_charts(cube: Cube, rows: Sequence[PrincipleRow]) -> Json:
@@ -239,6 +333,14 @@ def _training(run: Run, stage: str) -> Json | None:
                 y_range=y_range,
                 y_tick=svg.percent_tick if title == "Accuracy" else svg.plain,
             )
+    against = _frontier(steps)
+    if against is not None and against.xs:
+        charts["Score against KL"] = svg.lines(
+            [against],
+            label=f"{stage}: mean score against KL",
+            x_label="nats a completion, to the start",
+            y_label="mean score of the completions",
+        )
     notes = {}
     settings = metrics.get("settings")
     nll = number(settings.get("nll")) if stage == "dpo" and isinstance(settings, dict) else None
@@ -278,6 +380,23 @@ def _flat(metrics: Json) -> dict[str, float | str]:
     return out
 
 
+def _frontier(steps: Sequence[Json]) -> svg.Series | None:
+    """The score over the KL that it was had for, step after step, as means of up to 30 stretches;
+    None where not both were logged. A KL below 0, as k1 may be by chance, is drawn at 0."""
+    key = "kl_k3" if any(number(row.get("kl_k3")) is not None for row in steps) else "kl"
+    found = [(number(row.get(key)), number(row.get("score"))) for row in steps]
+    points = [(max(x, 0.0), y) for x, y in found if x is not None and y is not None]
+    if len(points) < 2:
+        return None
+    stretch = -(-len(points) // 30)
+    groups = [points[i : i + stretch] for i in range(0, len(points), stretch)]
+    return svg.Series(
+        "score",
+        [sum(x for x, _ in g) / len(g) for g in groups],
+        [sum(y for _, y in g) / len(g) for g in groups],
+    )
+
+
 def _curve(name: str, steps: Sequence[Json], key: str) -> svg.Series:
     """A column of the log; long ones as means of consecutive stretches."""
     found = [(number(row["step"]), number(row.get(key))) for row in steps]
@@ -296,6 +415,8 @@ def samples(run: Run, most: int = 8) -> Json | None:
     texts = ("prompt", "base", "dpo")
     found = [s for s in run.samples if all(isinstance(s.get(k), str) for k in texts)]
     changed = [s for s in found if s["base"] != s["dpo"]]
+    for sample in changed[:most]:
+        sample["pieces"] = differences(sample["base"], sample["dpo"])
     return {"shown": changed[:most], "changed": len(changed), "all": len(found)} if found else None
 
 
@@ -326,8 +447,7 @@ def _example(run: Run, i: int, pair: Pair) -> Json:
         "turn": pair.prompt.messages[-1],
         "earlier": pair.prompt.messages[-MAX_TURNS:-1],
         "left_out": max(len(pair.prompt.messages) - MAX_TURNS, 0),
-        "first": pair.first,
-        "second": pair.second,
+        "pieces": differences(pair.first, pair.second),
         "p": number(float(run.preference[i])),
         "status": run.statuses[i],
         "known": number(float(run.known[i])),

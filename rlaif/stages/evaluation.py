@@ -58,6 +58,7 @@ def evaluate(run: Run) -> None:
             _tell_of_judge(run, next(iter(rates.values()))["judge"])
         drawn, more = _samples_for_kl(run, store, policies, prompts, samples)
     found = {name: _gold(run, prompts, rows) for name, rows in samples.items()}
+    _add_words(found, prompts, samples)
     for name in names:
         found[name]["kl"] = _kl(
             policies[name], base, prompts, drawn[name], run.config.policy.thought_tokens
@@ -157,8 +158,10 @@ def _winrate(
     name: str,
     base: Engine,
 ) -> dict[str, Any]:
+    from rlaif.evaluation.moved import by_principle
     from rlaif.evaluation.winrate import compare, rate
 
+    labels: list[Preference] = []
     section, principles = run.config.evaluate.judge, run.principles()
     judges = judges_at_hand(run, section)
     temperature = require_temperature(run.config) if section is None else None  # the own judge's
@@ -167,11 +170,14 @@ def _winrate(
         known = store.table("pairs").keys()
         store.table("pairs").append([pair for pair in pairs if pair.id not in known])
         verdicts = ask(store, judges, pairs, "win rate")
-        return prefer(run.config, pairs, verdicts, principles, judges.orders, temperature)
+        made = prefer(run.config, pairs, verdicts, principles, judges.orders, temperature)
+        labels.extend(made)
+        return made
 
     a, b = [c.text for c in samples[name]], [c.text for c in samples["base"]]
     outcomes = compare(prompts, a, b, label)
     found = {**rate(outcomes).as_dict(), "judge": _about(run, judges, base)}
+    found["by_principle"] = by_principle(labels)
     if (target := tiny_target(run)) is not None and is_tiny(held_out_section(run.config)):
         from rlaif.tiny.gold import at_stake
 
@@ -235,6 +241,22 @@ def _gold(run: Run, prompts: Sequence[Prompt], rows: Sequence[Completion]) -> di
     from rlaif.evaluation.policy import gold_traits
 
     return gold_traits(prompts, [c.text for c in rows], tiny_target(run))
+
+
+def _add_words(
+    found: Mapping[str, dict[str, Any]],
+    prompts: Sequence[Prompt],
+    samples: Mapping[str, Sequence[Completion]],
+) -> None:
+    """How long each policy's answers are, and how much longer than the base's."""
+    from rlaif.evaluation.moved import words, words_change
+
+    names = [prompt.id for prompt in prompts]
+    texts = {name: [c.text for c in rows] for name, rows in samples.items()}
+    for name, said in texts.items():
+        found[name]["words"] = words(said, names).as_dict()
+        if name != "base":
+            found[name]["words_change"] = words_change(said, texts["base"], names).as_dict()
 
 
 def _kl(
