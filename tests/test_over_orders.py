@@ -16,12 +16,12 @@ from rlaif.cli.app import app
 from rlaif.errors import ConfigError
 from rlaif.evaluation.attacks import Trial, clear_questions, report
 from rlaif.evaluation.jury import JuryAgreement
+from rlaif.evaluation.labels import Cube
 from rlaif.judges.ensembles import ORDER_RULES, OrderRule, over_orders
 from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Pair, Prompt, Verdict
 from rlaif.report.build import render
 from rlaif.report.data import Run
-from rlaif.report.labels import Cube
 from rlaif.store import RunStore
 from rlaif.tiny import prompts
 

@@ -18,13 +18,13 @@ from rlaif.cli.app import app
 from rlaif.config import PreferencesConfig, load_config
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.audit import Elsewhere, Labels, audit
+from rlaif.evaluation.labels import Cube
 from rlaif.judges.ensembles import at_temperature
 from rlaif.judges.preferences import PreferenceSettings, aggregate
 from rlaif.records import ORDERS, Pair, Preference, Prompt, Verdict
 from rlaif.report.audit import table
 from rlaif.report.build import render
 from rlaif.report.data import Run
-from rlaif.report.labels import Cube
 from rlaif.report.summary import summarise
 from rlaif.statistics.calibration import heated
 from rlaif.store import RunStore

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.errors import DataError
+from rlaif.evaluation.labels import Cube, agreement, reliability_points, unseparated
 from rlaif.evaluation.settings import LabelLimits
-from rlaif.report.labels import Cube, agreement, reliability_points, unseparated
 from rlaif.statistics.agreement import kappa_of_table
 from rlaif.statistics.calibration import (
     expected_calibration_error,

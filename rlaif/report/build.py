@@ -13,11 +13,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rlaif.evaluation.labels import DECIDED
 from rlaif.files.small import write_text
 from rlaif.report import audit, formats, sections
 from rlaif.report.data import Json, Run
 from rlaif.report.differences import Piece
-from rlaif.report.labels import DECIDED
 from rlaif.report.summary import STAGES, summarise
 from rlaif.statistics.intervals import Interval
 

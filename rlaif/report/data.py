@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rlaif.errors import DataError
+from rlaif.evaluation.labels import Cube, Floats
 from rlaif.files.small import Shape, misfit, read_bytes, read_json, read_object, read_text, reason
 from rlaif.files.yamlfile import parse_yaml
 from rlaif.judges.base import grouped, verdict_key
 from rlaif.judges.listwise import group_id, listed
 from rlaif.records import ORDERS, Pair, mirrored
-from rlaif.report.labels import Cube, Floats
 from rlaif.store import RunStore, Superseded, lineage
 from rlaif.tiny.gold import gold, principle_trait
 from rlaif.tiny.grammar import TRAITS

@@ -13,13 +13,7 @@ import numpy as np
 
 from rlaif.evaluation.cases import decisive
 from rlaif.evaluation.compare import LabelRule
-from rlaif.evaluation.moved import Move, words, words_change
-from rlaif.evaluation.moved import moved as find_moves
-from rlaif.records import Pair
-from rlaif.report import formats, svg
-from rlaif.report.data import EVALUATE, WIN_RATE, Json, Run, number
-from rlaif.report.differences import differences
-from rlaif.report.labels import (
+from rlaif.evaluation.labels import (
     Cube,
     PrincipleRow,
     agreement,
@@ -31,6 +25,12 @@ from rlaif.report.labels import (
     telling_pairs,
     unseparated,
 )
+from rlaif.evaluation.moved import Move, words, words_change
+from rlaif.evaluation.moved import moved as find_moves
+from rlaif.records import Pair
+from rlaif.report import formats, svg
+from rlaif.report.data import EVALUATE, WIN_RATE, Json, Run, number
+from rlaif.report.differences import differences
 from rlaif.report.summary import JUDGE_QUALITY, ONLINE, STAGES, trained_judge
 from rlaif.statistics.intervals import Interval
 

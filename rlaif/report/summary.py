@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from rlaif.evaluation.labels import Floats, agreement, mean, unseparated
 from rlaif.report.data import EVALUATE, WIN_RATE, Json, Run, number
-from rlaif.report.labels import Floats, agreement, mean, unseparated
 from rlaif.statistics.calibration import expected_calibration_error
 from rlaif.store import lineage, write_json
 

@@ -13,8 +13,8 @@ from sklearn.metrics import accuracy_score, brier_score_loss, cohen_kappa_score
 
 from rlaif.errors import DataError
 from rlaif.evaluation.audit import Labels, audit, failed
+from rlaif.evaluation.labels import Cube
 from rlaif.evaluation.settings import LabelLimits
-from rlaif.report.labels import Cube
 from rlaif.statistics import calibration, intervals, slots
 
 EXACT = 1e-9

@@ -12,9 +12,9 @@ import pytest
 from report_runs import PRINCIPLES, judge, key_of, tiny_pairs, write_labels
 
 from rlaif.errors import DataError
+from rlaif.evaluation.labels import principle_rows, reliability_points, telling_pairs
 from rlaif.records import ORDERS, Order, Pair, Prompt, Verdict
 from rlaif.report.data import Run
-from rlaif.report.labels import principle_rows, reliability_points, telling_pairs
 from rlaif.report.summary import build_summary
 from rlaif.store import RunStore
 

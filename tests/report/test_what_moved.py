@@ -12,9 +12,9 @@ import numpy as np
 
 from rlaif.evaluation.cases import decisive
 from rlaif.evaluation.compare import LabelRule
+from rlaif.evaluation.labels import DECIDED, principle_agreement
 from rlaif.report.build import build_report
 from rlaif.report.data import Run
-from rlaif.report.labels import DECIDED, principle_agreement
 from rlaif.store import RunStore, write_json
 
 

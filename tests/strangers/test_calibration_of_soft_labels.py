@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from rlaif.evaluation.audit import Labels, audit
+from rlaif.evaluation.labels import Cube, reliability_points
 from rlaif.evaluation.metrics import label_quality
 from rlaif.records import Pair, Preference, Prompt
-from rlaif.report.labels import Cube, reliability_points
 from rlaif.report.summary import known_ece
 from rlaif.statistics.calibration import (
     brier,

@@ -19,11 +19,11 @@ from rlaif.evaluation.attacks import Question, Trial
 from rlaif.evaluation.attacks import report as attacks_report
 from rlaif.evaluation.audit import Labels, audit
 from rlaif.evaluation.jury import JuryAgreement
+from rlaif.evaluation.labels import Cube
 from rlaif.evaluation.metrics import LabelQuality
 from rlaif.evaluation.policy import divergence
 from rlaif.evaluation.winrate import winrate
 from rlaif.records import ORDERS, Pair, Preference, Prompt, Verdict
-from rlaif.report.labels import Cube
 from rlaif.statistics.calibration import fit_temperature
 from rlaif.statistics.intervals import bootstrap, share, standard_error, t_quantile, wilson
 from rlaif.training.reward import reward_quality
