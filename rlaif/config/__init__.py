@@ -1,8 +1,7 @@
 """One YAML file describes one run: every stage, every option, documented where it is declared.
 
 Each command reads the whole file and uses its own part; `--set train.dpo.beta=0.05` changes any
-option from the command line. Library functions take plain arguments: only the command line and
-`rlaif.stages` know this file.
+option from the command line. A part's settings stand beside its code, which takes them as they are.
 """
 
 from __future__ import annotations
@@ -13,15 +12,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    Field,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from rlaif.config.sections import (
     DPOConfig,
+    EvaluateConfig,
     GRPOConfig,
-    HeldOutPromptsConfig,
     JudgeTrainConfig,
     PairsConfig,
     PPOConfig,
@@ -35,24 +31,11 @@ from rlaif.config.sections import (
 )
 from rlaif.engines.settings import ModelSettings
 from rlaif.errors import ConfigError, nearest
-from rlaif.evaluation.settings import (
-    LabelLimits,
-    ModelWrittenSettings,
-    RewardBenchSettings,
-    TextSettings,
-    WriteSettings,
-)
+from rlaif.evaluation.settings import LabelLimits
 from rlaif.files.own import look_beside
 from rlaif.files.resources import find
-from rlaif.files.settings import Place, Section, Seed
-from rlaif.files.yamlfile import (
-    Location,
-    YamlFile,
-    known_keys,
-    parse_yaml,
-    read_yaml,
-    validate,
-)
+from rlaif.files.settings import Place, Section
+from rlaif.files.yamlfile import Location, YamlFile, known_keys, parse_yaml, read_yaml, validate
 from rlaif.judges.settings import JudgeSettings, JudgingSettings, JurorSettings
 from rlaif.steps.settings import RaySettings
 from rlaif.store import RunStore
@@ -85,31 +68,6 @@ class TrainStages(Section):
     """Train a policy by online DPO, from `policy.model`."""
     log_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Trackers that are told what `training.jsonl` is told; each must be installed."""
-
-
-class EvaluateConfig(Section):
-    """What is measured after training."""
-
-    prompts: HeldOutPromptsConfig = HeldOutPromptsConfig()
-    """Held-out prompts."""
-    winrate: bool = True
-    """Win rate of the trained policy against `policy.model`, both orders."""
-    judge: JudgingSettings | None = None
-    """Who compares; null asks the judge (or jury) that labelled. A judge that did not is a better
-    witness: a policy learns its labeller's mistakes."""
-    temperature: float = Field(default=1.0, ge=0)
-    """Temperature of the evaluated samples. The KL is measured on samples at temperature 1 and
-    top-p 1; where these are others, it draws some."""
-    seed: Seed = 11
-    """Sampling and bootstrap."""
-    rewardbench: RewardBenchSettings = RewardBenchSettings()
-    """Of `rlaif eval rewardbench`."""
-    model_written: ModelWrittenSettings = ModelWrittenSettings()
-    """Of `rlaif eval model-written`."""
-    write: WriteSettings = WriteSettings()
-    """Of `rlaif eval model-written write`."""
-    text: TextSettings = TextSettings()
-    """Of `rlaif eval text`."""
 
 
 class Config(Section):

@@ -12,9 +12,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from rlaif.engines.base import SamplingSettings
+from rlaif.evaluation.settings import (
+    ModelWrittenSettings,
+    RewardBenchSettings,
+    TextSettings,
+    WriteSettings,
+)
 from rlaif.files.readers.settings import AnswerColumns, AnswerReading, PairReading, PromptReading
-from rlaif.files.settings import Place, Section
+from rlaif.files.settings import Place, Section, Seed
 from rlaif.judges.preferences import PreferenceSettings
+from rlaif.judges.settings import JudgingSettings
 from rlaif.steps.settings import ReviseSettings
 from rlaif.training.rl.settings import GroupSettings, GRPOSettings, PPOSettings, RLOOSettings
 from rlaif.training.settings import DPOSettings, JudgeTrainSettings, RewardSettings, SFTSettings
@@ -195,3 +202,28 @@ class RLOOConfig(GroupConfig, RLOOSettings):
     REINFORCE whose baseline is the mean reward of the prompt's other completions; the penalty on
     the KL is part of the reward.
     """
+
+
+class EvaluateConfig(Section):
+    """What is measured after training."""
+
+    prompts: HeldOutPromptsConfig = HeldOutPromptsConfig()
+    """Held-out prompts."""
+    winrate: bool = True
+    """Win rate of the trained policy against `policy.model`, both orders."""
+    judge: JudgingSettings | None = None
+    """Who compares; null asks the judge (or jury) that labelled. A judge that did not is a better
+    witness: a policy learns its labeller's mistakes."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Temperature of the evaluated samples. The KL is measured on samples at temperature 1 and
+    top-p 1; where these are others, it draws some."""
+    seed: Seed = 11
+    """Sampling and bootstrap."""
+    rewardbench: RewardBenchSettings = RewardBenchSettings()
+    """Of `rlaif eval rewardbench`."""
+    model_written: ModelWrittenSettings = ModelWrittenSettings()
+    """Of `rlaif eval model-written`."""
+    write: WriteSettings = WriteSettings()
+    """Of `rlaif eval model-written write`."""
+    text: TextSettings = TextSettings()
+    """Of `rlaif eval text`."""
