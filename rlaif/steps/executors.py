@@ -206,14 +206,14 @@ class Model(Generic[M]):
 class Asking:
     """How a judge is asked: the principles, which may be chosen pair by pair, and the orders.
 
-    `together`: it wants all pairs of a prompt in one chunk. A stage fails when more than
-    `max_not_finite` of the verdicts have log-probabilities that are not finite.
+    `together`: it wants all pairs of a prompt in one chunk. A stage fails when more than the share
+    `limit` of the verdicts have log-probabilities that are not finite.
     """
 
     principles: Principles
-    orders: Sequence[Order] = ORDERS
-    together: bool = False
-    max_not_finite: float = 0.01
+    orders: Sequence[Order]
+    together: bool
+    limit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +286,7 @@ class Local:
             sink,
             orders=asking.orders,
             chunk=self.chunk,
-            max_not_finite=asking.max_not_finite,
+            max_not_finite=asking.limit,
         )
         return Work(stream, partial(spent, own.engine, before), partial(judge.about, own))
 

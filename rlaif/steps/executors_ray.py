@@ -193,7 +193,7 @@ class OnRay:
             sink,
             orders=asking.orders,
             chunk=self.chunk,
-            max_not_finite=asking.max_not_finite,
+            max_not_finite=asking.limit,
             workers=self.workers,
             tally=tally,
             together=asking.together,
