@@ -110,6 +110,10 @@ class Config(Section):
     """Prompts or pairs written at a time: what a kill can cost at most."""
     threads: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads; null leaves PyTorch's default."""
+    cpu_kernels: bool = True
+    """Whether models on a CPU, judging and in training, compute by rlaif's faster kernels; `false`
+    takes PyTorch's and Transformers' own. Changes speed, and results by rounding only. On a GPU
+    nothing is ever replaced."""
 
     @model_validator(mode="after")
     def _clamp_leaves_room(self) -> Config:

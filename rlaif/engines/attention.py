@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from transformers import AttentionInterface
 
-from rlaif.engines.faster import cpu_attention
+from rlaif.engines.faster import apply, cpu_attention
 from rlaif.engines.faster.cpu_attention import as_wide
 from rlaif.engines.own_attention import attending
 from rlaif.engines.trie import Ints, Plan, Rows
@@ -308,7 +308,7 @@ def _dense(
     n = m. `seen` (n, m) or (B, 1, n, m): which keys a query sees; one that sees none gets −∞.
     """
     if q.device.type == "cpu":
-        if cpu_attention.is_worth(q, k):
+        if apply.attends_by_products(q, k):
             return cpu_attention.by_products(q, k, v, causal, scale, softcap, seen)
         if softcap is None:
             return cpu_attention.by_kernel(q, k, v, causal, scale, seen)

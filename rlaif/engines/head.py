@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from rlaif.errors import TrainingError
+
 T = TypeVar("T")
 LOGIT_BYTES = 2**29  # logits held at a time: 512 places of 262,144 tokens in float32
 
@@ -36,6 +38,24 @@ def head_at(model: Any, where: torch.Tensor) -> Iterator[list[torch.Tensor]]:
         yield kept
     finally:
         hook.remove()
+
+
+def logits_at(model: Any, where: torch.Tensor, **inputs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, V) at some states, and what the head made them of, (N, d).
+
+    `where` (N,) are places in the flat (b·S), `inputs` what the model takes.
+    """
+    from accelerate.utils import extract_model_from_parallel
+
+    bare = extract_model_from_parallel(model)
+    with head_at(bare, where) as kept:
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    if not kept:
+        raise TrainingError(
+            f"{type(bare).__name__} computes its logits without calling its head "
+            "(`get_output_embeddings()`), so rlaif cannot train it"
+        )
+    return logits[0], kept[0]
 
 
 def in_parts(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from rlaif.engines.attention import KeptPath, Pass, tree_attention
+from rlaif.engines.faster import apply
 from rlaif.engines.faster.prepacked import Prepacked
 from rlaif.engines.flex_attention import FlexPass, check_usable
 from rlaif.engines.head import head_at
@@ -90,7 +91,7 @@ class PackedModel:
     def faster(self) -> Prepacked:
         """The model's linear layers by faster kernels, laid out once until `forget`."""
         if self._faster is None:
-            self._faster = Prepacked(self.model)
+            self._faster = apply.prepacked(self.model)
         return self._faster
 
     def _pass(self, trie: Trie, begin: int, end: int, target: int) -> Pass:
@@ -188,7 +189,7 @@ class PackedModel:
 
     def _together(self, paths: list[Ints]) -> torch.Tensor:
         """The same by a plain pass of another shape, its linear layers by packing's kernels."""
-        with Prepacked(self.model).active():
+        with apply.prepacked(self.model).active():
             return self._plain(paths)
 
     def _alone(self, paths: list[Ints]) -> torch.Tensor:

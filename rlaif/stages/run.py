@@ -62,13 +62,16 @@ def _engine_id(config: ModelSettings) -> str:
     return content_id(config.model, config.engine, config.options())
 
 
-def _set_up_torch(threads: int | None) -> None:
+def _set_up_torch(config: Config) -> None:
     import torch
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # ours tells the rate and the time left
-    if threads:
-        torch.set_num_threads(threads)
+    from rlaif.engines.faster import apply
+
+    apply.switch(config.cpu_kernels)
+    if config.threads:
+        torch.set_num_threads(config.threads)
 
 
 def orders_asked(section: JudgingSettings) -> tuple[Order, ...]:
@@ -97,7 +100,7 @@ class Run:
 
     def __post_init__(self) -> None:
         if self.local_models:
-            _set_up_torch(self.config.threads)
+            _set_up_torch(self.config)
         date = self.config.date or began(self.store) or datetime.date.today()
         self.config = self.config.model_copy(update={"date": date})
         fix_date(date)
@@ -108,7 +111,7 @@ class Run:
         name = _engine_id(config)
         if name not in self._engines:
             if not (self.local_models or config.engine == "http"):
-                _set_up_torch(self.config.threads)
+                _set_up_torch(self.config)
             self._engines[name] = load_engine(config.model, config)
         return self._engines[name]
 

@@ -61,7 +61,7 @@ def executor_of(config: Config) -> Executor:
 
 def policy_of(config: Config, here: Callable[[], Engine]) -> Model[Engine]:
     """The config's policy as executors take it; `here` gives this process's own."""
-    there = partial(load_policy, config.policy, config.threads, config.date)
+    there = partial(load_policy, config.policy, config.threads, config.date, config.cpu_kernels)
     return Model(here, there, about_engine)
 
 
@@ -69,28 +69,38 @@ def judge_of(
     config: Config, section: JudgingSettings, here: Callable[[], AnyJudge]
 ) -> Model[AnyJudge]:
     """The judge of a section as executors take it; `here` gives this process's own."""
-    there = partial(load_judge, section, config.threads, config.date)
+    there = partial(load_judge, section, config.threads, config.date, config.cpu_kernels)
     return Model(here, there, about_judge)
 
 
 def load_policy(
-    config: ModelSettings, threads: int | None, date: datetime.date | None = None
+    config: ModelSettings,
+    threads: int | None,
+    date: datetime.date | None = None,
+    cpu_kernels: bool = True,
 ) -> Engine:
     """An engine by its section, on a worker; `date` is the run's, for chat templates that ask."""
     if date is not None:
         fix_date(date)
-    if threads and config.engine != "http":
+    if config.engine != "http":
         import torch
 
-        torch.set_num_threads(threads)
+        from rlaif.engines.faster import apply
+
+        apply.switch(cpu_kernels)
+        if threads:
+            torch.set_num_threads(threads)
     return load_engine(config.model, config)
 
 
 def load_judge(
-    config: JudgingSettings, threads: int | None, date: datetime.date | None = None
+    config: JudgingSettings,
+    threads: int | None,
+    date: datetime.date | None = None,
+    cpu_kernels: bool = True,
 ) -> AnyJudge:
     """The judge by its section, on a worker."""
-    return make_judge(load_policy(config, threads, date), config)
+    return make_judge(load_policy(config, threads, date, cpu_kernels), config)
 
 
 def about_engine(engine: Engine) -> dict[str, Any]:

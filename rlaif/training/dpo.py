@@ -74,6 +74,7 @@ def train_dpo(
     known. What a length limit cut off gets no end of turn, and is not preferred to what ended;
     tokens are trained on as they were sampled, and text without any is tokenised.
     """
+    from rlaif.engines.faster import apply
     from rlaif.training.loop import finish, prepare, run_key, training_arguments
 
     kept, folder = preferred(preferences), Path(out)
@@ -91,6 +92,7 @@ def train_dpo(
 
     loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
     loaded.model.to(arguments.device)
+    apply.train(loaded.model, arguments.device)
     limit = loaded.limit(settings.max_length)
     rows, refused = encode_rows(
         kept, loaded.encoder, limit, samples.cut, samples.tokens, policy=True

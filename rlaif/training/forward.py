@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlaif.engines.faster.last_layer import logits_at
-from rlaif.engines.head import LOGIT_BYTES, in_parts
+from rlaif.engines.head import LOGIT_BYTES, in_parts, logits_at
 from rlaif.engines.tokens import Ids
 from rlaif.training.data import pad, token_batches
 from rlaif.training.losses import token_logprobs

@@ -104,6 +104,7 @@ def train_judge(
     measured on prompts held out, where `order_rule` makes the two orders of a question one.
     `adapter` is a LoRA folder to add into the model first.
     """
+    from rlaif.engines.faster import apply
     from rlaif.training.judge_batches import collator, judge_loss, why_not
     from rlaif.training.loop import finish, make_plan, prepare, run_loop, training_arguments
 
@@ -117,6 +118,7 @@ def train_judge(
 
     loaded = load_policy(model, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
+    apply.train(loaded.model, arguments.device)
     train, test = split_by_prompt(questions, settings.held_out, settings.seed)
     rows, refused = encode(train, loaded, asked_with, settings.max_length)
     if settings.share_prompt and (reason := why_not(loaded, rows)):

@@ -21,7 +21,8 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 
-from rlaif.engines.faster.last_layer import last_layer_at, logits_at
+from rlaif.engines.faster.apply import last_layer_at
+from rlaif.engines.head import logits_at
 from rlaif.engines.packed import REFUSALS, obstacle
 from rlaif.engines.tokens import Ids
 from rlaif.engines.trial import TRIAL_WINDOW, difference, narrowed

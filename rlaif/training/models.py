@@ -86,8 +86,6 @@ def load_policy(
     """
     from transformers import AutoModelForCausalLM
 
-    from rlaif.engines.faster.on_cpu import train_faster
-
     what = "a policy needs a causal language-model head"
     loaded, missing = _load(name, adapter, AutoModelForCausalLM, what, half, four_bit)
     if missing:
@@ -96,7 +94,6 @@ def load_policy(
         loaded.model = add_adapter(loaded.model, loaded.adapter)
     if thinking is not None:
         loaded.encoder = loaded.encoder.telling(thinking)
-    train_faster(loaded.model)
     return loaded
 
 
@@ -116,8 +113,6 @@ def load_reward(
     """
     from transformers import AutoModelForSequenceClassification
 
-    from rlaif.engines.faster.on_cpu import train_faster
-
     source = source_of(name, adapter)
     check_folder(source.model)
     _check_labels(source.model, name)
@@ -130,7 +125,6 @@ def load_reward(
         missing = []
     elif loaded.adapter is not None:
         _take_trunk(loaded.model, load_policy(name, adapter=adapter, half=half).model)
-    train_faster(loaded.model)
     trunk = [key for key in missing if key.startswith(f"{loaded.model.base_model_prefix}.")]
     if trunk:
         raise TrainingError(
@@ -316,7 +310,7 @@ def score_last_real_token(model: Any, but: int | None = None) -> None:
     import torch
     from transformers.modeling_outputs import SequenceClassifierOutput
 
-    from rlaif.engines.faster.last_layer import last_layer_at
+    from rlaif.engines.faster.apply import last_layer_at
 
     if "score" not in model._modules:  # an encoder reads its first token: nothing to look for
         return

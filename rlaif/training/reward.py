@@ -118,6 +118,7 @@ def train_reward(
     (`rlaif.training.frozen`) what the model makes of a completion is kept in the runtime's `cache`,
     or in `out`/features.
     """
+    from rlaif.engines.faster import apply
     from rlaif.training.frozen import fit_heads
     from rlaif.training.loop import finish, prepare, run_key, training_arguments
 
@@ -132,6 +133,7 @@ def train_reward(
 
     loaded = load_reward(model, settings.seed, adapter=adapter, **settings.precision)
     loaded.model.to(arguments.device)
+    apply.train(loaded.model, arguments.device)
     limit = loaded.limit(settings.max_length)
     train, test = split_by_prompt(kept, settings.held_out, settings.seed)
     rows, refused = encode_rows(train, loaded.encoder, limit, cut)
@@ -457,7 +459,7 @@ class RewardModel:
     def __init__(self, path: str | Path, *, device: str = "auto", batch_tokens: int = 8_192):
         import torch
 
-        from rlaif.engines.faster.prepacked import Prepacked
+        from rlaif.engines.faster import apply
         from rlaif.training.frozen import Heads
 
         folder = Path(model_path(str(path)))
@@ -469,7 +471,8 @@ class RewardModel:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._loaded.model.to(device).eval()
-        self._faster = Prepacked(self._loaded.model)
+        apply.train(self._loaded.model, device)
+        self._faster = apply.prepacked(self._loaded.model)
         self._batch_tokens = batch_tokens
         self.normalisation = read_normalisation(folder)
         self._folder = folder

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from trl import SFTConfig, SFTTrainer
 
+from rlaif.engines.faster import apply
 from rlaif.errors import TrainingError
 from rlaif.records import Demonstration, Preference, content_id
 from rlaif.training.before import keeps_the_model
@@ -77,6 +78,7 @@ def train_sft(
 
     loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
     loaded.model.to(arguments.device)
+    apply.train(loaded.model, arguments.device)
     rows, refused = encode(demonstrations, loaded, settings.max_length, samples.cut, samples.tokens)
     if settings.lora is not None:
         add_lora(loaded, settings.lora, "policy", settings.seed, merge=settings.merge)

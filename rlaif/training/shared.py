@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlaif.engines.faster.last_layer import logits_at
+from rlaif.engines.head import logits_at
 from rlaif.engines.packed import obstacle
 from rlaif.engines.tokens import Ids
 from rlaif.training.data import Row, pad

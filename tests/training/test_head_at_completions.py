@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from rlaif.engines.faster.last_layer import logits_at
+from rlaif.engines.head import logits_at
 from rlaif.errors import TrainingError
 from rlaif.training import forward
 from rlaif.training.forward import completion_batch, completion_logprobs, sequence_logprobs

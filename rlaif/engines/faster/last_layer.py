@@ -15,11 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-
-from rlaif.engines.head import head_at
-from rlaif.errors import TrainingError
 
 _BY_STATE = ("self_attn.q_proj", "self_attn.o_proj", "mlp")  # each works on every state by itself
 _PLAIN_MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -41,22 +37,6 @@ def last_layer_at(model: nn.Module, where: Tensor) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def logits_at(model: Any, where: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-    """Logits (N, V) at some states, and what the head made them of, (N, d).
-
-    `where` (N,) are places in the flat (b·S), `inputs` what the model takes.
-    """
-    bare = extract_model_from_parallel(model)
-    with head_at(bare, where) as kept:
-        logits: Tensor = model(**inputs, use_cache=False).logits
-    if not kept:
-        raise TrainingError(
-            f"{type(bare).__name__} computes its logits without calling its head "
-            "(`get_output_embeddings()`), so rlaif cannot train it"
-        )
-    return logits[0], kept[0]
 
 
 def _parts(model: nn.Module) -> list[nn.Module]:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlaif.engines.faster.last_layer import last_layer_at, logits_at
+from rlaif.engines.faster import apply
+from rlaif.engines.head import logits_at
 from rlaif.errors import TrainingError
 from rlaif.files.resources import model_path
 from rlaif.training.losses import token_logprobs
@@ -99,7 +100,7 @@ class SeparateCritic(nn.Module):
         """Hidden states (N, d) of a trunk of its own; the policy's are not looked at."""
         del hidden
         trunk = self.inner.base_model
-        with last_layer_at(trunk, part.where):
+        with apply.last_layer_at(trunk, part.where):
             own = trunk(**part.inputs, use_cache=False).last_hidden_state
         picked: Tensor = own.reshape(-1, own.shape[-1]).index_select(0, part.where)
         return picked
@@ -115,6 +116,7 @@ class ActorCritic:
 
     def __init__(self, loaded: Loaded, device: str, settings: PPOSettings) -> None:
         loaded.model.to(device)
+        apply.train(loaded.model, device)
         self.loaded, self.temperature = loaded, settings.temperature
         self.longest_packed = self._pack(loaded.model)  # tokens of a sequence; 0: all are padded
         lora = settings.lora
@@ -130,6 +132,7 @@ class ActorCritic:
             start = (own, None) if own else (loaded.source, loaded.adapter)
             self.critic = SeparateCritic(start[0], lora, settings.seed, start[1])
         self.critic.to(device)
+        apply.train(self.critic, device)
         if isinstance(self.critic, SeparateCritic):
             self.longest_packed = min(self.longest_packed, self._pack(self.critic.inner))
         if settings.gradient_checkpointing:
@@ -207,5 +210,5 @@ def at_states(model: Any, part: Part) -> tuple[Tensor, Tensor]:
 
     Padding, if any, stands right of every token, so causal attention keeps it out.
     """
-    with last_layer_at(model, part.where):
+    with apply.last_layer_at(model, part.where):
         return logits_at(model, part.where, **part.inputs)

@@ -27,7 +27,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from rlaif.engines.faster.on_cpu import train_faster
+from rlaif.engines.faster import apply
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.training.before import keeps_the_model
@@ -105,6 +105,7 @@ def train_group(
         return GroupResult(folder, done["steps"], done["seconds"], done)
 
     loaded = load_policy(model, adapter=adapter, thinking=thinking, **s.precision)
+    apply.train(loaded.model, arguments.device)
     sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.longest)
     kept = [prompt for prompt in prompts if sampler.fits(prompt)]
     if len(kept) < s.batch_size // s.group:
@@ -222,7 +223,7 @@ def _trainer(
     if trainer.ref_model is not None:  # TRL loads it anew: it must be the policy, and compute as it
         reference = trainer.accelerator.unwrap_model(trainer.ref_model)
         reference.load_state_dict(loaded.model.state_dict())
-        train_faster(reference)
+        apply.train(reference, arguments.device)
     trainer.remove_callback(PrinterCallback)
     trainer.sampler, trainer.reward, trainer.draw = sampler, reward, s.seed
     return trainer

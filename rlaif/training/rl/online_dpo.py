@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlaif.engines.faster import apply
 from rlaif.errors import TrainingError
 from rlaif.records import Pair, Prompt, content_id
 from rlaif.training.before import keeps_the_model
@@ -111,6 +112,7 @@ def train_online_dpo(
 
     loaded = load_policy(model, adapter=adapter, thinking=thinking, **s.precision)
     loaded.model.to(place)
+    apply.train(loaded.model, place)
     sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.longest)
     kept = [prompt for prompt in prompts if sampler.fits(prompt)]
     if len(kept) < s.batch_size:

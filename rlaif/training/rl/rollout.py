@@ -20,7 +20,7 @@ from torch import Tensor
 from rlaif.engines.base import Sampling
 from rlaif.engines.checkpoint import end_tokens
 from rlaif.engines.decoding import decode_batch
-from rlaif.engines.faster.prepacked import Prepacked
+from rlaif.engines.faster import apply
 from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
 from rlaif.records import Prompt
@@ -109,7 +109,7 @@ class Sampler:
         out: dict[tuple[int, int], Episode] = {}
         training = model.training
         model.eval()
-        faster = Prepacked(model)  # anew, as the weights have changed
+        faster = apply.prepacked(model)  # anew, as the weights have changed
         for batch in self._batches([len(ids) for ids in encoded], n, model.device.type):
             decoder = MaskedPolicy(model, masker) if masker else model
             with faster.active():
