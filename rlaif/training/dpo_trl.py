@@ -24,8 +24,9 @@ from rlaif.records import Preference
 from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.checkpoints import keep_reference, kept_reference
 from rlaif.training.data import Row, row_key
-from rlaif.training.loop import REFERENCE, Journal, argument_values, one_gpu
+from rlaif.training.loop import REFERENCE, Journal, argument_values
 from rlaif.training.models import Loaded
+from rlaif.training.private import on_trl, one_gpu
 from rlaif.training.settings import DPOSettings, Runtime
 
 _STATISTICS = {
@@ -83,6 +84,7 @@ def fit_dpo(
     return fit(make, arguments, loaded, table, settings, runtime, _STATISTICS)
 
 
+@on_trl("_prepare_dataset", "_precompute_ref_logps")
 class _Ready(DPOTrainer):  # type: ignore[misc]
     """TRL's trainer on rows that are tokenised; `epoch` of them are one pass over all.
 

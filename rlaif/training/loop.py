@@ -40,6 +40,7 @@ from rlaif.training.checkpoints import (
 )
 from rlaif.training.data import Plan, R, plan_steps
 from rlaif.training.models import Loaded, empty_copy, fill, fingerprint_of, quiet, write_json
+from rlaif.training.private import one_gpu
 from rlaif.training.processes import PATIENCE, rank, spread
 from rlaif.training.settings import Runtime, TrainSettings
 from rlaif.training.trackers import Trackers, check_trackers
@@ -144,13 +145,6 @@ def argument_values(settings: TrainSettings, runtime: Runtime, out: Path) -> dic
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
     }
-
-
-def one_gpu(arguments: TrainingArguments) -> TrainingArguments:
-    """The arguments, kept from DataParallel: several GPUs are `accelerate launch`'s."""
-    if arguments.world_size == 1 and arguments.n_gpu > 1:
-        arguments._n_gpu = 1
-    return arguments
 
 
 class PairTrainer(Trainer):  # type: ignore[misc]

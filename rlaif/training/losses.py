@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlaif.errors import ConfigError, nearest, require_finite
-from rlaif.training.settings import DPO_LOSSES, DPOLoss, loss_misfit
+from rlaif.errors import ConfigError, nearest
+from rlaif.training.settings import DPO_LOSSES, DPOLoss
 
 
 def soft_bradley_terry(delta: Tensor, p: Tensor, margin: Tensor | float = 0.0) -> Tensor:
@@ -113,17 +113,6 @@ def dpo_loss(
         case "sigmoid_norm":
             return dpo_sigmoid(h_token, beta, p)
     raise ConfigError(f"unknown DPO loss '{name}'.{nearest(name, DPO_LOSSES)}")
-
-
-def check_dpo_loss(name: str, beta: float, noise: float, nll: float = 0.0) -> None:
-    """ConfigError unless the name, β > 0, ε and the weight of the likelihood belong together."""
-    if name not in DPO_LOSSES:
-        raise ConfigError(f"unknown DPO loss '{name}'.{nearest(name, DPO_LOSSES)}")
-    require_finite(beta=beta, label_noise=noise, nll=nll)
-    if beta <= 0:
-        raise ConfigError(f"beta must be above 0, got {beta}")
-    if wrong := loss_misfit(name, noise, nll):
-        raise ConfigError(wrong)
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:

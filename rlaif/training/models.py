@@ -39,6 +39,7 @@ from rlaif.engines.gguf import gguf_of
 from rlaif.engines.tokens import Encoder
 from rlaif.errors import ConfigError, TrainingError
 from rlaif.training.data import RowEncoder, end_of_turn
+from rlaif.training.private import unspread
 from rlaif.training.settings import LoraSettings
 
 Kind = Literal["policy", "reward"]
@@ -172,7 +173,7 @@ def _load(
             "be rounded once more. Set four_bit to false, or give the original model"
         )
     check_folder(path)
-    with quiet(), _whole(), loading(path):
+    with quiet(), unspread(), loading(path):
         try:
             tokenizer = read_tokenizer(path)
             model, missing = read_model(
@@ -225,23 +226,6 @@ def _load(
         four_bit=four_bit,
     )
     return loaded, missing
-
-
-@contextmanager
-def _whole() -> Iterator[None]:
-    """Loads models whole under DeepSpeed's ZeRO-3, too.
-
-    Transformers would spread them at once, and what is spread computes nothing before training:
-    no reference's log-probabilities, no trial.
-    """
-    from transformers.integrations import deepspeed
-
-    known = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        deepspeed._hf_deepspeed_config_weak_ref = known
 
 
 def _four_bits() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -57,12 +57,6 @@ class Runtime:
     on_log: OnLog | None = None
     progress: Bar | None = None
     cache: Path | None = None
-
-
-def as_dict(settings: Any) -> dict[str, Any]:
-    """The fields of settings that are no section yet, with those of their adapters."""
-    found = asdict(settings)
-    return found | {"lora": found["lora"] and found["lora"].model_dump()}
 
 
 class LoraSettings(Section):

@@ -23,8 +23,9 @@ from rlaif.records import Demonstration, Preference, content_id
 from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.data import Cut, Refused, Sampled, Samples, thinking_key
-from rlaif.training.loop import argument_values, finish, one_gpu, prepare
+from rlaif.training.loop import argument_values, finish, prepare
 from rlaif.training.models import Loaded, add_lora, fingerprint_of, load_policy, save_model
+from rlaif.training.private import one_gpu
 from rlaif.training.settings import Runtime, SFTSettings
 
 

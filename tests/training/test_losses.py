@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rlaif.errors import ConfigError
 from rlaif.training import losses
-from rlaif.training.settings import DPO_LOSSES, SMOOTHED
+from rlaif.training.settings import DPO_LOSSES, SMOOTHED, DPOSettings
 
 reals = st.floats(-6, 6)
 labels = st.floats(0, 1)
@@ -148,14 +148,14 @@ def test_no_overflow_far_out():
     ("name", "beta", "noise", "says"),
     [
         ("sigmod", 0.1, 0.0, "Did you mean 'sigmoid'"),
-        ("sigmoid", 0.0, 0.0, "above 0"),
+        ("sigmoid", 0.0, 0.0, "greater than 0"),
         ("robust", 0.1, 0.0, "label noise in"),
         ("sigmoid", 0.1, 0.1, "label noise is for"),
     ],
 )
 def test_settings_that_do_not_belong_together(name, beta, noise, says):
     with pytest.raises(ConfigError, match=says):
-        losses.check_dpo_loss(name, beta, noise)
+        DPOSettings(loss=name, beta=beta, label_noise=noise)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -34,7 +34,7 @@ from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import sends_nothing
 from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
 from rlaif.training.data import thinking_key
-from rlaif.training.loop import Journal, argument_values, finish, one_gpu, prepare
+from rlaif.training.loop import Journal, argument_values, finish, prepare
 from rlaif.training.models import (
     Loaded,
     fingerprint_of,
@@ -43,6 +43,7 @@ from rlaif.training.models import (
     quiet,
     save_model,
 )
+from rlaif.training.private import on_trl, one_gpu
 from rlaif.training.processes import join, refuse_spread
 from rlaif.training.rl.ppo import score_all
 from rlaif.training.rl.ppo_run import prompts_of_step
@@ -295,6 +296,7 @@ class _Sampled:
         return [episode.ids.tolist() for episode in self.reward.episodes]
 
 
+@on_trl("_generate_and_score_completions", "_tokenize_prompts", "_generate_single_turn")
 class GRPO(_Sampled, GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPO on our completions."""
 
@@ -302,6 +304,7 @@ class GRPO(_Sampled, GRPOTrainer):  # type: ignore[misc]
         return self.sample(), None
 
 
+@on_trl("_generate_and_score_completions", "_tokenize_prompts", "_generate_single_turn")
 class RLOO(_Sampled, RLOOTrainer):  # type: ignore[misc]
     """TRL's RLOO on our completions."""
 
