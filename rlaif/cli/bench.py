@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlaif.cli.options import App
-from rlaif.engines.settings import EngineSettings
 from rlaif.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from rlaif.bench.judge import JudgeRun
+    from rlaif.engines.settings import EngineSettings
 
 app = App(help="Measure labelling, generation, PPO and the store.", no_args_is_help=True)
 
@@ -50,6 +50,13 @@ SETTINGS: dict[str, Any] = {
         ),
     ],
 }
+# Options of what is sampled, and the defaults of the benchmark.
+SAMPLING: dict[str, tuple[Any, Any]] = {
+    "samples": (Annotated[int, typer.Option(help="Completions a prompt.")], 4),
+    "max_new_tokens": (Annotated[int, typer.Option(help="Tokens a completion, at most.")], 64),
+    "temperature": (Annotated[float, typer.Option(help="0 takes the likeliest token.")], 1.0),
+    "seed": (Annotated[int, typer.Option(help="Seed of the samples.")], 0),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +69,18 @@ class Asked:
     settings: EngineSettings
 
 
-def on_an_engine(model: Any = Parameter.empty) -> Callable[[Callable[..., None]], Any]:
+def on_an_engine(
+    model: Any = Parameter.empty, **more: tuple[Any, Any]
+) -> Callable[[Callable[..., None]], Any]:
     """A command whose function takes `Asked`, and options of its own; those of the engine are put
-    before them. `model` is the default of `--model`."""
+    before them. `model` is the default of `--model`; `more` are further options with theirs."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def command(model: str, engine: str, threads: int | None, **given: Any) -> None:
             _fix_threads(threads)
+            from rlaif.engines.settings import EngineSettings
+
             named = {name: value for name in SETTINGS if (value := given.pop(name)) is not None}
             function(Asked(model, engine, threads, EngineSettings(**named)), **given)
 
@@ -78,11 +89,12 @@ def on_an_engine(model: Any = Parameter.empty) -> Callable[[Callable[..., None]]
             ("engine", "hf", EngineOption),
             ("threads", None, ThreadsOption),
             *((name, None, option) for name, option in SETTINGS.items()),
+            *((name, default, option) for name, (option, default) in more.items()),
         ]
         kind = Parameter.KEYWORD_ONLY
         _, *own = signature(function, eval_str=True).parameters.values()
         parameters = [Parameter(n, kind, default=d, annotation=a) for n, d, a in shared]
-        parameters += [p.replace(kind=kind) for p in own]
+        parameters += [p.replace(kind=kind) for p in own if p.kind is not Parameter.VAR_KEYWORD]
         command.__dict__["__signature__"] = Signature(parameters)
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__dict__["keys"] = {name: f"policy.{name}" for name in SETTINGS}  # their defaults
@@ -127,16 +139,13 @@ def judge(
 
 
 @app.command()
-@on_an_engine()
+@on_an_engine(**SAMPLING)
 def generate(
     asked: Asked,
     pairs: Annotated[str, typer.Option(help="hh-rlhf or TRL preference rows: their prompts.")],
     n: Annotated[int, typer.Option("--n", "-n", help="Prompts.")] = 16,
-    samples: Annotated[int, typer.Option(help="Completions a prompt.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens a completion, at most.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     as_json: JsonOption = False,
+    **drawn: Any,
 ) -> None:
     """Sample completions of the pairs' prompts.
 
@@ -146,9 +155,7 @@ def generate(
     from rlaif.bench.workload import judgeable
     from rlaif.engines.base import Sampling
 
-    sampling = Sampling(
-        n=samples, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed
-    )
+    sampling = Sampling(n=drawn.pop("samples"), **drawn)
     report = bench_generate(
         asked.model,
         [pair.prompt for pair in judgeable(pairs, n)],

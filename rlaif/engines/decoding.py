@@ -82,28 +82,38 @@ def _drawn(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return (block * _BLOCK + token)[:, 0].clamp_max(weights.shape[-1] - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Where a model's texts end.
+
+    `room` is the context length in tokens, `eos` the tokens that end a text, and `stops(ids)` says
+    whether the text so far holds a stop string. `pad` fills what is masked.
+    """
+
+    room: int
+    pad: int
+    eos: frozenset[int]
+    stops: Callable[[list[int]], bool]
+
+
 @torch.no_grad()
 def decode_batch(
     model: Any,
     prompts: Sequence[Ids],
     sampling: Sampling,
+    ends: Ends,
     *,
-    room: int,
-    pad: int,
-    eos: frozenset[int],
-    ends: Callable[[list[int]], bool],
     logprobs: bool = False,
     first: Sequence[int] = (),
 ) -> list[Row]:
     """All samples of a batch of prompts, `sampling.n` rows a prompt, in order.
 
     `first` numbers the first sample of each prompt, 0 if not given: the others count on from it.
-    `room` is the context length; `ends(ids)` says whether the text so far holds a stop string.
     `logprobs` also keeps each token's log-probability at the temperature, before `top_p`.
     """
     device = model.device
     width = max(map(len, prompts))
-    tokens = torch.full((len(prompts), width), pad)
+    tokens = torch.full((len(prompts), width), ends.pad)
     mask = torch.zeros(len(prompts), width, dtype=torch.long)
     for i, ids in enumerate(prompts):
         tokens[i, width - len(ids) :] = torch.from_numpy(ids.astype(np.int64))
@@ -123,7 +133,7 @@ def decode_batch(
     logits = out.logits[:, -1].float().repeat_interleave(n, 0)  # (B·n, V)
     mask = mask.repeat_interleave(n, 0)
     position = position[:, -1:].repeat_interleave(n, 0)
-    limits = [min(sampling.max_new_tokens, room - len(ids)) for ids in prompts]
+    limits = [min(sampling.max_new_tokens, ends.room - len(ids)) for ids in prompts]
     rows = [
         Row(i, j, uniforms(ids, (first[i] if first else 0) + j, sampling.seed, limits[i]))
         for i, ids in enumerate(prompts)
@@ -144,7 +154,7 @@ def decode_batch(
                 row.finish_reason = "not_finite"
                 continue
             row.ids.append(token)
-            if token in eos or ends(row.ids):
+            if token in ends.eos or ends.stops(row.ids):
                 row.finish_reason = "stop"
             elif len(row.ids) == limits[row.prompt]:
                 row.finish_reason = "length"

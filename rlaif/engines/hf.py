@@ -37,7 +37,7 @@ from rlaif.engines.checkpoint import (
     read_tokenizer,
     source_of,
 )
-from rlaif.engines.decoding import Row, decode_batch
+from rlaif.engines.decoding import Ends, Row, decode_batch
 from rlaif.engines.fingerprint import folder_fingerprint, module_fingerprint, run_fingerprint
 from rlaif.engines.head import LOGIT_BYTES, head_at, in_parts
 from rlaif.engines.packed import PackedModel, check_attention, obstacle
@@ -397,10 +397,7 @@ class HFEngine(Watched):
                     self.model,
                     [encoded[i] for i in batch],
                     sampling.but(max_new_tokens=sampling.limit, thinking=None),
-                    room=self.max_length,
-                    pad=self._pad(),
-                    eos=self._eos,
-                    ends=self._stopper(sampling),
+                    Ends(self.max_length, self._pad(), self._eos, self._stopper(sampling)),
                 )
             for row in rows:
                 mode = asked[batch[row.prompt]].mode

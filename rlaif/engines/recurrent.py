@@ -331,7 +331,6 @@ def _chunk_scan(
     B: torch.Tensor,
     C: torch.Tensor,
     chunk_size: int,
-    dt_limit: tuple[float, float] = (0.0, float("inf")),
     **kwargs: Any,
 ) -> torch.Tensor:
     """The scan of Mamba 2: inputs (1, N, H, P), steps (1, N, H), B and C (1, N, G, S).
@@ -340,6 +339,7 @@ def _chunk_scan(
     """
     for name in ("initial_states", "return_final_states"):
         kwargs.pop(name, None)
+    dt_limit = kwargs.pop("dt_limit", (0.0, float("inf")))
     blank = hidden_states.new_zeros(1, *hidden_states.shape[2:], B.shape[-1], dtype=torch.float32)
 
     def compute(
@@ -374,20 +374,20 @@ def _selective_scan(
     A: torch.Tensor,
     B: torch.Tensor,
     C: torch.Tensor,
-    D: torch.Tensor | None = None,
-    z: torch.Tensor | None = None,
-    delta_bias: torch.Tensor | None = None,
-    delta_softplus: bool = False,
-    **__: Any,
+    *places: Any,
+    **names: Any,
 ) -> torch.Tensor:
     """The scan of Mamba: inputs and steps (1, D, N), A (D, S), B and C (1, S, N).
 
     Neither Transformers' nor the kernel's begins at a given state, so this is one of our own. In
     eq. 2 of the paper (Gu and Dao 2023): h = exp(dt·A) h + dt·B x, y = C h.
     """
-    if delta_bias is not None:
-        dt = dt + delta_bias.to(dt.dtype)[:, None]
-    if delta_softplus:
+    # as the kernel takes them, by their place or by name
+    more = dict(zip(("D", "z", "delta_bias", "delta_softplus"), places, strict=False)) | names
+    D, z, bias = (more.get(name) for name in ("D", "z", "delta_bias"))
+    if bias is not None:
+        dt = dt + bias.to(dt.dtype)[:, None]
+    if more.get("delta_softplus"):
         dt = softplus(dt)
 
     def compute(

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from rlaif.engines.settings import ModelSettings, ThinkingSettings
 from rlaif.files.own import is_named
 from rlaif.files.settings import Place, Section, Seed, one_of
-from rlaif.judges.methods import METHODS, method_of, unknown_method
+from rlaif.judges.methods import METHODS, method_of, those_that, unknown_method
 
 
 class RationaleSettings(Section):
@@ -153,8 +153,7 @@ class JudgingSettings(
         if self.examples not in (None, "auto", "none") and not takes:
             raise ValueError(
                 f"method {self.method} takes no worked examples, and examples names "
-                f"{self.examples}: set examples to none, or take pairwise, adaptive, pointwise or "
-                "rubric"
+                f"{self.examples}: set examples to none, or take {those_that('examples')}"
             )
         return self
 
@@ -174,13 +173,13 @@ class JudgingSettings(
         if self.show_thoughts and not method_of(self.method).thoughts:
             raise ValueError(
                 f"show_thoughts is of methods that read a pair's two responses, and {self.method} "
-                "is none: set it to false, or take pairwise, adaptive, cot or text"
+                f"is none: set it to false, or take {those_that('thoughts')}"
             )
         return self
 
     @model_validator(mode="after")
     def _a_server_closes_no_thought(self) -> Self:
-        if self.engine == "http" and self.thought_tokens and self.method != "text":
+        if self.engine == "http" and self.thought_tokens and method_of(self.method).labels:
             raise ValueError(
                 f"thinking with method {self.method} needs engine hf or vllm: a server cannot be "
                 "made to end a thought at its budget and tell the labels' probabilities after it. "

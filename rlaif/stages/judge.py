@@ -12,6 +12,7 @@ from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
 from rlaif.judges.base import Principles
 from rlaif.judges.draw import Draw
+from rlaif.judges.methods import method_of
 from rlaif.judges.settings import JudgingSettings
 from rlaif.stages.labelling import known
 from rlaif.stages.learning import fitting, judged
@@ -89,7 +90,7 @@ def _start(run: Run, config: JudgeTrainConfig) -> tuple[JudgingSettings, str | N
             f"the judge {found.model} is on a server, whose weights cannot be trained: name a "
             "folder or a model of the hub, as --model MODEL"
         )
-    pairwise = found.method in ("pairwise", "adaptive")  # the others' templates ask otherwise
+    pairwise = method_of(found.method).of_pairs  # the others' templates ask otherwise
     return found, config.template or (found.template if pairwise else None)
 
 

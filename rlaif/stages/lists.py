@@ -10,6 +10,7 @@ from rlaif.errors import ConfigError, EngineError
 from rlaif.files.templates import load_template
 from rlaif.judges.base import by_prompt
 from rlaif.judges.listwise import listed
+from rlaif.judges.methods import method_of
 from rlaif.judges.settings import JudgingSettings
 from rlaif.stages.jury import jurors
 from rlaif.stages.run import Run
@@ -56,7 +57,7 @@ def _else(who: str) -> str:
 def _listwise(run: Run) -> Iterator[tuple[str, str, int]]:
     """Of each listwise judge: what to call it, its template and how many labels that has."""
     for juror in jurors(run):
-        if juror.section.method == "listwise":
+        if method_of(juror.section.method).lists:
             name = juror.section.template or _own_template(juror.section)
             who = "the judge" if juror.name is None else f"juror {juror.name}"
             yield who, name, len(load_template(name).options)

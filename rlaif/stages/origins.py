@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rlaif.engines.settings import HTTPSettings, VLLMSettings
 from rlaif.errors import ConfigError
+from rlaif.judges.methods import method_of
 from rlaif.records import content_id
 from rlaif.stages.run import Run
 from rlaif.store import lineage
@@ -100,7 +101,7 @@ def _learner(data: Mapping[str, Any], kept: Kept) -> dict[str, Any]:
     judge = next((juror for juror in jury if juror["name"] == named), data["judge"])
     if judge["model"] == f"./{lineage.model('judge')}":
         return {}
-    template = ("template",) if judge["method"] in ("pairwise", "adaptive") else ()
+    template = ("template",) if method_of(judge["method"]).of_pairs else ()
     found = {key: judge[key] for key in ("model", "adapter", *template)}
     return {"learner": _flat(found, at, kept)}
 

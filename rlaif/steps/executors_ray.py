@@ -17,10 +17,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any, Generic
 
 from rlaif.engines.base import Engine, Sampling
 from rlaif.errors import ConfigError, RlaifError, missing_extra
+from rlaif.files import own
 from rlaif.judges.base import Principles
 from rlaif.records import ORDERS, Completion, Order, Pair, Prompt, Verdict
 from rlaif.steps.executors import (
@@ -248,8 +250,11 @@ class _Partial:
 
     function: Callable[..., Task]
     arguments: tuple[Any, ...]
+    folders: tuple[str, ...] = field(default_factory=own.looked_in)  # of code of people's own
 
     def __call__(self) -> Task:
+        for folder in self.folders:
+            own.look_beside(Path(folder))
         return self.function(*self.arguments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
+from rlaif.cli.app import app
 from rlaif.constitution import Principle
 from rlaif.engines.base import Engine, Sampling, ScriptedEngine
 from rlaif.engines.load import load_engine
@@ -226,3 +229,62 @@ def test_samples_are_those_of_this_process() -> None:
     ):
         pass
     assert sorted(there.rows, key=lambda c: c.key) == sorted(here.rows, key=lambda c: c.key)
+
+
+OWN_JUDGE = """
+from rlaif import Verdict
+class Shorter:
+    name, together = "shorter", False
+    def key(self, ask): return ask.pair.id
+    def judge(self, asks):
+        out = []
+        for a in asks:
+            first, second = len(a.pair.first), len(a.pair.second)
+            p = second / (first + second)
+            out.append(Verdict("k", a.pair.id, a.principle.id, a.order, self.name, p))
+        return out
+"""
+OWN_ENGINE = """
+from math import log
+from rlaif import ScriptedEngine
+def load(model, **options):
+    return ScriptedEngine(scorer=lambda text, options: [log(0.7), log(0.2)], name=model)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "settings"),
+    [
+        ("own_judge_on_ray", OWN_JUDGE, "{method: 'own_judge_on_ray:Shorter'}"),
+        ("own_engine_on_ray", OWN_ENGINE, "{engine: 'own_engine_on_ray:load', model: m}"),
+    ],
+)
+def test_code_of_ones_own_runs_on_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, source: str, settings: str
+) -> None:
+    """It lies beside the config, where neither the workers nor this process have their folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "configs").mkdir()
+    (tmp_path / f"configs/{module}.py").write_text(source)
+    (tmp_path / "configs/c.yaml").write_text(f"judge: {settings}\nchunk: 2\nray: {{workers: 2}}\n")
+    rows = [{"prompt": f"q{i}", "chosen": "Yes." * (i + 1), "rejected": "No."} for i in range(6)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def label(out: str, *more: str) -> str:
+        done = CliRunner().invoke(app, ["label", "--out", out, *more], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    new = ("-c", "configs/c.yaml", "--pairs", "pairs.jsonl", "--set", "judge.principles=[no-harm]")
+    assert "12 verdicts (12 new)" in label("there", *new, "--executor", "ray")
+    assert "12 verdicts (12 new)" in label("here", *new)
+    found = []
+    for out in ("there", "here"):
+        with RunStore(tmp_path / out, read_only=True) as store:
+            found.append(sorted(store.table("verdicts").read(), key=lambda v: v.key))
+    assert found[0] == found[1]
+    assert "12 verdicts (0 new)" in label("there", "--executor", "local")
+    # The run has a copy, which the workers find too.
+    (tmp_path / f"configs/{module}.py").unlink()
+    assert "12 verdicts (0 new)" in label("here", "--executor", "ray")

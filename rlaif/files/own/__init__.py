@@ -50,6 +50,11 @@ def look_beside(folder: Path) -> None:
         sys.path.append(path)
 
 
+def looked_in() -> tuple[str, ...]:
+    """The folders in which modules are looked for here, for another process to `look_beside`."""
+    return str(Path.cwd()), *_beside
+
+
 def load(name: str, what: str) -> Any:
     """What `module:name` names. `what` is it, such as `reward function`, for errors.
 

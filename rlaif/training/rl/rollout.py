@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlaif.engines.base import Sampling
 from rlaif.engines.checkpoint import end_tokens
-from rlaif.engines.decoding import decode_batch
+from rlaif.engines.decoding import Ends, decode_batch
 from rlaif.engines.faster import apply
 from rlaif.engines.tokens import Ids
 from rlaif.errors import TrainingError
@@ -117,10 +117,7 @@ class Sampler:
                     decoder,
                     [encoded[i] for i in batch],
                     sampling,
-                    room=self._room,
-                    pad=self._filler,
-                    eos=self._eos,
-                    ends=self._ends,
+                    Ends(self._room, self._filler, self._eos, self._ends),
                     logprobs=True,
                     first=[draws[i] * n for i in batch] if draws else (),
                 )

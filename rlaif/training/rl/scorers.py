@@ -21,8 +21,19 @@ from rlaif.files.own import did, load, shown
 from rlaif.files.own.keys import function_key, source_of
 from rlaif.records import Pair, Preference, Prompt, content_id
 
-RewardFunction = Callable[[list[Prompt], list[str]], Sequence[float | None]]
 Label = Callable[[Sequence[Pair]], Sequence[Preference]]
+
+
+class RewardFunction(Protocol):
+    """What `train.ppo.reward: module:function` names: scores completions.
+
+    It gets a prompt for each completion, and returns one number a completion, in their order; None
+    where it cannot tell, which leaves that one out of the update.
+    """
+
+    def __call__(
+        self, prompts: list[Prompt], completions: list[str], /
+    ) -> Sequence[float | None]: ...
 
 
 class Scorer(Protocol):
