@@ -17,7 +17,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any, Generic
 
 from rlaif.engines.base import Engine, Sampling
@@ -253,8 +252,7 @@ class _Partial:
     folders: tuple[str, ...] = field(default_factory=own.looked_in)  # of code of people's own
 
     def __call__(self) -> Task:
-        for folder in self.folders:
-            own.look_beside(Path(folder))
+        own.look_in(self.folders)
         return self.function(*self.arguments)
 
 

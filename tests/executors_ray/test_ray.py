@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -252,23 +253,21 @@ def load(model, **options):
 """
 
 
-@pytest.mark.parametrize(
-    ("module", "source", "settings"),
-    [
-        ("own_judge_on_ray", OWN_JUDGE, "{method: 'own_judge_on_ray:Shorter'}"),
-        ("own_engine_on_ray", OWN_ENGINE, "{engine: 'own_engine_on_ray:load', model: m}"),
-    ],
-)
 def test_code_of_ones_own_runs_on_the_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, source: str, settings: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lies beside the config, where neither the workers nor this process have their folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    (tmp_path / "configs").mkdir()
-    (tmp_path / f"configs/{module}.py").write_text(source)
-    (tmp_path / "configs/c.yaml").write_text(f"judge: {settings}\nchunk: 2\nray: {{workers: 2}}\n")
-    rows = [{"prompt": f"q{i}", "chosen": "Yes." * (i + 1), "rejected": "No."} for i in range(6)]
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "own_judge_on_ray.py").write_text(OWN_JUDGE)
+    (configs / "own_engine_on_ray.py").write_text(OWN_ENGINE)
+    (configs / "c.yaml").write_text(
+        "judge: {method: 'own_judge_on_ray:Shorter', engine: 'own_engine_on_ray:load', model: m}\n"
+        "chunk: 2\nray: {workers: 2}\n"
+    )
+    rows = [{"prompt": f"q{i}", "chosen": "Yes." * (i + 1), "rejected": "No."} for i in range(4)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def label(out: str, *more: str) -> str:
@@ -277,14 +276,14 @@ def test_code_of_ones_own_runs_on_the_workers(
         return done.output
 
     new = ("-c", "configs/c.yaml", "--pairs", "pairs.jsonl", "--set", "judge.principles=[no-harm]")
-    assert "12 verdicts (12 new)" in label("there", *new, "--executor", "ray")
-    assert "12 verdicts (12 new)" in label("here", *new)
+    assert "8 verdicts (8 new)" in label("there", *new, "--executor", "ray")
+    assert "8 verdicts (8 new)" in label("here", *new)
     found = []
     for out in ("there", "here"):
         with RunStore(tmp_path / out, read_only=True) as store:
             found.append(sorted(store.table("verdicts").read(), key=lambda v: v.key))
     assert found[0] == found[1]
-    assert "12 verdicts (0 new)" in label("there", "--executor", "local")
-    # The run has a copy, which the workers find too.
-    (tmp_path / f"configs/{module}.py").unlink()
-    assert "12 verdicts (0 new)" in label("here", "--executor", "ray")
+    assert "8 verdicts (0 new)" in label("there", "--executor", "local")
+    # The run has copies, which the workers find too.
+    shutil.rmtree(configs)
+    assert "8 verdicts (0 new)" in label("here", "--executor", "ray")

@@ -13,6 +13,7 @@ import pytest
 from rlaif.bench.methods import draw_work, judges, measure
 from rlaif.engines.base import Engine
 from rlaif.engines.load import load_engine
+from rlaif.judges.settings import JudgeSettings
 
 NEEDED = {
     "cot": ("cot",),
@@ -37,7 +38,9 @@ def test_a_format_the_model_has_not_learnt_is_never_reported_as_a_judgement(
     engine: Engine, method: str
 ) -> None:
     if learnt(engine, method):
-        judge: Any = type(judges(engine)[method])(engine, template=f"{method}/default")
+        judge: Any = type(judges(engine)[method])(
+            engine, JudgeSettings(template=f"{method}/default")
+        )
     else:
         judge = judges(engine)[method]
     work = draw_work(1)

@@ -78,7 +78,7 @@ def test_thoughts_are_stored_and_older_keys_are_what_they_were(
     with RunStore(tmp_path / "run", command="test") as store:
         store.table("completions").append(made)
         assert store.table("completions").read() == made
-    ways = [replace(DRAWN, thinking=t) for t in (None, 0, 24, 25)]
+    ways = [DRAWN.but(thinking=t) for t in (None, 0, 24, 25)]
     keys = [completion_keys(engine, way, PROMPTS[0])[0] for way in ways]
     assert len(set(keys)) == 4
     before = {k: v for k, v in ways[0].settings().items() if k != "n"}

@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,13 @@ def look_beside(folder: Path) -> None:
 
 
 def looked_in() -> tuple[str, ...]:
-    """The folders in which modules are looked for here, for another process to `look_beside`."""
-    return str(Path.cwd()), *_beside
+    """The folders in which modules are looked for here, for another process to `look_in`."""
+    return str(Path.cwd()), *filter(None, sys.path)
+
+
+def look_in(folders: Iterable[str]) -> None:
+    """Has modules looked for in these folders too, behind those of this process."""
+    sys.path += [folder for folder in folders if folder not in sys.path]
 
 
 def load(name: str, what: str) -> Any:
