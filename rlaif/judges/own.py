@@ -62,7 +62,10 @@ class OwnJudge:
         own.require(judge, JUDGE_MEMBERS, self.method, "a Judge")
         self._judge: Judge = judge
         self.name = str(judge.name)
-        code = own.key_of([type(judge), judge.judge, judge.key], self.method)
+        # Reading an object leaves a mark in its class (`__slotnames__`, by copyreg), which is read
+        # too: the second reading is like all later ones, also in a process that makes one judge.
+        for _ in range(2):
+            code = own.key_of([type(judge), judge.judge, judge.key], self.method)
         self.fingerprint = content_id(
             "own", code, engine.fingerprint, str(self._call(judge.key, _PROBE))
         )
