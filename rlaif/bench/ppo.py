@@ -65,8 +65,8 @@ def bench_ppo(
     from rlaif.training.models import load_policy
     from rlaif.training.processes import join
     from rlaif.training.rl.actor_critic import ActorCritic
+    from rlaif.training.rl.loop import prompts_of_step
     from rlaif.training.rl.ppo import PPO
-    from rlaif.training.rl.ppo_run import prompts_of_step
     from rlaif.training.rl.rollout import Sampler
     from rlaif.training.rl.scorers import ModelScorer
 

@@ -127,8 +127,8 @@ def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingSettings]
         if stage == "train_judge" and train.judge is not None:
             asks = train.judge.model is None
         asks = asks or (section is not None and section.reward == "judge")
-        if stage == "train_ppo" and train.ppo is not None:
-            asks = asks or train.ppo.held_out is not None
+        if section is not None:
+            asks = asks or section.held_out is not None
         if stage == "rewardbench":
             asks = config.evaluate.rewardbench.by == "judge"
         if stage == "evaluate" and config.evaluate.winrate:

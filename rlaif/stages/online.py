@@ -11,8 +11,15 @@ from rlaif.errors import ConfigError
 from rlaif.records import Prompt
 from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.lists import require_room
-from rlaif.stages.record import Rejected, finish, told_kl
-from rlaif.stages.rewards import judge_tokens, live_label, reward_folder, scorer_alone, scorer_of
+from rlaif.stages.record import Rejected, Steps, finish, told_kl
+from rlaif.stages.rewards import (
+    judge_tokens,
+    live_label,
+    looking_on,
+    reward_folder,
+    scorer_alone,
+    scorer_of,
+)
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts, starts
 from rlaif.training.settings import Runtime
@@ -48,6 +55,8 @@ def _train_group(
         scorer = scorer_of(run, config.reward, folder)
     settings = config.but(max_new_tokens=config.max_new_tokens or sampling_of(run.config).limit)
 
+    judge = looking_on(run, name, config.held_out, config.reward)
+
     def fit(prompts: Sequence[Prompt], runtime: Runtime) -> Any:
         return train_group(
             prompts,
@@ -56,6 +65,7 @@ def _train_group(
             scorer,
             settings,
             spent=(lambda: judge_tokens(run)) if config.reward == "judge" else None,
+            judge=judge,
             adapter=run.config.policy.adapter,
             thinking=run.config.policy.thought_tokens,
             runtime=runtime,
@@ -110,16 +120,10 @@ def _train(
     rejected = Rejected(name)
     prompts = list(load_prompts(run, run.config.prompts, "train", rejected.add))
     rejected.write(run)
-    steps_now = 0
     with run.reporter.progress(name, None) as progress:
-
-        def on_log(row: Mapping[str, Any]) -> None:
-            nonlocal steps_now
-            steps_now += 1
-            progress(row["step"], row["total_steps"])
-
+        steps = Steps(run, name, progress)
         place, trackers = run.config.policy.device, run.config.train.log_to
-        metrics = fit(prompts, Runtime(place, log_to=trackers, on_log=on_log)).metrics
+        metrics = fit(prompts, Runtime(place, log_to=trackers, on_log=steps)).metrics
     record_prompts(run, name, prompts, *starts(run), reward)
     _tell(run, name, metrics)
     spent = {k: metrics[k] for k in ("judge_tokens",) if k in metrics}
@@ -129,7 +133,7 @@ def _train(
         clock,
         {
             "rows": metrics["steps"] * rows_a_step // iterations,
-            "new_rows": steps_now * rows_a_step // iterations,
+            "new_rows": steps.now * rows_a_step // iterations,
             "steps": metrics["steps"],
             "model": run.config.policy.model,
             "abstained": metrics["abstained"],

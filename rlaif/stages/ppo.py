@@ -12,8 +12,8 @@ from rlaif.files.readers.settings import AnswerReading
 from rlaif.records import Demonstration
 from rlaif.stages.inputs import load_prompts, sampling_of
 from rlaif.stages.lists import require_room
-from rlaif.stages.record import Rejected, finish, told_kl
-from rlaif.stages.rewards import reward_folder, scorer_of
+from rlaif.stages.record import Rejected, Steps, finish, told_kl
+from rlaif.stages.rewards import looking_on, reward_folder, scorer_of
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import record_prompts, starts
 from rlaif.training.settings import Runtime
@@ -43,25 +43,10 @@ def train_ppo(run: Run) -> None:
     if config.ptx_weight and not ptx:
         raise ConfigError("train.ppo.ptx_weight is above 0: name its demonstrations in ptx")
     scorer = scorer_of(run, config.reward, reward)  # a function that cannot be, before any model
-    judge = None
-    if config.held_out is not None and config.reward != "judge":
-        judge = scorer_of(run, "judge", None)
-        run.reporter.say(
-            f"ppo: the judge looks on, every {config.held_out.every} steps on "
-            f"{config.held_out.prompts} answers (train.ppo.held_out; null asks it nothing)"
-        )
-    steps_now, told = 0, set[str]()
+    judge = looking_on(run, "ppo", config.held_out, config.reward)
     place, trackers = run.config.policy.device, run.config.train.log_to
     with run.reporter.progress("ppo", None) as progress:
-
-        def on_log(row: Mapping[str, Any]) -> None:
-            nonlocal steps_now
-            steps_now += 1
-            for name in row["alarms"].keys() - told:
-                run.reporter.warn(f"ppo step {row['step']}: {row['alarms'][name]}")
-            told.update(row["alarms"])
-            progress(row["step"], row["total_steps"])
-
+        steps = Steps(run, "ppo", progress)
         result = fit(
             prompts,
             run.config.policy.model,
@@ -72,7 +57,7 @@ def train_ppo(run: Run) -> None:
             thinking=run.config.policy.thought_tokens,
             ptx=ptx,
             judge=judge,
-            runtime=Runtime(place, log_to=trackers, on_log=on_log),
+            runtime=Runtime(place, log_to=trackers, on_log=steps),
         )
     read = [*prompts, *(row.prompt for row in ptx)]
     record_prompts(run, "ppo", read, *starts(run), reward, settings.value_model)
@@ -85,7 +70,7 @@ def train_ppo(run: Run) -> None:
         clock,
         {
             "rows": episodes,
-            "new_rows": steps_now * config.batch_size,
+            "new_rows": steps.now * config.batch_size,
             "steps": metrics["steps"],
             "model": run.config.policy.model,
             "reward": config.reward,

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -116,6 +116,23 @@ def _write_card(store: RunStore, product: str) -> None:
     folder = store.path("models", product)
     if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         write_text(folder / "README.md", model_card(store, product))
+
+
+class Steps:
+    """What a stage does with each line of a training: it counts them, shows how far it is, and
+    tells of its alarms, each once."""
+
+    def __init__(self, run: Run, name: str, progress: Callable[..., Any]) -> None:
+        self._run, self._name, self._progress = run, name, progress
+        self.now = 0  # steps that this process has made
+        self._told: set[str] = set()
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        self.now += 1
+        for name in row["alarms"].keys() - self._told:
+            self._run.reporter.warn(f"{self._name} step {row['step']}: {row['alarms'][name]}")
+        self._told.update(row["alarms"])
+        self._progress(row["step"], row["total_steps"])
 
 
 def told_kl(name: str, metrics: Mapping[str, Any], unit: str) -> str:

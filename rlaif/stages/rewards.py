@@ -21,6 +21,7 @@ from rlaif.store import lineage
 
 if TYPE_CHECKING:
     from rlaif.training.rl.scorers import Label, Scorer
+    from rlaif.training.rl.settings import HeldOutSettings
 
 
 def reward_folder(run: Run, reward: str) -> str | None:
@@ -66,6 +67,17 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
         return [samples[0].text for samples in base.generate(asked, once)]
 
     return JudgeScorer(label, reference, content_id(key, once.settings()))
+
+
+def looking_on(run: Run, name: str, held: HeldOutSettings | None, reward: str) -> Scorer | None:
+    """The run's judge, where `held_out` asks for it and it is not what rewards; this is told."""
+    if held is None or reward == "judge":
+        return None
+    run.reporter.say(
+        f"{name}: the judge looks on, every {held.every} steps on {held.prompts} answers "
+        f"(train.{name}.held_out; null asks it nothing)"
+    )
+    return scorer_of(run, "judge", None)
 
 
 def live_label(run: Run) -> tuple[Label, str]:

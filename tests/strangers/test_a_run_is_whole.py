@@ -193,19 +193,20 @@ def test_a_reward_functions_module_comes_along(
 
 def test_a_value_models_place_is_not_in_the_key(tmp_path: Path) -> None:
     from rlaif.files.resources import TINY_WEIGHTS
+    from rlaif.training.rl.loop import OnlineRun
     from rlaif.training.rl.ppo_run import _run_key
     from rlaif.training.rl.scorers import load_function
     from rlaif.training.rl.settings import PPOSettings
+    from rlaif.training.settings import Runtime
 
     (tmp_path / "other").mkdir()
     shutil.copytree(TINY_WEIGHTS, tmp_path / "other" / "v")
     scorer = load_function("json:dumps")
-    keys = {
-        _run_key(
-            [], "tiny", None, scorer, PPOSettings(value="separate", value_model=str(folder)), []
-        )
-        for folder in (TINY_WEIGHTS, tmp_path / "other" / "v")
-    }
+    keys = set()
+    for place in (TINY_WEIGHTS, tmp_path / "other" / "v"):
+        settings = PPOSettings(value="separate", value_model=str(place))
+        run = OnlineRun("ppo", "tiny", tmp_path, settings, Runtime())
+        keys.add(_run_key(run, settings, [], scorer, []))
     assert len(keys) == 1
 
 

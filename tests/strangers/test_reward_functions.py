@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from rlaif.errors import ConfigError, RlaifError, TrainingError
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.rl.group import train_group
-from rlaif.training.rl.ppo import score_all
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.rollout import Episode
-from rlaif.training.rl.scorers import FunctionScorer, checked_labels, load_function
+from rlaif.training.rl.scorers import FunctionScorer, checked_labels, load_function, score_all
 
 PROMPTS = [Prompt.user(text) for text in ("one", "two", "three")]
 TEXTS = ["a", "bb", "ccc"]

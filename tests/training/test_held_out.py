@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from test_ppo_command import run_stages
 
 from rlaif.stages import train_ppo
-from rlaif.training.rl.held_out import held_out_alarm
+from rlaif.training.rl.watch import held_out_alarm
 
 REWARDS = """
 from rlaif.tiny.gold import gold

@@ -15,9 +15,9 @@ from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.data import encode_rows
 from rlaif.training.models import load_policy
 from rlaif.training.rl.group import Reward, train_group
+from rlaif.training.rl.loop import prompts_of_step
 from rlaif.training.rl.online_dpo import OnlineDPO
 from rlaif.training.rl.ppo import Meter
-from rlaif.training.rl.ppo_run import prompts_of_step
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
 from rlaif.training.rl.scorers import FunctionScorer, GroupScorer, without_reward
 from rlaif.training.rl.settings import (

@@ -20,8 +20,9 @@ from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.models import load_policy
 from rlaif.training.rl.actor_critic import ActorCritic
+from rlaif.training.rl.loop import prompts_of_step
 from rlaif.training.rl.ppo import PPO
-from rlaif.training.rl.ppo_run import find_alarms, prompts_of_step, train_ppo
+from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.rollout import (
     Minibatch,
     Sampler,
@@ -32,6 +33,7 @@ from rlaif.training.rl.rollout import (
 )
 from rlaif.training.rl.scorers import FunctionScorer, JudgeScorer, load_function
 from rlaif.training.rl.settings import AlarmLimits, PPOSettings
+from rlaif.training.rl.watch import find_alarms
 from rlaif.training.settings import LoraSettings, RewardSettings, Runtime
 
 PROMPTS = [Prompt.user(f"the {a} {b}") for a in WORDS[:5] for b in WORDS[5:9]]
@@ -402,14 +404,14 @@ def test_a_run_killed_with_9_ends_with_the_same_weights(causal, tmp_path):
 
 def test_alarms():
     first = {"kl": 0.0, "entropy": 1.0, "length": 20.0, "ended": 1.0}
-    limits = AlarmLimits()
+    limits = PPOSettings()
     assert find_alarms(first, first, limits) == {}
     bad = {"kl": 30.0, "entropy": 0.1, "length": 45.0, "ended": 0.2}
     found = find_alarms(bad, first, limits)
     assert set(found) == {"kl", "entropy", "length", "ended"}
     assert "30.0 nats" in found["kl"]
     assert set(find_alarms({**first, "length": 9.0}, first, limits)) == {"length"}
-    assert find_alarms(bad, first, QUIET) == {}
+    assert find_alarms(bad, first, PPOSettings(alarms=QUIET)) == {}
 
 
 def test_alarms_reach_the_journal_and_people(causal, tmp_path):

@@ -18,7 +18,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,36 +32,22 @@ from rlaif.records import Message, Prompt, content_id, messages_to_json
 from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import sends_nothing
 from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_from
-from rlaif.training.data import thinking_key
-from rlaif.training.loop import Journal, argument_values, finish, prepare
+from rlaif.training.loop import argument_values
 from rlaif.training.models import (
     Loaded,
     fingerprint_of,
-    load_policy,
     own_ends,
     quiet,
-    save_model,
 )
 from rlaif.training.private import on_trl, one_gpu
-from rlaif.training.processes import join, refuse_spread
-from rlaif.training.rl.ppo import score_all
-from rlaif.training.rl.ppo_run import prompts_of_step
+from rlaif.training.rl.loop import OnlineRun, TrainingResult, prompts_of_step
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
-from rlaif.training.rl.scorers import Scorer, check_scorer, without_reward
+from rlaif.training.rl.scorers import Scorer, check_scorer, score_all, without_reward
 from rlaif.training.rl.settings import GroupSettings, GRPOSettings, RLOOSettings
+from rlaif.training.rl.watch import Watch
 from rlaif.training.settings import Runtime, TrainSettings
 
 Spent = Callable[[], float]  # tokens that the judge has been given so far
-
-
-@dataclass(frozen=True, slots=True)
-class GroupResult:
-    """Where the policy lies, and how training went. `metrics` is what metrics.json holds."""
-
-    path: Path
-    steps: int
-    seconds: float
-    metrics: dict[str, Any]
 
 
 @keeps_the_model
@@ -76,66 +61,41 @@ def train_group(
     adapter: str | None = None,
     thinking: int | None = None,
     spent: Spent | None = None,
+    judge: Scorer | None = None,
     runtime: Runtime = Runtime(),
-) -> GroupResult:
+) -> TrainingResult:
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
     Every pass over the prompts is in an order of its own. The scorer gets whole groups of `group`
     completions of a prompt, side by side. `adapter` is a LoRA folder to add into the model first,
     and so into the reference. `thinking` (tokens, 0 for none) has the policy think before it
     answers; the scorer is given the answer alone. `spent` tells the judge's tokens so far, for the
-    journal.
+    journal; `judge` looks on as `settings.held_out` says.
     """
     check_scorer(scorer)
     s, folder = settings, Path(out)
-    refuse_spread()
-    join(runtime.device)
-    loop = _loop_settings(s)
-    arguments = one_gpu(_arguments(s, argument_values(loop, runtime, folder)))
-    fingerprint = fingerprint_of(model, adapter)
-    key = content_id(
-        s.algorithm,
-        fingerprint,
-        [p.id for p in prompts],
-        scorer.key,
-        s.key(),
-        *thinking_key(thinking),
-    )
-    done = prepare(folder, key, runtime.resume, (model, adapter))
+    run = OnlineRun(s.algorithm, model, folder, s, runtime, adapter, thinking, judge)
+    run.join()
+    arguments = one_gpu(_arguments(s, argument_values(_loop_settings(s), runtime, folder)))
+    done = run.done(run.key(prompts, fingerprint_of(model, adapter), scorer.key, s.key()))
     if done is not None:
-        return GroupResult(folder, done["steps"], done["seconds"], done)
+        return done
 
-    loaded = load_policy(model, adapter=adapter, thinking=thinking, **s.precision)
+    loaded = run.load()
     apply.train(loaded.model, arguments.device)
     sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.longest)
-    kept = [prompt for prompt in prompts if sampler.fits(prompt)]
-    if len(kept) < s.batch_size // s.group:
-        raise TrainingError(
-            f"{len(kept)} of {len(prompts)} prompts fit the context with {s.longest} tokens "
-            f"of completion; a step takes {s.batch_size // s.group}"
-        )
+    run.take(prompts, sampler, s.batch_size // s.group)
     checkpoint = last_checkpoint(folder)
-    journal = Journal(folder / JOURNAL, checkpoint, s.steps * s.iterations, 1, runtime)
+    watch = run.watch(sampler, checkpoint, s.iterations)
     reward = Reward(scorer, s.no_end_score, spent)
-    with closing(journal), quiet(), _still(), sends_nothing(), own_ends(loaded):
-        trainer = _trainer(loaded, sampler, reward, s, arguments, kept)
-        trainer.add_callback(Writer(journal))
+    with closing(watch.journal), quiet(), _still(), sends_nothing(), own_ends(loaded):
+        trainer = _trainer(loaded, sampler, reward, s, arguments, run.prompts)
+        trainer.add_callback(Writer(watch))
         trainer.add_callback(Sealing(folder / JOURNAL, s.iterations))
         with steps_from(checkpoint):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loaded.model = trainer.accelerator.unwrap_model(trainer.model)
-    made = None
-    if PartialState().is_main_process:
-        save_model(loaded, folder, lora=s.lora is not None, merge=True)
-        made = {
-            **summary(journal.lines),
-            "prompts": len(kept),
-            "refused": {"too_long": len(prompts) - len(kept)},
-            "notes": loaded.notes,
-            "settings": s.key(),
-        }
-    metrics = finish(folder, made)
-    return GroupResult(folder, metrics["steps"], metrics["seconds"], metrics)
+    return run.finish(loaded, watch.journal.lines)
 
 
 def _loop_settings(s: GroupSettings) -> TrainSettings:
@@ -330,11 +290,17 @@ NAMES = {
 
 
 class Writer(TrainerCallback):  # type: ignore[misc]
-    """Writes the journal, in the words of PPO's."""
+    """Writes the journal, in the words of PPO's, and has the held-out judge look on."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
         self._kept: dict[str, float] = {}  # of the completions of earlier iterations' batch
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **_: Any) -> None:
+        del args, control
+        batch, again = divmod(state.global_step, self._watch.lines_a_step)
+        if not again:  # the policy that samples this batch
+            self._watch.look(batch, model)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
@@ -346,24 +312,9 @@ class Writer(TrainerCallback):  # type: ignore[misc]
         self._kept |= found
         if "kl" in logs:  # TRL's is a mean over tokens
             self._kept["kl"] = logs["kl"] * self._kept["length"]
-        self._journal.write(state.global_step, self._kept)
+        self._watch.write(state.global_step, self._kept)
         if "judge_tokens" in self._kept:  # spent once a batch of completions
             self._kept["judge_tokens"] = 0.0
-
-
-def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Steps, seconds, the judge's tokens and abstentions, and the means over the last tenth."""
-    last = lines[-max(1, len(lines) // 10) :]
-    skip = {"step", "total_steps", "epoch", "seconds", "learning_rate", "abstained", "judge_tokens"}
-    means = {k: math.fsum(x[k] for x in last) / len(last) for k in last[0] if k not in skip}
-    made = {
-        "steps": lines[-1]["step"],
-        "seconds": lines[-1]["seconds"],
-        "abstained": math.fsum(x["abstained"] for x in lines) / len(lines),
-    }
-    if "judge_tokens" in lines[-1]:
-        made["judge_tokens"] = round(math.fsum(x["judge_tokens"] for x in lines))
-    return {**made, **means}
 
 
 @contextmanager

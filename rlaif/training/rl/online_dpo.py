@@ -15,9 +15,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,53 +27,28 @@ from rlaif.engines.faster import apply
 from rlaif.errors import TrainingError
 from rlaif.records import Pair, Prompt, content_id
 from rlaif.training.before import keeps_the_model
-from rlaif.training.checkpoints import (
-    JOURNAL,
-    Due,
-    last_checkpoint,
-    read_checkpoint,
-    steps_from,
-    write_checkpoint,
-)
-from rlaif.training.data import Row, thinking_key, token_batches
+from rlaif.training.data import Row, token_batches
 from rlaif.training.dpo import collator, pair_logprobs, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
-from rlaif.training.loop import Journal, finish, prepare
 from rlaif.training.models import (
     Loaded,
     add_lora,
     fingerprint_of,
-    load_policy,
-    save_model,
 )
 from rlaif.training.processes import (
     gathered,
-    join,
-    rank,
-    refuse_spread,
     same_parameters,
     share,
     sum_gradients,
     summed,
 )
-from rlaif.training.rl.ppo_run import prompts_of_step
+from rlaif.training.rl.loop import OnlineRun, TrainingResult
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
-from rlaif.training.rl.scorers import Label, checked_labels
+from rlaif.training.rl.scorers import Label, Scorer, checked_labels
 from rlaif.training.rl.settings import OnlineDPOSettings
 from rlaif.training.settings import Runtime
-from rlaif.training.trackers import check_trackers
 
 Spent = Callable[[], float]  # tokens that the judge has been given so far
-
-
-@dataclass(frozen=True, slots=True)
-class OnlineDPOResult:
-    """Where the policy lies, and how training went. `metrics` is what metrics.json holds."""
-
-    path: Path
-    steps: int
-    seconds: float
-    metrics: dict[str, Any]
 
 
 @keeps_the_model
@@ -89,74 +63,32 @@ def train_online_dpo(
     adapter: str | None = None,
     thinking: int | None = None,
     spent: Spent | None = None,
+    judge: Scorer | None = None,
     runtime: Runtime = Runtime(),
-) -> OnlineDPOResult:
+) -> TrainingResult:
     """Trains a policy on pairs that `label` gives preferences, and writes it to `out`.
 
     `key` hashes all that decides the labels; `adapter` is a LoRA folder to add into the model, and
     so into the reference, first; `thinking` (tokens, 0 for none) has the policy think before it
     answers, of which the answer alone is judged; `spent` tells the judge's tokens so far, for the
-    journal. Every pass over the prompts is in an order of its own.
+    journal; `judge` looks on as `settings.held_out` says. Every pass over the prompts is in an
+    order of its own.
     """
-    s, folder = settings, Path(out)
-    check_trackers(runtime.log_to)
-    refuse_spread()
-    place = join(runtime.device)
-    fingerprint = fingerprint_of(model, adapter)
-    whole = content_id(
-        "online-dpo", fingerprint, [p.id for p in prompts], key, s.key(), *thinking_key(thinking)
-    )
-    done = prepare(folder, whole, runtime.resume, (model, adapter))
+    s = settings
+    run = OnlineRun("online-dpo", model, Path(out), s, runtime, adapter, thinking, judge)
+    place = run.join()
+    done = run.done(run.key(prompts, fingerprint_of(model, adapter), key, s.key()))
     if done is not None:
-        return OnlineDPOResult(folder, done["steps"], done["seconds"], done)
+        return done
 
-    loaded = load_policy(model, adapter=adapter, thinking=thinking, **s.precision)
+    loaded = run.load()
     loaded.model.to(place)
     apply.train(loaded.model, place)
     sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.longest)
-    kept = [prompt for prompt in prompts if sampler.fits(prompt)]
-    if len(kept) < s.batch_size:
-        raise TrainingError(
-            f"{len(kept)} of {len(prompts)} prompts fit the context with {s.longest} tokens "
-            f"of completion; a step takes {s.batch_size}"
-        )
-    trainer = OnlineDPO(loaded, sampler, label, s, spent)
-    same_parameters(trainer.parameters.values())
-    lines = _run(trainer, kept, folder, runtime)
-    made = None
-    if rank() == 0:
-        save_model(loaded, folder, lora=s.lora is not None, merge=True)
-        made = {
-            **summary(lines),
-            "prompts": len(kept),
-            "refused": {"too_long": len(prompts) - len(kept)},
-            "notes": loaded.notes,
-            "settings": s.key(),
-        }
-    metrics = finish(folder, made)
-    return OnlineDPOResult(folder, metrics["steps"], metrics["seconds"], metrics)
-
-
-def _run(
-    trainer: OnlineDPO,
-    prompts: Sequence[Prompt],
-    out: Path,
-    runtime: Runtime,
-) -> list[dict[str, Any]]:
-    """All steps that are not yet done; returns the journal's lines."""
-    s, checkpoint = trainer.settings, last_checkpoint(out)
-    done = 0 if checkpoint is None else trainer.restore(checkpoint)
-    journal = Journal(out / JOURNAL, checkpoint, s.steps, 1, runtime)
-    due = Due(s.checkpoint_every)
-    with steps_from(checkpoint):
-        for index in range(done, s.steps):
-            facts = trainer.step(index, prompts_of_step(prompts, index, s.batch_size, s.seed))
-            if rank():
-                continue  # the main process writes
-            journal.write(index + 1, facts)
-            due.after(index + 1, s.steps, lambda n: write_checkpoint(out, n, trainer.state()))
-    journal.close()
-    return journal.lines
+    run.take(prompts, sampler, s.batch_size)
+    learner = OnlineDPO(loaded, sampler, label, s, spent)
+    same_parameters(learner.parameters.values())
+    return run.finish(loaded, run.steps(learner, sampler, s.batch_size))
 
 
 class OnlineDPO:
@@ -205,7 +137,7 @@ class OnlineDPO:
         s = self.settings
         seed = int(content_id("rollout", s.seed, index)[:15], 16)
         before = self._spent() if self._spent is not None else 0.0
-        with self._autocast():
+        with self.autocast():
             mine = self.sampler.sample(
                 self.policy, share(prompts), seed, 2, draws=share(occurrences(prompts))
             )
@@ -286,7 +218,7 @@ class OnlineDPO:
         sums = []
         prompts, completions = [e.prompt_ids for e in episodes], [e.ids for e in episodes]
         for reference in (False, True):
-            with self._model(reference) as model, self._autocast():
+            with self._model(reference) as model, self.autocast():
                 found = sequence_logprobs(model, prompts, completions, self.loaded.filler)
             sums.append(np.array([x.sum() for x in found]))
         return sums[0], sums[1]
@@ -300,7 +232,8 @@ class OnlineDPO:
             with self.policy.disable_adapter() if reference else nullcontext():
                 yield self.policy
 
-    def _autocast(self) -> Any:
+    def autocast(self) -> Any:
+        """A context in the precision of training."""
         if not self.settings.bf16:
             return nullcontext()
         return torch.autocast(self.policy.device.type, torch.bfloat16)
@@ -318,9 +251,9 @@ class OnlineDPO:
         sums: dict[str, Any] = {}
         for part in token_batches([2 * row.length for row in mine], BATCH_TOKENS) if mine else []:
             batch = to_device(collate([mine[i] for i in part], total), device)
-            with torch.no_grad(), self._model(reference=True) as model, self._autocast():
+            with torch.no_grad(), self._model(reference=True) as model, self.autocast():
                 batch["reference"] = pair_logprobs(model, batch)[0]
-            with self._autocast():
+            with self.autocast():
                 losses, statistics = self._loss(self.policy, batch)
             loss = losses.sum() / total
             loss.backward()  # type: ignore[no-untyped-call]
@@ -343,18 +276,11 @@ class OnlineDPO:
     # ---- checkpoints
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs."""
-        weights = {name: p.detach() for name, p in self.parameters.items()}
-        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+        """What a checkpoint holds beside weights and optimiser: nothing."""
+        return {}
 
-    def restore(self, checkpoint: Path) -> int:
-        """Puts a checkpoint's state in place; returns the steps done."""
-        step, state = read_checkpoint(checkpoint, self.policy.device)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["weights"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return step
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave."""
 
 
 # what `learn` tells of the pairs, whether or not this process had any
@@ -374,19 +300,3 @@ def _means(sums: dict[str, Any], device: Any) -> dict[str, float]:
     zero = torch.zeros((), dtype=torch.float64, device=device)
     table = summed(torch.stack([sums.get(name, zero) for name in STATISTICS]))
     return dict(zip(STATISTICS, table.tolist(), strict=True))
-
-
-def summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Steps, seconds, the judge's tokens and abstentions, and the means over the last tenth."""
-    last = lines[-max(1, len(lines) // 10) :]
-    skip = {"step", "total_steps", "epoch", "seconds", "learning_rate", "abstained", "judge_tokens"}
-    names = dict.fromkeys(k for line in last for k in line if k not in skip)
-    columns = {k: [line[k] for line in last if k in line] for k in names}
-    made = {
-        "steps": lines[-1]["step"],
-        "seconds": lines[-1]["seconds"],
-        "abstained": math.fsum(line["abstained"] for line in lines) / len(lines),
-    }
-    if "judge_tokens" in lines[-1]:
-        made["judge_tokens"] = round(math.fsum(line["judge_tokens"] for line in lines))
-    return {**made, **{k: math.fsum(v) / len(v) for k, v in columns.items()}}

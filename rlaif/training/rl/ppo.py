@@ -1,8 +1,8 @@
 """PPO on language models (Ziegler et al. 2019; Stiennon et al. 2020; Ouyang et al. 2022).
 
-`PPO.step` is the algorithm; `ppo_run` is the run around it. REINFORCE with a learned
-baseline and A2C are settings of the same loop: one update a batch, and the score function's
-gradient in place of the clipped ratio.
+`PPO.step` is the algorithm; `ppo_run` makes what it works with, and `loop` is the run around it.
+REINFORCE with a learned baseline and A2C are settings of the same loop: one update a batch, and the
+score function's gradient in place of the clipped ratio.
 
 Log-probabilities of a rollout are computed anew by the training's own forward pass, in the very
 parts of the first epoch, so that its first ratio is exactly 1: a decoder with a cache rounds
@@ -17,7 +17,7 @@ than weights, optimiser, β and the number of steps done.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ from rlaif.training.rl.rollout import (
     occurrences,
     plan_update,
 )
-from rlaif.training.rl.scorers import Scorer, checked_scores, without_reward
+from rlaif.training.rl.scorers import Scorer, score_all, without_reward
 from rlaif.training.rl.settings import PPOSettings
 
 
@@ -111,6 +111,15 @@ class PPO:
             self.masker = Masker(nets.policy, settings.mask_top_p, settings.temperature)
         if settings.ptx_weight and not ptx:
             raise ConfigError("ptx_weight is above 0, but there are no ptx sequences")
+
+    @property
+    def policy(self) -> Any:
+        """The model that learns."""
+        return self.nets.policy
+
+    def autocast(self) -> Any:
+        """A context in the precision of training."""
+        return self.nets.autocast()
 
     def step(self, index: int, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Samples completions of the prompts, and learns from what they score."""
@@ -290,14 +299,18 @@ class PPO:
         (s.ptx_weight * loss).backward()  # type: ignore[no-untyped-call]
         meter.add("ptx_loss", loss.detach())
 
+    # ---- checkpoints
 
-def score_all(scorer: Scorer, episodes: Sequence[Episode]) -> list[float | None]:
-    """One score an episode, in order."""
-    if not episodes:
-        return []
-    prompts, texts = [e.prompt for e in episodes], [e.text for e in episodes]
-    found = scorer.score(prompts, texts, [e.ended for e in episodes])
-    return checked_scores(scorer, found, len(episodes))
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside weights and optimiser: β, and NLPO's mask."""
+        mask = None if self.masker is None else self.masker.weights(set(self.parameters))
+        return {"beta": self.kl.beta, "mask": mask}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave."""
+        self.kl.beta = state["beta"]
+        if self.masker is not None:
+            self.masker.restore(state["mask"])
 
 
 class Meter:

@@ -14,12 +14,15 @@ from contextlib import redirect_stdout
 from functools import partial
 from itertools import islice
 from numbers import Real
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rlaif.errors import ConfigError, RlaifError, TrainingError
 from rlaif.files.own import did, load, shown
 from rlaif.files.own.keys import function_key, source_of
 from rlaif.records import Pair, Preference, Prompt, content_id
+
+if TYPE_CHECKING:
+    from rlaif.training.rl.rollout import Episode
 
 Label = Callable[[Sequence[Pair]], Sequence[Preference]]
 
@@ -68,6 +71,15 @@ def checked_scores(scorer: Scorer, found: Sequence[Any], n: int) -> list[float |
             "number a completion, None where it cannot tell"
         )
     return list(found)
+
+
+def score_all(scorer: Scorer, episodes: Sequence[Episode]) -> list[float | None]:
+    """One score an episode, in order."""
+    if not episodes:
+        return []
+    prompts, texts = [e.prompt for e in episodes], [e.text for e in episodes]
+    found = scorer.score(prompts, texts, [e.ended for e in episodes])
+    return checked_scores(scorer, found, len(episodes))
 
 
 def checked_labels(label: Label, pairs: Sequence[Pair]) -> Sequence[Preference]:

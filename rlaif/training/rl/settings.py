@@ -68,6 +68,9 @@ class OnlineSettings(Section):
     """Steps between checkpoints: what a kill can cost at most."""
     alarms: AlarmLimits = AlarmLimits()
     """What to warn of."""
+    held_out: HeldOutSettings | None = HeldOutSettings()
+    """The run's judge compares the policy's answers with those of `policy.model` as training goes,
+    unless it is the reward itself; null never asks it."""
 
     aside: ClassVar[frozenset[str]] = frozenset({"checkpoint_every", "alarms", "held_out", "vllm"})
 
@@ -155,9 +158,6 @@ class PPOSettings(OnlineSettings):
     reward model that rewards (from a config), or else the policy's model."""
     gradient_checkpointing: bool = False
     """Recompute activations to save memory."""
-    held_out: HeldOutSettings | None = HeldOutSettings()
-    """The run's judge compares the policy's answers with those of `policy.model` as training goes,
-    unless it is the reward itself; null never asks it."""
 
     @property
     def passes(self) -> int:
@@ -312,6 +312,10 @@ class OnlineDPOSettings(OnlineSettings):
     keep_cut: bool | None = None
     """Learn from completions that a limit cut off, too, but not their lead; null takes what
     `sampling.keep_cut` says, and false from Python."""
+
+    held_out: HeldOutSettings | None = None
+    """`evaluate.judge` compares the policy's answers with those of `policy.model` as training goes;
+    null asks nobody. The run's own judge labels, and so does not look on."""
 
     def key(self) -> dict[str, Any]:
         """The settings that decide the weights, for the run key: not those that only look on."""
