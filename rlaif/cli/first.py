@@ -129,6 +129,9 @@ def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingSettings]
         asks = asks or (section is not None and section.reward == "judge")
         if section is not None:
             asks = asks or section.held_out is not None
+        watched = train.online_dpo is not None and train.online_dpo.held_out is not None
+        if stage == "train_online_dpo" and watched and other is not None:
+            found["evaluate.judge"] = other
         if stage == "rewardbench":
             asks = config.evaluate.rewardbench.by == "judge"
         if stage == "evaluate" and config.evaluate.winrate:

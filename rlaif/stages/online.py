@@ -83,6 +83,7 @@ def train_online_dpo(run: Run) -> None:
     if config is None:
         raise ConfigError("train.online_dpo is null in this config: give it settings, or {}")
     label, key = live_label(run)
+    judge = looking_on(run, "online_dpo", config.held_out, "labels")
     keep, own = run.config.sampling.keep_cut, config.keep_cut
     settings = config.but(
         max_new_tokens=config.max_new_tokens or sampling_of(run.config).limit,
@@ -100,6 +101,7 @@ def train_online_dpo(run: Run) -> None:
             adapter=run.config.policy.adapter,
             thinking=run.config.policy.thought_tokens,
             spent=lambda: judge_tokens(run),
+            judge=judge,
             runtime=runtime,
         )
 

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif.errors import DataError
+from rlaif.errors import ConfigError, DataError
 from rlaif.files.templates import Rendered
 from rlaif.judges.scores import ScoreJudge
+from rlaif.judges.settings import JudgingSettings
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.stages.inputs import sampling_of
 from rlaif.stages.jury import judges_at_hand
@@ -44,7 +45,7 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
 
     A judge of pairs compares a completion with one of the policy before training.
     """
-    from rlaif.training.rl.scorers import DirectScorer, JudgeScorer, ModelScorer, load_function
+    from rlaif.training.rl.scorers import DirectScorer, ModelScorer, load_function
 
     if folder is not None:
         return ModelScorer(folder, device=run.config.policy.device)
@@ -58,7 +59,13 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
             judge.rewards, principles=principles, weighted=rule["aggregate"] == "weighted"
         )
         return DirectScorer(reward_of, content_id(judge.fingerprint, ids, rule))
-    label, key = live_label(run)
+    return _against_before(run, *live_label(run))
+
+
+def _against_before(run: Run, label: Label, key: str) -> Scorer:
+    """A judge of pairs as a scorer: it compares a completion with one of the policy before."""
+    from rlaif.training.rl.scorers import JudgeScorer
+
     base = run.engine(run.config.policy)
     once = sampling_of(run.config).but(n=1)
 
@@ -70,23 +77,35 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
 
 
 def looking_on(run: Run, name: str, held: HeldOutSettings | None, reward: str) -> Scorer | None:
-    """The run's judge, where `held_out` asks for it and it is not what rewards; this is told."""
+    """The run's judge, where `held_out` asks for it and it is not what rewards; this is told.
+
+    Online DPO's labels are the run's judge's own: there `evaluate.judge` looks on, and ConfigError
+    says where none is named.
+    """
     if held is None or reward == "judge":
         return None
+    if reward == "labels" and run.config.evaluate.judge is None:
+        raise ConfigError(
+            f"train.{name}.held_out asks for a judge that looks on, and the run's own labels: name "
+            "another in evaluate.judge, or set held_out to null"
+        )
     run.reporter.say(
         f"{name}: the judge looks on, every {held.every} steps on {held.prompts} answers "
         f"(train.{name}.held_out; null asks it nothing)"
     )
+    if reward == "labels":
+        return _against_before(run, *live_label(run, run.config.evaluate.judge))
     return scorer_of(run, "judge", None)
 
 
-def live_label(run: Run) -> tuple[Label, str]:
-    """The run's judges and rules as a function of pairs, and a hash of what decides its labels.
+def live_label(run: Run, judge: JudgingSettings | None = None) -> tuple[Label, str]:
+    """The run's judges, or another, and its rules as a function of pairs, and a hash of what
+    decides the labels.
 
     The jurors of a jury are in memory together: the pairs come as the policy makes them.
     """
     temperature = require_temperature(run.config)
-    judges, principles = judges_at_hand(run), run.principles()
+    judges, principles = judges_at_hand(run, judge), run.principles()
 
     def label(pairs: Sequence[Pair]) -> list[Preference]:
         said = judges.now(pairs)

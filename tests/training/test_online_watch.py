@@ -1,4 +1,4 @@
-"""Alarms and a held-out judge in GRPO, RLOO and online DPO, on scorers that are built to be hacked."""
+"""Alarms and a held-out judge in GRPO, RLOO and online DPO, on rewards made to be hacked."""
 
 from __future__ import annotations
 
