@@ -142,8 +142,7 @@ class OnlineRun:
         total = self.settings.steps * lines_a_step
         journal = Journal(self.out / JOURNAL, checkpoint, total, 1, self.runtime)
         told = self.runtime.on_log is not None
-        name = self.name.replace("-", " ").replace("dpo", "DPO")
-        name = name if "DPO" in name else name.upper()
+        name = "online DPO" if self.name == "online-dpo" else self.name.upper()
         return Watch(
             name, self.settings, journal, sampler, self.prompts, self.judge, told, lines_a_step
         )
