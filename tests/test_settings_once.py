@@ -86,9 +86,11 @@ def elsewhere(known: set[str]) -> Iterator[tuple[str, Fields]]:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and node.name not in known:
-                made = "dataclass" in map(name_of, node.decorator_list)
-                if made or "TypedDict" in map(name_of, node.bases):
-                    yield f"{module}.{node.name}", fields_of(node)
+                fields = fields_of(node)
+                if "TypedDict" in map(name_of, node.bases):
+                    yield f"{module}.{node.name}", fields
+                elif "dataclass" in map(name_of, node.decorator_list):
+                    yield f"{module}.{node.name}", {k: v for k, v in fields.items() if v}
                 for inner in node.body:
                     if isinstance(inner, ast.FunctionDef) and inner.name == "__init__":
                         yield f"{module}.{node.name}()", defaults_of(inner)

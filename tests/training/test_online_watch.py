@@ -60,7 +60,7 @@ def shorter(pairs: Any) -> list[Preference]:
 KINDS: dict[str, OnlineSettings] = {
     "grpo": GRPOSettings(**QUICK, group=4, no_end_score=None),
     "rloo": RLOOSettings(**QUICK, group=4, no_end_score=None, iterations=2),
-    "online-dpo": OnlineDPOSettings(**QUICK, keep_cut=True),
+    "online-dpo": OnlineDPOSettings(**QUICK | {"batch_size": 6}, keep_cut=True),
 }
 
 
