@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.files import hub
 from rlaif.files.resources import TINY_WEIGHTS
-from rlaif.files.small import hub
 
 RUN = "from rlaif.cli import main; main()"
 
