@@ -44,7 +44,7 @@ def test_check_goes_on_to_the_next_file_and_tells_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", sorted(names("prompts", ".j2")))
 def test_the_prompt_of_a_principle_is_shown_unbroken_in_every_template(template: str) -> None:
-    if template.startswith(("revise/", "contrast/")):
+    if template.startswith(("revise/", "contrast/", "write/")):
         pytest.skip("not a judge's template")
     lines = run("show", "sixteen", "--prompt", "expert-advice", "--template", template).splitlines()
     question = "Which response is more careful where a doctor, a lawyer or another expert should "
