@@ -16,7 +16,7 @@ from rlaif.constitution.published import import_constitution
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import BadRow, read_demonstrations, read_pairs, read_prompts
 from rlaif.files.readers.fields import Broken, item_at
-from rlaif.files.readers.settings import PairReading
+from rlaif.files.readers.settings import AnswerReading, PairReading, PromptReading
 
 GOOD = '{"prompt": "q", "chosen": "a", "rejected": "b"}'
 REPEATED = {
@@ -84,9 +84,13 @@ def test_columns_of_one_name_are_refused(
     path = tmp_path / "rows.csv"
     path.write_text(f"{mark}{header}\nq,a,b,c\n", encoding="utf-8")
     match = f"rows.csv: .*{first} and {second}.*Rename or remove"
-    for read in (read_pairs, read_prompts, read_demonstrations):
+    for found in (
+        read_pairs(path, PairReading(skip_bad=9)),
+        read_prompts(path, PromptReading(skip_bad=9)),
+        read_demonstrations(path, AnswerReading(skip_bad=9)),
+    ):
         with pytest.raises(DataError, match=match):
-            list(read(path, skip_bad=9))
+            list(found)
 
 
 def test_columns_without_a_name_are_nobodys(tmp_path: Path) -> None:
