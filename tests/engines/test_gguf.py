@@ -7,11 +7,11 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 from gguf_files import WORDS, byte_level, random_model, write_gguf
-from small_models import how
 from transformers import PreTrainedTokenizerFast
 
 from rlaif.engines.base import Sampling
@@ -26,7 +26,7 @@ from rlaif.records import Pair, Preference, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.models import fingerprint_of, load_policy
 from rlaif.training.reward import RewardModel, train_reward
-from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings
+from rlaif.training.settings import DPOSettings, LoraSettings, RewardSettings, Runtime
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,8 @@ def test_metadata_are_read_as_the_package_reads_them(write) -> None:  # type: ig
 # ---- training
 
 
-QUICK = {"epochs": 2, "learning_rate": 3e-3, "batch_size": 4, "device": "cpu"}
+QUICK: Any = {"epochs": 2, "learning_rate": 3e-3, "batch_size": 4}
+ON_CPU = Runtime("cpu")
 
 
 def preferences(count: int) -> list[Preference]:
@@ -218,7 +219,7 @@ def test_a_policy_trained_from_one_is_saved_loads_and_begins_as_the_file_does(
     path = write(add_bos=True)
     (path.parent / "rlaif.json").write_text('{"templates": {"pairwise": "pairwise/tiny"}}')
     out = tmp_path / "dpo"
-    result = train_dpo(preferences(8), str(path), out, **how(DPOSettings, **QUICK))
+    result = train_dpo(preferences(8), str(path), out, DPOSettings(**QUICK), runtime=ON_CPU)
     assert result.metrics["accuracy"] >= 0.9
     engine, said = loaded(out)
     assert engine.encoder.prompt(ASKED)[0] == 0
@@ -234,7 +235,8 @@ def test_an_adapter_trained_on_one_finds_it_again(write, tmp_path: Path) -> None
         preferences(8),
         str(path),
         out,
-        **how(DPOSettings, lora=LoraSettings(rank=2), merge=False, **QUICK),
+        DPOSettings(lora=LoraSettings(rank=2), merge=False, **QUICK),
+        runtime=ON_CPU,
     )
     source = source_of(str(out / "adapter"))
     assert source.model == str(path)
@@ -247,7 +249,7 @@ def test_an_adapter_trained_on_one_finds_it_again(write, tmp_path: Path) -> None
 def test_a_reward_model_trained_from_one_scores_the_same_when_loaded(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     out = tmp_path / "reward"
     result = train_reward(
-        preferences(8), str(write(add_bos=True)), out, **how(RewardSettings, **QUICK)
+        preferences(8), str(write(add_bos=True)), out, RewardSettings(**QUICK), runtime=ON_CPU
     )
     prompt = preferences(1)[0].pair.prompt
     good, bad = RewardModel(out).rewards([prompt] * 2, ["good good", "bad bad"])
