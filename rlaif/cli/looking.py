@@ -31,7 +31,7 @@ WhereOption = Annotated[
 MostOption = Annotated[
     int | None, typer.Option("-n", metavar="N", min=0, help="Show at most this many pairs.")
 ]
-BY = ("principles", "orders", "jurors")
+APART = ("principles", "orders", "jurors")
 
 
 def show(
@@ -42,9 +42,9 @@ def show(
     ] = None,
     out: OutOption = None,
     where: WhereOption = None,
-    by: Annotated[
+    apart: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Most apart first: `principles`, `orders` or `jurors`."),
+        typer.Option(metavar="NAMES", help="Most apart first: `principles`, `orders` or `jurors`."),
     ] = None,
     most: MostOption = None,
 ) -> None:
@@ -61,16 +61,16 @@ def show(
 
     if out is not None and pair is None:
         run, pair = None, run  # the one argument is PAIR
-    if by is not None and by not in BY:
-        raise ConfigError(f"--by {by}: expected {', '.join(BY[:-1])} or {BY[-1]}")
+    if apart is not None and apart not in APART:
+        raise ConfigError(f"--apart {apart}: expected {', '.join(APART[:-1])} or {APART[-1]}")
     stored = Stored(the_run(run, out))
     if pair is not None:
-        if where or by or most is not None:
-            raise ConfigError("PAIR shows one pair: leave --where, --by and -n out")
+        if where or apart or most is not None:
+            raise ConfigError("PAIR shows one pair: leave --where, --apart and -n out")
         wording = {p.id: p.compare or "" for p in stored.principles}
         say(whole(_one(stored, pair), wording), typer.echo)
         return
-    say(_many(stored, where, by, most), typer.echo)
+    say(_many(stored, where, apart, most), typer.echo)
 
 
 def _where(stored: Stored, text: str | None) -> Where | None:
@@ -97,17 +97,17 @@ def _one(stored: Stored, name: str) -> Case:
     return stored.case(found[0])
 
 
-def _many(stored: Stored, text: str | None, by: str | None, most: int | None) -> Iterator[str]:
+def _many(stored: Stored, text: str | None, apart: str | None, most: int | None) -> Iterator[str]:
     from rlaif.cli.pairs import farthest, listed, short
 
     where, total = _where(stored, text), len(stored.store.table("pairs"))
     if not total:
         raise DataError(f"{stored.store.root}: no pairs in it: run `rlaif sample` or `rlaif label`")
-    needed = by is not None or where is None or where.needs_verdicts
+    needed = apart is not None or where is None or where.needs_verdicts
     cases = stored.cases(verdicts=needed)
     if where is not None:
         cases = filter(where, cases)
-    if where is not None and by is None:
+    if where is not None and apart is None:
         shown, n = 20 if most is None else most, 0
         for case in cases:
             n += 1
@@ -115,14 +115,14 @@ def _many(stored: Stored, text: str | None, by: str | None, most: int | None) ->
                 yield short(case)
         yield f"{n:,} of {total:,} pairs" + (f", {shown:,} shown: -n shows more" * (n > shown))
         return
-    wanted = BY if by is None else (by,)
-    n, found = farthest(cases, wanted, most if most is not None else 5 if by is None else 20)
+    wanted = APART if apart is None else (apart,)
+    n, found = farthest(cases, wanted, most if most is not None else 5 if apart is None else 20)
     yield f"{n:,} of {total:,} pairs" if where is not None else f"{total:,} pairs"
     for name in wanted:
         if found[name]:
             yield ""
             yield from listed(name, found[name])
-        elif by is not None:
+        elif apart is not None:
             yield f"no pair has two {name} with an opinion"
     if any(found.values()):
         yield f"\none pair with every verdict: rlaif show {stored.store.root} ID"

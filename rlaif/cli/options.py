@@ -97,7 +97,7 @@ SETTINGS = {
     "by": Setting(
         str, "NAME", "`probability` of the answers offered, or `sampling` of written ones."
     ),
-    "behavior": Setting(str, "TEXT", 'What somebody who has it does: "enjoys solving puzzles".'),
+    "behavior": Setting(str, "WORDS", 'What somebody who has it does: "enjoys solving puzzles".'),
     "items": Setting(int, "N", "How many to keep, half of them with each answer."),
     "references": Setting(str, "FILE", "What is wanted: rows with prompt and completion."),
     "perplexity": Setting(str, "MODEL", "Tell the perplexity of the texts under this model."),

@@ -109,7 +109,7 @@ def test_the_pairs_on_which_opinions_are_farthest_apart(runs: Path) -> None:
                 gap = abs(float(v.p_first or 0) - float(w.p_first or 0))
                 gaps[v.pair_id] = max(gaps.get(v.pair_id, 0), gap)
     widest = max(gaps, key=lambda name: gaps[name])
-    text = run("show", str(runs / "one"), "--by", "orders", "-n", "1")
+    text = run("show", str(runs / "one"), "--apart", "orders", "-n", "1")
     assert re.search(rf"{gaps[widest]:.2f}  {widest}", text)
     assert "jurors" not in run("show", str(runs / "one"))
     assert "where the jurors are farthest apart:" in run("show", str(runs / "two"))
@@ -185,10 +185,10 @@ def refused(*arguments: str) -> str:
 def test_what_is_not_there_is_said(runs: Path, tmp_path: Path) -> None:
     one = str(runs / "one")
     assert "no pair whose id begins with 'zz', among 7" in refused("show", one, "zz")
-    assert "--by lots: expected principles, orders or jurors" in refused(
-        "show", one, "--by", "lots"
+    assert "--apart lots: expected principles, orders or jurors" in refused(
+        "show", one, "--apart", "lots"
     )
-    assert "leave --where, --by and -n out" in refused("show", one, "ab", "--where", "label > 0")
+    assert "leave --where, --apart and -n out" in refused("show", one, "ab", "--where", "label > 0")
     assert "Did you mean 'no-harm'" in refused("show", one, "--where", "principle = no-ham")
     assert "there is no run directory" in refused("show", str(tmp_path / "nowhere"))
     store = RunStore(tmp_path / "other")
