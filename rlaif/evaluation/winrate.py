@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from rlaif.errors import DataError
@@ -27,12 +27,19 @@ class Comparison:
     """What came of one prompt, in the eyes of A: the outcome and P(A is better).
 
     `empty` names whose answer was blank: "a" has lost by it and "b" won, without a judge.
+    `longer_by` is how many characters A's answer is longer than B's.
     """
 
     prompt_id: str
     outcome: Outcome
     p: float | None
     empty: Literal["a", "b"] | None = None
+    longer_by: int = 0
+
+    @property
+    def score(self) -> float | None:
+        """A's share of a win: ½ of a tie or of equal texts; None where the judge abstained."""
+        return _SCORES.get(self.outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +87,16 @@ def compare(
         for prompt, a, b in zip(prompts, completions_a, completions_b, strict=True)
     ]
     known = [_without_a_judge(pair) for pair in pairs]
-    asked = list({p.id: p for p, found in zip(pairs, known, strict=True) if found is None}.values())
+    asked = list({p.id: p for p, one in zip(pairs, known, strict=True) if one is None}.values())
     labels = label(asked) if asked else []
-    said = {pair.id: found for pair, found in zip(asked, labels, strict=True)}
+    said = {pair.id: one for pair, one in zip(asked, labels, strict=True)}
+    found = [
+        _judged(pair, said[pair.id]) if one is None else one
+        for pair, one in zip(pairs, known, strict=True)
+    ]
     return [
-        found if found is not None else _judged(pair, said[pair.id])
-        for pair, found in zip(pairs, known, strict=True)
+        replace(one, longer_by=len(pair.first) - len(pair.second))
+        for pair, one in zip(pairs, found, strict=True)
     ]
 
 

@@ -33,20 +33,30 @@ def bradley_terry(
     every two play and draw, of so much weight: it keeps the strength of one who never loses
     finite, and connects those who never met. 0 leaves it out, and is refused (DataError) where the
     games alone do not settle the strengths.
-
-    The MM iteration of Hunter 2004 (eq. 3), s_i ← w_i / Σ_j n_ij / (s_i + s_j), until no
-    log-strength moves more than `tolerance`.
     """
-    wins = np.full((count, count), prior / 2)
+    wins = np.zeros((count, count))
     for i, j, p in games:
         if i == j or not 0 <= p <= 1:
             raise DataError(f"expected a game of two with a probability, got {(i, j, p)}")
         wins[i, j] += p
         wins[j, i] += 1 - p
+    return log_strengths(wins, prior=prior, tolerance=tolerance, most=most)
+
+
+def log_strengths(
+    wins: Floats, *, prior: float = 0.1, tolerance: float = 1e-10, most: int = 100_000
+) -> Floats:
+    """As `bradley_terry`, from the number of times that each has beaten each (count, count).
+
+    The MM iteration of Hunter 2004 (eq. 3), s_i ← w_i / Σ_j n_ij / (s_i + s_j), until no
+    log-strength moves more than `tolerance`.
+    """
+    count = len(wins)
+    wins = wins + prior / 2
     np.fill_diagonal(wins, 0.0)
     if count < 2:
         return np.zeros(count)
-    if not _settled(wins):
+    if not above(wins).all():
         raise DataError(
             "these games do not settle the strengths: somebody never lost, or two groups never "
             "met. Give a prior above 0"
@@ -64,12 +74,13 @@ def bradley_terry(
     raise DataError(f"the strengths did not settle in {most:,} steps: give a larger prior")
 
 
-def _settled(wins: Floats) -> bool:
-    """Whether everybody beats everybody by some chain of wins (Ford 1957): then they are finite."""
+def above(wins: Floats) -> npt.NDArray[np.bool_]:
+    """Whether i beats j by some chain of wins, (count, count). The strengths are finite where each
+    is above every other (Ford 1957)."""
     reached = (wins > 0) | np.eye(len(wins), dtype=bool)
     for k in range(len(wins)):
         reached |= reached[:, k, None] & reached[k]
-    return bool(reached.all())
+    return reached
 
 
 def strengths(

@@ -1,8 +1,8 @@
 """Values with their uncertainty. Rows of one cluster, such as a prompt, are never independent.
 
 This is the one place where intervals are made: `share` for values between 0 and 1 (shares, win
-rates, traits), `bootstrap` for other means, `bootstrap_of` for what is no mean, `robust_error` for
-the error of a fitted coefficient. Pure functions over arrays of N items.
+rates, traits), `bootstrap` for other means, `bootstrap_of` (and `bootstrap_of_many`) for what is no
+mean, `robust_error` for the error of a fitted coefficient. Pure functions over arrays of N items.
 """
 
 from __future__ import annotations
@@ -146,17 +146,40 @@ def bootstrap_of(
 
     Resamples without a value (not finite) are left out; where n items have none, the ends are NaN.
     """
+    return bootstrap_of_many(
+        lambda weights: [statistic(weights)],
+        n,
+        clusters,
+        level=level,
+        resamples=resamples,
+        seed=seed,
+    )[0]
+
+
+def bootstrap_of_many(
+    statistics: Callable[[Floats], Sequence[float] | Floats],
+    n: int,
+    clusters: Clusters | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Interval]:
+    """As `bootstrap_of`, for several values that are made together, such as a fit's coefficients:
+    one interval each, of the same resamples."""
     index, k = _indices(clusters, n)
     random = np.random.default_rng(seed)
-    found = np.empty(resamples)
-    for i in range(resamples):
+    rows = []
+    for _ in range(resamples):
         times = np.bincount(random.integers(0, k, k), minlength=k)
-        found[i] = statistic(times[index].astype(np.float64))
-    found = found[np.isfinite(found)]
-    low, high = (
-        np.quantile(found, [(1 - level) / 2, (1 + level) / 2]) if found.size else [math.nan] * 2
-    )
-    return Interval(statistic(np.ones(n)), float(low), float(high), n)
+        rows.append(statistics(times[index].astype(np.float64)))
+    intervals = []
+    for value, found in zip(statistics(np.ones(n)), np.array(rows).T, strict=True):
+        known = found[np.isfinite(found)]
+        ends = [(1 - level) / 2, (1 + level) / 2]
+        low, high = np.quantile(known, ends) if known.size else [math.nan] * 2
+        intervals.append(Interval(float(value), float(low), float(high), n))
+    return intervals
 
 
 def standard_error(values: ArrayLike, clusters: Clusters | None = None) -> float:

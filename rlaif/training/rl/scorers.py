@@ -56,8 +56,8 @@ def check_scorer(scorer: Any) -> None:
     if not (isinstance(getattr(scorer, "key", None), str) and hasattr(scorer, "score")):
         raise TypeError(
             "a scorer has a `key`, a str, and `score(prompts, completions, ended)` "
-            f"(rlaif.training.rl.scorers.Scorer), got {shown(scorer)}: a Python function of prompts "
-            "and completions becomes one by FunctionScorer(function)"
+            f"(rlaif.training.rl.scorers.Scorer), got {shown(scorer)}: a Python function of "
+            "prompts and completions becomes one by FunctionScorer(function)"
         )
 
 
