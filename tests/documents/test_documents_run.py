@@ -10,6 +10,9 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,22 @@ def run(words: list[str]) -> str:
     if redirected:
         Path(words[-1]).write_text(result.output)
     return result.output
+
+
+def look(words: list[str]) -> None:
+    """`rlaif view` serves until it is stopped: its page is asked for once."""
+    started = "from rlaif.cli import main; main()"
+    command = [sys.executable, "-u", "-c", started, *words, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            said = server.stdout.readline()  # none where it could not start
+            address = re.search(r"http://\S+", said)
+            assert address, said
+            with urllib.request.urlopen(address[0], timeout=60) as answer:
+                assert answer.status == 200
+        finally:
+            server.kill()
 
 
 # ------------------------------------------------------------------- what the pages take for given
@@ -163,7 +182,7 @@ def test_commands_run_as_written(
             if words[0] == "cd" and Path(words[1]).is_dir():
                 monkeypatch.chdir(words[1])
             elif words[0] == "rlaif" and "bench" not in words and not elsewhere:
-                run(small(words))
+                (look if words[1] == "view" else run)(small(words))
 
 
 def test_what_does_not_run_here_has_its_options() -> None:
