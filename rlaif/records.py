@@ -245,7 +245,9 @@ class Preference:
     `p_first` is None exactly when every principle abstained or was masked; `p_raw` is what it was
     before a temperature (`preferences.temperature`), None where there was none. Only `preferred`
     rows have a chosen and a rejected completion; a tie never pretends to. `reason` says why an
-    `abstained` row has no label.
+    `abstained` row has no label. `people` is the share of people's votes for the first, where they
+    had a word in the label (`preferences.people`), else None; then `status_judged` and `p_judged`
+    are the label of the verdicts alone.
     """
 
     pair: Pair
@@ -257,6 +259,16 @@ class Preference:
     abstained: int = 0
     reason: PreferenceReason | None = None
     p_raw: float | None = None
+    people: float | None = None
+    status_judged: PreferenceStatus | None = None
+    p_judged: float | None = None
+
+    @property
+    def by_verdicts(self) -> tuple[PreferenceStatus, float | None]:
+        """The status and P(first is better) of the verdicts, without people's word."""
+        if self.status_judged is None:
+            return self.status, self.p_first
+        return self.status_judged, self.p_judged
 
     @property
     def first_is_chosen(self) -> bool:
@@ -274,12 +286,13 @@ class Preference:
 
     def swap(self) -> Preference:
         """The same label, told of the mirrored pair. swap∘swap = identity, up to rounding."""
+        told = ("p_first", "p_raw", "people", "p_judged")
+        known = {name: p for name in told if (p := getattr(self, name)) is not None}
         return replace(
             self,
             pair=self.pair.swap(),
-            p_first=None if self.p_first is None else 1.0 - self.p_first,
             p_principles=tuple(1.0 - p for p in self.p_principles),
-            p_raw=None if self.p_raw is None else 1.0 - self.p_raw,
+            **{name: 1.0 - p for name, p in known.items()},
         )
 
     @property

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from rlaif.errors import ConfigError, DataError, nearest
 from rlaif.files.rows import KINDS
 from rlaif.files.writers import export_completions, export_rows
-from rlaif.records import Preference, Prompt, mirrored
+from rlaif.records import Preference, Prompt
 from rlaif.report.card import dataset_card, model_card
 from rlaif.stages.revising import current_revisions, labelled
 from rlaif.steps.revising import SIDES, last_revisions, revision_pairs
 from rlaif.store import RunStore
-from rlaif.store.people import require_people
+from rlaif.store.people import of_pair, require_people
 
 _MODEL = "models/"
 _OTHERS = ("people", "revision-pairs", "revisions")  # whose labels are not the run's
@@ -147,10 +147,7 @@ def people_preferences(store: RunStore) -> Iterator[Preference]:
     said = require_people(store.root, "all")
     for batch in store.table("pairs").iter_batches():
         for pair in batch:
-            p = said.get(pair.id)
-            if p is None and (other := said.get(mirrored(pair.id))) is not None:
-                p = 1.0 - other
-            if p is not None:
+            if (p := of_pair(said, pair.id)) is not None:
                 yield Preference(pair, "tie" if p == 0.5 else "preferred", p)
 
 

@@ -81,8 +81,8 @@ SETTINGS = {
     "labels": Setting(
         str,
         "NAME",
-        "What is learnt: the pairs' `own` labels, or the run's `preferences` (for a "
-        "judge also `verdicts`).",
+        "What is learnt: the pairs' `own` labels, those that `people` gave in `rlaif view`, or "
+        "the run's `preferences` (for a judge also `verdicts`).",
     ),
     "data": Setting(
         str,

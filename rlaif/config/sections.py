@@ -20,6 +20,7 @@ from rlaif.evaluation.settings import (
 )
 from rlaif.files.readers.settings import AnswerColumns, AnswerReading, PairReading, PromptReading
 from rlaif.files.settings import Place, Section, Seed
+from rlaif.judges.people import PeopleSettings
 from rlaif.judges.preferences import PreferenceSettings
 from rlaif.judges.settings import JudgingSettings
 from rlaif.steps.settings import ReviseSettings
@@ -81,7 +82,7 @@ def _temperature(said: Any) -> Any:
 _Temperature = Annotated[float | Literal["audit"] | None, BeforeValidator(_temperature)]
 
 
-class PreferencesConfig(PreferenceSettings):
+class PreferencesConfig(PreferenceSettings, PeopleSettings):
     """How verdicts become preferences. Changing this costs no model call."""
 
     temperature: _Temperature = None  # type: ignore[assignment]
@@ -90,10 +91,11 @@ class PreferencesConfig(PreferenceSettings):
     leaves labels as they are (`docs/audit.md`)."""
 
     def rule(self) -> dict[str, Any]:
-        """What decides labels. Options that earlier versions lacked are left out where they do
-        nothing, so that runs of those versions stay up to date."""
+        """How verdicts become labels, people apart. Options that earlier versions lacked are left
+        out where they do nothing, so that runs of those versions stay up to date."""
         later = {"orders": "mean", "temperature": None}
-        return {k: v for k, v in self.model_dump().items() if k not in later or v != later[k]}
+        found = self.model_dump(exclude=set(PeopleSettings.model_fields))
+        return {k: v for k, v in found.items() if k not in later or v != later[k]}
 
     def at(self, temperature: float | None) -> PreferenceSettings:
         """The same rules at a temperature that is known."""
@@ -104,9 +106,10 @@ class PreferencesConfig(PreferenceSettings):
 class OfPreferences(Section):
     """What is learnt from preferences."""
 
-    labels: Literal["preferences", "own"] = "preferences"
+    labels: Literal["preferences", "own", "people"] = "preferences"
     """`preferences`: the run's labels, by its judge or jury. `own`: what is known of its pairs,
-    people's labels (`docs/data.md`) or the embedded world's truth; no judge is asked."""
+    people's labels (`docs/data.md`) or the embedded world's truth. `people`: what people decided in
+    `rlaif view`. Of the last two no judge is asked."""
 
 
 class RewardConfig(RewardSettings, OfPreferences):
@@ -145,8 +148,9 @@ class JudgeTrainConfig(JudgeTrainSettings):
     """A pairwise template, by path or shipped name, whose copy goes with the trained judge; null
     takes that of the judge where training starts from it, else the model's own or
     `pairwise/default`."""
-    labels: Literal["own", "preferences", "verdicts"] = "own"
+    labels: Literal["own", "people", "preferences", "verdicts"] = "own"
     """`own`: what is known of the run's pairs, people's labels or the embedded world's truth.
+    `people`: what people decided in `rlaif view`.
     `preferences`: the run's labels, by a stronger judge or a jury. `verdicts`: what it said under
     each principle, both orders averaged, each learnt under that principle."""
     principles: Literal["all"] | tuple[str, ...] | None = None

@@ -102,8 +102,12 @@ def _most(values: object) -> float | None:
 
 def decisive(preference: Preference, rule: LabelRule) -> str | None:
     """The principle that decided a preferred pair: were its opinion ½, the label would lie farthest
-    from the side that it took. None of a tie or an abstention; of equals the first one."""
+    from the side that it took. None of a tie or an abstention, or where people's word turned the
+    label; of equals the first one."""
     if preference.status != "preferred":
+        return None
+    status, p = preference.by_verdicts
+    if status != "preferred" or p is None or (p > 0.5) != preference.first_is_chosen:
         return None
     given = opinions(preference)
     side = 1.0 if preference.first_is_chosen else -1.0

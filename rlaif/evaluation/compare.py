@@ -20,6 +20,7 @@ from rlaif.statistics.agreement import Agreement, SideAgreement
 
 Find = Callable[[Sequence[str]], Mapping[str, Preference]]
 THE_RULE = "the rule"  # stands among principles for the rule that makes a label of them
+PEOPLE = "people"  # and for their word in a label (`preferences.people`)
 SIDES = ("first", "second", "tie", "abstained")
 
 
@@ -46,7 +47,8 @@ class Flip:
 
     `p` is P(first is better) by each, `moves` how far the label of run A moves when one opinion
     alone, or the rule alone, is that of run B. `turned_by` is the one that moves it farthest
-    towards B's side, None where none does alone; `alone` says whether it takes the label there.
+    towards B's side, None where none does alone; `alone` says whether it takes the label there. It
+    is `PEOPLE` where the verdicts alone say the same in both runs.
     """
 
     pair: Pair
@@ -86,6 +88,16 @@ def side(preference: Preference) -> str:
     return "first" if preference.first_is_chosen else "second"
 
 
+def by_people(a: Preference, b: Preference) -> bool:
+    """Whether people's word makes two labels differ: of the verdicts alone both say the same."""
+    return a.people != b.people and _alone(a) == _alone(b)
+
+
+def _alone(preference: Preference) -> tuple[str, bool]:
+    status, p = preference.by_verdicts
+    return status, status == "preferred" and p is not None and p > 0.5
+
+
 def opinions(preference: Preference) -> dict[str, float]:
     """P(first is better) of each principle that counted."""
     return dict(zip(preference.principles, preference.p_principles, strict=True))
@@ -121,10 +133,13 @@ def flipped(a: Preference, b: Preference, rules: tuple[LabelRule, LabelRule]) ->
     found = moves(before, after, *rules)
     towards = 1.0 if b.first_is_chosen else -1.0
     able = {name: move for name, move in found.items() if move * towards > 0}
+    p = (float(a.p_first or 0), float(b.p_first or 0))
+    if by_people(a, b):
+        return Flip(a.pair, p, found, PEOPLE, True)
     best = max(able, key=lambda name: abs(able[name]), default=None)
     start = LabelRule(rules[0].name, {**rules[1].weights, **rules[0].weights})(before)
     alone = best is not None and (start + able[best] - 0.5) * towards > 0
-    return Flip(a.pair, (float(a.p_first or 0), float(b.p_first or 0)), found, best, alone)
+    return Flip(a.pair, p, found, best, alone)
 
 
 class Comparison:

@@ -46,6 +46,7 @@ class LabelQuality:
         self.status: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
         self.unlabelled: Counter[str] = Counter()  # pairs, by why they have no label
+        self.people = self.changed = 0  # labels with people's word; of them, those it changed
         self._truth = truth or (lambda pair: pair.label)
         self._p, self._y, self._prompts = array("d"), array("d"), array("Q")
         self._mass, self._masses, self._low_masses = 0.0, 0, 0
@@ -64,6 +65,9 @@ class LabelQuality:
         self.verdicts += len(made)
         self.status.update(p.status for p in preferences)
         self.unlabelled.update(p.reason for p in preferences if p.reason is not None)
+        spoken = [p for p in preferences if p.people is not None]
+        self.people += len(spoken)
+        self.changed += sum(_side(p.status, p.p_first) != _side(*p.by_verdicts) for p in spoken)
         self.reasons.update(v.reason for v in made if v.reason is not None)
         masses = [v.mass for v in made if v.mass is not None]
         self._mass, self._masses = self._mass + math.fsum(masses), self._masses + len(masses)
@@ -138,6 +142,10 @@ class LabelQuality:
             "swap_prompts": len(set(prompts)),
             "by_principle": table,
         }
+
+
+def _side(status: str, p: float | None) -> str:
+    return status if status != "preferred" or p is None else f"first {p > 0.5}"
 
 
 def _number(pair: Pair) -> int:

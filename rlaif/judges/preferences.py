@@ -121,7 +121,7 @@ def aggregate(
         kept = {n: p for n, p in values.items() if abs(p - 0.5) >= settings.principle_margin}
         alone = settings.aggregate == "sign_agreement"
         raw = strongest(kept) if alone else combine(kept, settings.aggregate, weights)
-        status, p = _labelled(raw, bool(values), settings)
+        status, p = labelled(raw, bool(values), settings)
         made = [v for judges in columns.values() for row in judges.values() for v in row.values()]
         out.append(
             Preference(
@@ -157,7 +157,7 @@ def _by_principle(
     return values, told
 
 
-def _labelled(
+def labelled(
     raw: float | None, judged: bool, settings: PreferenceSettings
 ) -> tuple[PreferenceStatus, float | None]:
     """What an aggregated P(first) is as a label: its status, and it at the temperature, rounded

@@ -22,8 +22,9 @@ from rlaif.files.small import Shape, misfit, read_bytes, read_json, read_object,
 from rlaif.files.yamlfile import parse_yaml
 from rlaif.judges.base import grouped, verdict_key
 from rlaif.judges.listwise import group_id, listed
-from rlaif.records import ORDERS, Pair, mirrored
+from rlaif.records import ORDERS, Pair
 from rlaif.store import RunStore, Superseded, lineage
+from rlaif.store.people import of_pair
 from rlaif.tiny.gold import gold, principle_trait
 from rlaif.tiny.grammar import TRAITS
 
@@ -172,7 +173,8 @@ class Run:
         """P(first) that the pairs came with, such as people's; NaN where there is none."""
         if self.people is not None:
             ids = self._pairs["id"].to_pylist()
-            return np.array([_of_pair(self.people, i) for i in ids], dtype=np.float64)
+            said = (of_pair(self.people, i) for i in ids)
+            return np.array([math.nan if p is None else p for p in said], dtype=np.float64)
         return _floats(self._pairs["label"])
 
     @cached_property
@@ -249,7 +251,19 @@ class Run:
     def raw(self) -> Floats:
         """As `preference`, before the temperature that the labels are at, if they are at one."""
         before = _floats(self._preferences["p_raw"])
-        return np.where(np.isfinite(before), before, self.preference)
+        return np.where(np.isfinite(before), before, self.judged)
+
+    @cached_property
+    def judged(self) -> Floats:
+        """As `preference`, by the verdicts alone where people had a word in the label."""
+        alone = pc.is_valid(self._preferences["status_judged"]).to_numpy()
+        return np.where(alone, _floats(self._preferences["p_judged"]), self.preference)
+
+    @cached_property
+    def judged_statuses(self) -> list[str | None]:
+        """As `statuses`, by the verdicts alone."""
+        alone: list[str | None] = self._preferences["status_judged"].to_pylist()
+        return [one or label for one, label in zip(alone, self.statuses, strict=True)]
 
     @property
     def temperature(self) -> float | None:
@@ -273,7 +287,8 @@ class Run:
     @cached_property
     def _preferences(self) -> pa.Table:
         """One row a pair, null where it has no preference."""
-        found = self.store.table("preferences").to_arrow(["pair_id", "status", "p_first", "p_raw"])
+        columns = ["pair_id", "status", "p_first", "p_raw", "status_judged", "p_judged"]
+        found = self.store.table("preferences").to_arrow(columns)
         ids = found["pair_id"].combine_chunks()
         return found.take(pc.index_in(self._pairs["id"], value_set=ids))
 
@@ -367,13 +382,6 @@ class Run:
         if any(i >= len(ids) or ids[i].as_py() != pair.id for i, pair in found.items()):
             raise Superseded(f"the pairs of {self.path} were replaced while they were read")
         return found
-
-
-def _of_pair(people: Mapping[str, float], pair_id: str) -> float:
-    """What people said of a pair, or of its mirror; NaN where they said nothing."""
-    if pair_id in people:
-        return people[pair_id]
-    return 1.0 - people.get(mirrored(pair_id), math.nan)
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:

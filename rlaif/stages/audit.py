@@ -52,7 +52,8 @@ def audit(run: Run, temperature_from: str | None = None, people: str | None = No
 
 
 def stored_labels(stored: StoredRun) -> Labels:
-    """A run's labels as arrays; the texts pass by for their lengths."""
+    """A run's labels as arrays, by the verdicts alone: people are who they are measured against.
+    The texts pass by for their lengths."""
     ids, prompts, lengths = [], [], []
     for batch in stored.store.table("pairs").iter_batches():
         for pair in batch:
@@ -62,8 +63,8 @@ def stored_labels(stored: StoredRun) -> Labels:
     return Labels(
         ids,
         prompts,
-        stored.statuses,
-        stored.preference,
+        stored.judged_statuses,
+        stored.judged,
         stored.known,
         np.array(lengths, dtype=np.float64).reshape(-1, 2),
         stored.cube,

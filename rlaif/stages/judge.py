@@ -101,10 +101,10 @@ def _questions(run: Run, config: JudgeTrainConfig) -> list[Question]:
     """What is known of the pairs, or was said of them, each under its principles."""
     from rlaif.training.judge import Question
 
-    if config.labels != "own":
+    if config.labels in ("preferences", "verdicts"):
         return _said(run, config)
-    shown = _shown(run, config)
-    return [Question(pair, principle, p) for pair, p in known(run) for principle in shown(pair)]
+    shown, labelled = _shown(run, config), known(run, config.labels)
+    return [Question(pair, principle, p) for pair, p in labelled for principle in shown(pair)]
 
 
 def _said(run: Run, config: JudgeTrainConfig) -> list[Question]:

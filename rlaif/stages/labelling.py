@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from rlaif.config import Config
 from rlaif.constitution import Principle, require
 from rlaif.errors import ConfigError, DataError
 from rlaif.evaluation.jury import JuryAgreement
-from rlaif.evaluation.metrics import LabelQuality
+from rlaif.evaluation.metrics import LabelQuality, Truth
 from rlaif.files.readers import read_pairs
 from rlaif.files.readers.repeats import Votes
+from rlaif.judges.people import with_people
 from rlaif.judges.preferences import Orders, aggregate
 from rlaif.records import Pair, Preference, Verdict
 from rlaif.stages.inputs import truth
@@ -28,6 +30,7 @@ from rlaif.stages.temperature import require_temperature
 from rlaif.stages.trained_on import tell_learnt
 from rlaif.steps.executors import Judged
 from rlaif.store import lineage, write_json
+from rlaif.store.people import People, of_pair, require_people
 
 
 def read(run: Run) -> None:
@@ -64,19 +67,24 @@ def read(run: Run) -> None:
     record_inputs(run, "read")
 
 
-def known(run: Run) -> Iterator[tuple[Pair, float]]:
+def known(run: Run, labels: str = "own") -> Iterator[tuple[Pair, float]]:
     """The run's pairs of which it is known how probably the first side is better, with that
-    probability: those of its file, if the config names one. The others are counted and told.
+    probability: those of its file, if the config names one; or, where `labels` is `people`, what
+    people decided in `rlaif view`. The others are counted and told.
 
     DataError if there is none.
     """
     from rlaif.training.processes import wait
 
-    if run.config.pairs is not None:
-        if run.main:
-            read(run)
-        wait()
-    said, total, left = truth(run), 0, 0
+    total = left = 0
+    if labels == "people":
+        said: Truth = partial(_said_of, require_people(run.store.root, "all"))
+    else:
+        if run.config.pairs is not None:
+            if run.main:
+                read(run)
+            wait()
+        said = truth(run)
     for batch in run.store.table("pairs").iter_batches():
         for pair in batch:
             total += 1
@@ -97,6 +105,10 @@ def known(run: Run) -> Iterator[tuple[Pair, float]]:
         run.reporter.warn(f"{left:,} pairs without a label, not trained on")
 
 
+def _said_of(people: Mapping[str, float], pair: Pair) -> float | None:
+    return of_pair(people, pair.id)
+
+
 def label(run: Run) -> None:
     """pairs → verdicts → preferences."""
     clock, store = time.monotonic(), run.store
@@ -104,14 +116,14 @@ def label(run: Run) -> None:
     if not total:
         raise nothing_to_label(run)
     temperature = require_temperature(run.config)
-    principles, judges = run.principles(), judges_of(run)
+    principles, judges, said = run.principles(), judges_of(run), decided(run)
     require(principles, "label")
     require_short_lists(run)
     counts = Counts(run, judges)
-    with closing(judges.verdicts(run.pairs, total, store.table("verdicts"), "label")) as said:
-        parts, orders = counts.counted(said), judges.orders
+    with closing(judges.verdicts(run.pairs, total, store.table("verdicts"), "label")) as stream:
+        parts, orders, quality = counts.counted(stream), judges.orders, counts.quality
         store.table("preferences").replace(
-            prefer_stream(run.config, parts, principles, orders, counts.quality, temperature)
+            prefer_stream(run.config, parts, principles, orders, quality, temperature, said)
         )
     found = counts.result()
     _tell(run, judges, counts, temperature)
@@ -132,6 +144,7 @@ class Counts:
         self.quality, self.reasoned = LabelQuality(truth(run)), Reasoned()
         self.jury: JuryAgreement | None = None
         rule = run.config.preferences
+        self._how = rule.people
         if isinstance(judges.orders, Mapping):
             self.jury = JuryAgreement(
                 judges.orders, rule=rule.orders, quorum=rule.quorum, margin=rule.principle_margin
@@ -147,6 +160,13 @@ class Counts:
         found = self.quality.result()
         return found if self.jury is None else found | {"jury": self.jury.result()}
 
+    def by_people(self) -> dict[str, Any]:
+        """How many labels people had a word in, and how many of those it changed."""
+        if self._how is None:
+            return {}
+        counts = {"pairs": self.quality.people, "changed": self.quality.changed}
+        return {"people": {"how": self._how, **counts}}
+
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
         quality = self.quality
@@ -154,6 +174,7 @@ class Counts:
             "rows": quality.verdicts,
             "abstained": dict(quality.reasons),
             "preferences": dict(quality.status),
+            **self.by_people(),
             **self.reasoned.facts(),
         }
 
@@ -175,10 +196,28 @@ def _tell(run: Run, judges: Judges, counts: Counts, temperature: float | None) -
     if temperature is not None:
         of = " that the audit fitted" if run.config.preferences.temperature == "audit" else ""
         run.reporter.say(f"labels at the temperature {temperature:.3g}{of}")
+    _tell_people(run, counts)
     _tell_examples(run, judges)
     _remove_audit(run)
     if counts.jury is not None:
         _tell_jury(run, counts.jury)
+
+
+def _tell_people(run: Run, counts: Counts) -> None:
+    found = counts.by_people().get("people")
+    if found is None:
+        return
+    if not found["pairs"]:
+        run.reporter.warn(
+            f"preferences.people is {found['how']}, and nobody has decided a pair of this run yet: "
+            "`rlaif view` shows pairs to people"
+        )
+        return
+    does = "are people's" if found["how"] == "override" else "have people's word in them"
+    run.reporter.say(
+        f"{found['pairs']:,} labels {does}; {found['changed']:,} of them say something else than "
+        "the judge's alone"
+    )
 
 
 def _tell_examples(run: Run, judges: Judges) -> None:
@@ -223,10 +262,11 @@ def prefer_stream(
     orders: Orders,
     quality: LabelQuality,
     temperature: float | None = None,
+    people: Mapping[str, float] | None = None,
 ) -> Iterator[Preference]:
     """The preferences of each chunk, of which nothing but `quality` is kept."""
     for part in parts:
-        preferences = prefer(config, part.items, part.rows, principles, orders, temperature)
+        preferences = prefer(config, part.items, part.rows, principles, orders, temperature, people)
         quality.add(part.items, preferences, part.rows)
         yield from preferences
 
@@ -238,18 +278,30 @@ def prefer(
     principles: Sequence[Principle],
     orders: Orders,
     temperature: float | None,
+    people: Mapping[str, float] | None = None,
 ) -> list[Preference]:
     """Preferences by the config's rules, at what `require_temperature` found. A jury's verdicts
-    have the jurors' names as judges."""
+    have the jurors' names as judges. `people` is what `decided` gives; without it their decisions
+    count for nothing."""
     rule = config.preferences.at(temperature)
-    return aggregate(
+    if not config.jury:
+        rule = rule.but(jury="mean")
+    made = aggregate(
         pairs,
         verdicts,
-        rule if config.jury else rule.but(jury="mean"),
+        rule.but(soft=True) if people else rule,
         weights={p.id: p.weight for p in principles},
         judge_weights={juror.name: juror.weight for juror in config.jury},
         orders=orders,
     )
+    if not people:
+        return made
+    return [with_people(p, of_pair(people, p.pair.id), rule, config.preferences) for p in made]
+
+
+def decided(run: Run) -> dict[str, float]:
+    """What people said of pairs, where the config has it count: P(first is better) by pair."""
+    return {} if run.config.preferences.people is None else People(run.store.root).labels()
 
 
 def _tell_labels(run: Run, new: int, quality: LabelQuality, reasoned: Reasoned) -> None:

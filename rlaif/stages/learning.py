@@ -153,7 +153,7 @@ def _train(
 ) -> None:
     """Trains on the run's preferences, and records what was read; `others` are prompts besides."""
     clock = time.monotonic()
-    preferences = _own(run) if labels == "own" else judged(run)
+    preferences = judged(run) if labels == "preferences" else _known(run, labels)
     with fitting(run, name) as (runtime, steps):
         metrics = fit(preferences, run.store.path("models", name), runtime).metrics
     read = [*(row.pair.prompt for row in preferences), *others]
@@ -215,9 +215,10 @@ def judged(run: Run, first: str = "run `rlaif label` first") -> list[Preference]
     return preferences
 
 
-def _own(run: Run) -> list[Preference]:
+def _known(run: Run, labels: str) -> list[Preference]:
     """What is known of the run's pairs, as labels."""
-    return [Preference(pair, "tie" if p == 0.5 else "preferred", p) for pair, p in known(run)]
+    found = known(run, labels)
+    return [Preference(pair, "tie" if p == 0.5 else "preferred", p) for pair, p in found]
 
 
 def _tell_training(run: Run, name: str, metrics: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from rlaif.engines.settings import HTTPSettings, VLLMSettings
 from rlaif.errors import ConfigError
+from rlaif.files.small import read_object
 from rlaif.judges.methods import method_of
 from rlaif.records import content_id
 from rlaif.stages.run import Run
@@ -76,6 +77,7 @@ def asked(run: Run, kept: Kept) -> dict[str, Any]:
     return {
         "principles": {p.id: content_id(p.compare) for p in run.principles()},
         "rule": rule,
+        "people": config.preferences.about_people(),
         "judge": {
             before + key: value
             for (before, at), judge in zip(named, judges, strict=True)
@@ -132,10 +134,19 @@ def record_inputs(run: Run, stage: str) -> None:
         run.store.update_manifest("labelled", about_constitution(run))
 
 
+# What is read of whose labels a model learns.
+_LEARNT = {
+    "own": (lineage.PAIRS,),
+    "people": (lineage.PAIRS, lineage.PEOPLE),
+    "preferences": (lineage.LABELS,),
+    "verdicts": (lineage.LABELS,),
+}
+
+
 def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
     """The products of a stage, each with the names of its inputs."""
     train, judged = run.config.train, ("principles", "rule", "judge")
-    sampled = ("prompts", "policy", "sampling")
+    sampled, people = ("prompts", "policy", "sampling"), lineage.PEOPLE
     match stage:
         case "sample":
             return {lineage.PAIRS: sampled}
@@ -146,19 +157,22 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
         case "label":
             audited = run.config.preferences.temperature == "audit"
             heat = (lineage.TEMPERATURE,) if audited else ()
-            return {lineage.LABELS: (lineage.PAIRS, *judged, *heat)}
+            by = () if run.config.preferences.people is None else (people,)
+            return {lineage.LABELS: (lineage.PAIRS, *judged, "people", *by, *heat)}
         case "audit":
-            return {lineage.AUDIT: (lineage.LABELS,), lineage.TEMPERATURE: (lineage.RAW,)}
+            found = read_object(run.store.path("evaluation", "audit.json"), "`rlaif eval audit`")
+            by = (people,) if found.get("known_from") == "people" else ()
+            return {lineage.AUDIT: (lineage.LABELS, *by), lineage.TEMPERATURE: (lineage.RAW, *by)}
         case "judge":
             given = train.judge
-            own = given is None or given.labels == "own"
+            whose = "own" if given is None else given.labels
             start = [] if given is not None and given.model is not None else ["learner"]
-            labels = (lineage.PAIRS, "principles") if own else (lineage.LABELS,)
-            return {lineage.model(stage): (*labels, *start)}
+            shown = [] if _LEARNT[whose] == (lineage.LABELS,) else ["principles"]
+            return {lineage.model(stage): (*_LEARNT[whose], *shown, *start)}
         case "reward" | "dpo":
             learnt = train.reward if stage == "reward" else train.dpo
-            own = learnt is not None and learnt.labels == "own"
-            return {lineage.model(stage): (lineage.PAIRS if own else lineage.LABELS, "policy")}
+            whose = "preferences" if learnt is None else learnt.labels
+            return {lineage.model(stage): (*_LEARNT[whose], "policy")}
         case "sft":
             best = train.sft is not None and train.sft.data == "best"
             return {lineage.model(stage): (*([lineage.LABELS] if best else []), "policy")}

@@ -17,6 +17,7 @@ from rlaif.errors import DataError
 from rlaif.files.small import is_file, read_bytes, read_object
 from rlaif.records import content_id
 from rlaif.store import RunStore
+from rlaif.store.people import People
 from rlaif.store.places import unread
 
 Facts = Mapping[str, Any]  # an id, or what the config says, by the name of an input
@@ -25,10 +26,12 @@ PAIRS, LABELS, EVALUATION, AUDIT = "pairs", "preferences", "evaluation", "audit"
 ATTACKS, BEST_OF_N = "attacks", "best-of-n"
 # What the audit fitted, and what it fitted it on: labels before any temperature.
 TEMPERATURE, RAW = "temperature", "labels before a temperature"
+PEOPLE = "decisions"  # what people decided about pairs
 ASKED = {
     "principles": "the principles",
     "rule": "the rule that makes labels of verdicts",
     "judge": "the judge",
+    "people": "what people's decisions do to labels",
     "learner": "the model that was taught to judge",
     "prompts": "the prompts",
     "policy": "the policy",
@@ -46,6 +49,7 @@ _TITLES = {
     BEST_OF_N: "best-of-n",
     TEMPERATURE: "the audit's temperature",
     RAW: "the labels before the temperature",
+    PEOPLE: "what people decided",
 }
 _MANY = (PAIRS, LABELS, RAW)
 _FILES = {
@@ -94,6 +98,9 @@ def contents(store: RunStore) -> dict[str, str]:
         rows = store.table("preferences").to_arrow(["pair_id", "status", "p_first"])
         columns = (rows[name].to_pylist() for name in rows.schema.names)
         found[LABELS] = _hash(map(repr, zip(*columns, strict=True)))
+    decided = People(store.root).labels()
+    if decided:
+        found[PEOPLE] = _hash(map(repr, sorted(decided.items())))
     temperature = store.path("evaluation", _FILES[TEMPERATURE])
     if is_file(temperature):
         said = read_object(temperature, "`rlaif eval audit`")
@@ -106,12 +113,13 @@ def contents(store: RunStore) -> dict[str, str]:
 
 
 def _raw(store: RunStore) -> str:
-    """Of the labels as they were, or are, without a temperature."""
-    rows = store.table("preferences").to_arrow(["pair_id", "status", "p_first", "p_raw"])
-    columns = (rows[name].to_pylist() for name in rows.schema.names)
+    """Of the labels as they were, or are, without a temperature and without people's word."""
+    asked = ["pair_id", "status", "p_first", "p_raw", "status_judged", "p_judged"]
+    rows = store.table("preferences").to_arrow(asked)
+    columns = (rows[name].to_pylist() for name in asked)
     return _hash(
-        repr((pair, status, p if raw is None else raw))
-        for pair, status, p, raw in zip(*columns, strict=True)
+        repr((pair, alone or status, raw if raw is not None else q if alone else p))
+        for pair, status, p, raw, alone, q in zip(*columns, strict=True)
     )
 
 
@@ -171,6 +179,8 @@ def _reasons(of: Facts, now: Facts, found: Mapping[str, Stale]) -> Iterator[str]
         elif name in ASKED:
             if name in now and differ(then, now[name]):
                 yield from _told(name, then, now[name])
+        elif name not in now and then is None:
+            continue  # nobody had decided a pair, and nobody has since
         elif name not in now:
             yield f"{title(name)} {'are' if name in _MANY else 'is'} no longer there"
         elif now[name] != then:

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.small import explained
-from rlaif.records import ORDERS, Order
+from rlaif.records import ORDERS, Order, mirrored
 
 FILE = "human/decisions.jsonl"
 Choice = Literal["first", "second", "tie", "skip", "undo"]
@@ -133,6 +133,13 @@ class People:
                 f"choice of {', '.join(CHOICES)}, got {line[:80]!r}. Mend or remove it"
             )
         return Decision(**{k: v for k, v in said.items() if k in known})
+
+
+def of_pair(said: Mapping[str, float], pair_id: str) -> float | None:
+    """P(first is better) that was said of a pair, or of its mirror; None where nothing was."""
+    if (p := said.get(pair_id)) is not None:
+        return p
+    return None if (other := said.get(mirrored(pair_id))) is None else 1.0 - other
 
 
 def require_people(run: Path, which: str) -> dict[str, float]:

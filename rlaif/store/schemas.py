@@ -107,6 +107,9 @@ SCHEMAS: dict[str, pa.Schema] = {
             ("abstained", _COUNT),
             ("reason", _TEXT),
             ("p_raw", _FLOAT),
+            ("people", _FLOAT),
+            ("status_judged", _TEXT),
+            ("p_judged", _FLOAT),
         ]
     ),
 }
@@ -154,7 +157,8 @@ def _revision_of_row(
 
 
 def _preference_of_row(*row: Any) -> Preference:
-    status, p_first, principles, p_principles, verdicts, abstained, reason, p_raw = row[7:]
+    status, p_first, principles, p_principles, *told = row[7:]
+    verdicts, abstained, reason, p_raw, people, status_judged, p_judged = told
     return Preference(
         pair=_pair_of_row(*row[:7]),
         status=status,
@@ -165,6 +169,9 @@ def _preference_of_row(*row: Any) -> Preference:
         abstained=abstained,
         reason=reason,
         p_raw=p_raw,
+        people=people,
+        status_judged=status_judged,
+        p_judged=p_judged,
     )
 
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlaif.evaluation.compare import (
+    PEOPLE,
     SIDES,
     Comparison,
     LabelRule,
+    by_people,
     joined,
     moves,
     opinions,
@@ -29,7 +31,8 @@ KEEP = 100  # changed labels that are shown: those that are farthest apart
 class Change:
     """A pair whose label says something else in the other run: `sides` are what both say, `p`
     P(first is better) by each, ½ where there is none. `by` is the principle's opinion, or the rule,
-    that alone moves the first label farthest towards the second; None where none does."""
+    that alone moves the first label farthest towards the second, or people's word; None where none
+    does."""
 
     pair: Pair
     sides: tuple[str, str]
@@ -57,7 +60,7 @@ def change(a: Preference, b: Preference, rules: tuple[LabelRule, LabelRule]) -> 
     towards = p[1] - p[0]
     able = {name: move for name, move in moved.items() if move * towards > 0}
     by = max(able, key=lambda name: abs(able[name]), default=None)
-    return Change(a.pair, said, (p[0], p[1]), moved, by)
+    return Change(a.pair, said, (p[0], p[1]), moved, PEOPLE if by_people(a, b) else by)
 
 
 class Changes:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import DataError, missing_extra
 from rlaif.judges.base import verdict_key
+from rlaif.judges.ensembles import SURE_OF_AN_ORDER, OrderRule
 from rlaif.records import Message, Pair, Prompt, Verdict
-from rlaif.store import RunStore
+from rlaif.store import RunStore, lineage
 from rlaif.store.schemas import SCHEMAS
 
 if TYPE_CHECKING:
@@ -56,14 +57,22 @@ class Asked:
     principles: tuple[Json, ...]
     judges: tuple[tuple[str, Json], ...]  # name ("" for one judge) and what is told of it
     constitution: str = ""
+    orders: OrderRule = "mean"  # how the two orders of a question are made one
+    agreeing: bool = False  # and whether they say ½ where they lean to different sides
 
     @classmethod
     def of(cls, manifest: Mapping[str, Any]) -> Asked:
         made = manifest.get("labelled") or manifest.get("constitution") or {}
         judge = manifest.get("judge") or {}
         jury = judge.get("jury") or ({"": judge} if judge else {})
-        name = str(made.get("name") or "")
-        return cls(tuple(made.get("principles") or ()), tuple(jury.items()), name)
+        rule = ((manifest.get("made") or {}).get(lineage.LABELS) or {}).get("rule") or {}
+        return cls(
+            tuple(made.get("principles") or ()),
+            tuple(jury.items()),
+            str(made.get("name") or ""),
+            rule.get("orders", "mean"),
+            rule.get("aggregate") == "sign_agreement",
+        )
 
     @property
     def by_key(self) -> bool:
@@ -161,7 +170,9 @@ class Made:
     shown first and second, p their mean, null where one of them is an abstention. In `facts`,
     `orders`, `principles` and `jurors` say how far the two orders of one question, two principles,
     or two jurors on one principle lean to different sides; 0 where they do not. `place` counts the
-    pairs from 0 by the label's margin, `prompt` is the same for pairs of one prompt.
+    pairs from 0 by the margin of the judge's own label, which `judged` and `p_judged` are also
+    where people had a word in it: that is `people` (`preferences.people`), else null. `prompt` is
+    the same for pairs of one prompt.
     """
 
     def __init__(self, root: Path, files: dict[str, tuple[str, ...]]) -> None:
@@ -224,7 +235,10 @@ class Made:
         )
         self.run(
             f"""CREATE TABLE preference AS SELECT n, any_value(status) AS status,
-            any_value(p_first)::FLOAT AS p, any_value(reason) AS reason
+            any_value(p_first)::FLOAT AS p, any_value(reason) AS reason,
+            any_value(people)::FLOAT AS people,
+            any_value(coalesce(status_judged, status)) AS judged, any_value(CASE WHEN
+            status_judged IS NULL THEN p_first ELSE p_judged END)::FLOAT AS p_judged
             FROM {self.shards("preferences")} JOIN pair ON id = pair_id GROUP BY n"""
         )
 
@@ -240,12 +254,14 @@ class Made:
                 f"principle, '' FROM (SELECT DISTINCT principle FROM {self.shards('verdicts')})"
             )
         alone = len(self.asked.judges) < 2
+        said, mean = self._over_orders()
         ways = [self._all()] * alone + [self._by_key()] * self.asked.by_key + [self._last()]
         for way in ways:
             self.run(
                 f"""CREATE OR REPLACE TABLE verdict AS SELECT n, c::UTINYINT AS c,
                 juror::UTINYINT AS juror, "order" = 'first_second' AS straight, p_first::FLOAT AS p,
-                reason IS NOT NULL AS abstained FROM ({way}) JOIN pair ON id = pair_id"""
+                {said} AS said, reason IS NOT NULL AS abstained
+                FROM ({way}) JOIN pair ON id = pair_id"""
             )
             [found] = self.run(
                 "SELECT max(rows) AS most FROM (SELECT count(*) AS rows FROM verdict "
@@ -254,13 +270,25 @@ class Made:
             if found["most"] == 1:
                 break
         self.run(
-            """CREATE TABLE opinion AS SELECT n, c, juror, max(CASE WHEN straight THEN p END) AS p1,
+            f"""CREATE TABLE opinion AS SELECT n, c, juror,
+            max(CASE WHEN straight THEN p END) AS p1,
             max(CASE WHEN NOT straight THEN p END) AS p2,
             (count(*) FILTER (abstained))::UTINYINT AS abstained, count(*)::UTINYINT AS verdicts,
-            CASE WHEN bool_or(abstained) THEN NULL ELSE avg(p)::FLOAT END AS p
+            CASE WHEN bool_or(abstained) THEN NULL ELSE {mean} END AS p
             FROM verdict GROUP BY n, c, juror ORDER BY n, c, juror"""
         )
         self.run("DROP TABLE verdict")
+
+    def _over_orders(self) -> tuple[str, str]:
+        """SQL for what is averaged of a verdict, and for the opinion that the orders of a question
+        are made: `judges.ensembles.over_orders`."""
+        said, mean = "NULL", "avg(p)"
+        if self.asked.orders == "mean_logits":
+            sure = f"greatest({SURE_OF_AN_ORDER}, least(1 - {SURE_OF_AN_ORDER}, p_first))"
+            said, mean = f"ln({sure}) - ln(1 - {sure})", "1 / (1 + exp(-avg(said)))"
+        if self.asked.agreeing:
+            mean = f"CASE WHEN min(p) < 0.5 AND max(p) > 0.5 THEN 0.5 ELSE {mean} END"
+        return said, f"({mean})::FLOAT"
 
     def _all(self) -> str:
         """SQL for all verdicts, as they are where each question was asked once."""
@@ -302,11 +330,13 @@ class Made:
             )
         self.run(
             """CREATE TABLE facts AS SELECT pair.*, coalesce(status, 'unlabelled') AS status, p,
-            reason, abs(p - 0.5)::FLOAT AS margin, coalesce(orders, 0)::FLOAT AS orders,
+            reason, people, judged, p_judged, abs(p - 0.5)::FLOAT AS margin,
+            coalesce(orders, 0)::FLOAT AS orders,
             coalesce(principles, 0)::FLOAT AS principles, coalesce(jurors, 0)::FLOAT AS jurors,
             coalesce(abstained, 0)::INTEGER AS abstained,
             coalesce(verdicts, 0)::INTEGER AS verdicts,
-            (row_number() OVER (ORDER BY abs(p - 0.5) NULLS FIRST, n) - 1)::INTEGER AS place
+            (row_number() OVER (ORDER BY abs(p_judged - 0.5) NULLS FIRST, n)
+            - 1)::INTEGER AS place
             FROM pair LEFT JOIN preference USING (n) LEFT JOIN fact USING (n)
             LEFT JOIN juror USING (n) ORDER BY n"""
         )

@@ -139,7 +139,7 @@ def _ratings(made: Made, rows: tuple[Decision, ...]) -> Ratings:
         said.setdefault(who, {})[pair] = decision
     ids = sorted({pair for one in said.values() for pair in one})
     facts = {str(row["id"]): row for row in _facts(made, ids)}
-    judge = {i: row["p"] for i, row in facts.items() if row["status"] == "preferred"}
+    judge = {i: row["p_judged"] for i, row in facts.items() if row["judged"] == "preferred"}
     clusters = {i: row["prompt"] for i, row in facts.items()}
     raters = tuple(_rater(who, one, judge, clusters) for who, one in said.items())
     between = []
@@ -154,7 +154,7 @@ def _facts(made: Made, ids: Sequence[str]) -> list[dict[str, object]]:
     if not ids:
         return []
     marks = ", ".join("?" for _ in ids)
-    return made.run(f"SELECT id, status, p, prompt FROM facts WHERE id IN ({marks})", ids)
+    return made.run(f"SELECT id, judged, p_judged, prompt FROM facts WHERE id IN ({marks})", ids)
 
 
 def _decided(said: Mapping[str, Decision]) -> dict[str, Decision]:

@@ -10,11 +10,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from rlaif.judges.ensembles import over_orders
 from rlaif.records import Order, Pair, Verdict
 from rlaif.report import formats
 from rlaif.report.differences import differences
 from rlaif.view.filters import TELLING
-from rlaif.view.index import Index, Json
+from rlaif.view.index import Asked, Index, Json
 
 PAIR_ID = re.compile(r"~?[0-9a-f]{20}")
 EXCERPT = 220  # characters of a text in a list
@@ -79,14 +80,17 @@ class Question:
 
     principle: str
     juror: str
+    asked: Asked
     verdicts: dict[Order, Verdict] = field(default_factory=dict)
 
     @property
     def p(self) -> float | None:
-        """The mean over the orders; None where one of them is an abstention."""
+        """The orders made one as the label rule does; None where one of them is an abstention."""
         found = [v.p_first for v in self.verdicts.values()]
         known = [p for p in found if p is not None]
-        return sum(known) / len(known) if known and len(known) == len(found) else None
+        if not known or len(known) < len(found):
+            return None
+        return over_orders(known, self.asked.orders, agreeing=self.asked.agreeing)
 
     @property
     def conflict(self) -> bool:
@@ -105,7 +109,7 @@ def pair_page(index: Index, pair: Pair) -> Json:
     for verdict, juror in said:
         if juror is not None and verdict.principle in made.principles:
             place = (made.principles.index(verdict.principle), juror)
-            one = questions.setdefault(place, Question(verdict.principle, juror))
+            one = questions.setdefault(place, Question(verdict.principle, juror, made.asked))
             one.verdicts[verdict.order] = verdict
     first, second = differences(pair.first, pair.second)
     label = made.rows("preferences", "pair_id", [pair.id])

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import DataError
 from rlaif.judges.base import Ask
-from rlaif.records import Pair, Preference, Verdict
-from rlaif.stages.labelling import prefer
+from rlaif.judges.ensembles import combine
+from rlaif.judges.preferences import debias
+from rlaif.records import Order, Pair, Preference, Verdict
+from rlaif.stages.labelling import decided, prefer
 from rlaif.stages.run import Run
 from rlaif.stages.stored import Judged, Stored
 from rlaif.steps.executors import Progress
@@ -78,8 +80,8 @@ class Again:
             "pairs": [
                 {
                     "id": pair.id,
-                    "before": _told(b, old.id, before),
-                    "after": _told(a, old.id, after),
+                    "before": self._told(b, old.id, before),
+                    "after": self._told(a, old.id, after),
                 }
                 for pair, b, a in zip(
                     pairs, self._labels(pairs, before), self._labels(pairs, after), strict=True
@@ -102,14 +104,20 @@ class Again:
             self.stored.principles,
             self.stored.orders,
             label.get("temperature"),
+            decided(self.run),
         )
 
-
-def _told(label: Preference, principle: str, verdicts: list[Verdict]) -> Json:
-    said = [v.p_first for v in verdicts if (v.pair_id, v.principle) == (label.pair.id, principle)]
-    known = [p for p in said if p is not None]
-    opinion = sum(known) / len(known) if known and len(known) == len(said) else None
-    return {"status": label.status, "p": label.p_first, "opinion": opinion}
+    def _told(self, label: Preference, principle: str, verdicts: list[Verdict]) -> Json:
+        columns: dict[str, dict[Order, Verdict]] = {}
+        for v in verdicts:
+            if (v.pair_id, v.principle) == (label.pair.id, principle):
+                columns.setdefault(v.judge, {})[v.order] = v
+        rule = self.run.config.preferences
+        agreeing = rule.aggregate == "sign_agreement"
+        said = debias(columns, self.stored.orders, rule.orders, agreeing=agreeing)
+        weights = {juror.name: juror.weight for juror in self.run.config.jury}
+        opinion = combine(said, rule.jury if weights else "mean", weights)
+        return {"status": label.status, "p": label.p_first, "opinion": opinion}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from rlaif.store import RunStore
 from rlaif.view import filters
 from rlaif.view.filters import Filter
 from rlaif.view.index import Index, connect, key_sql, wording
+from rlaif.view.pages import pair_page
 
 Made = Callable[..., Path]
 
@@ -43,6 +44,30 @@ def test_sums_are_the_reports(labelled: Path) -> None:
     for row in made.run("SELECT n, c, p1, p2 FROM opinion"):
         opinions[row["n"] - 1, row["c"]] = row["p1"], row["p2"]
     np.testing.assert_allclose(opinions, stored.cube.p, rtol=1e-6)
+
+
+@pytest.mark.parametrize("orders", ["mean", "mean_logits"])
+@pytest.mark.parametrize("aggregate", ["mean", "sign_agreement"])
+def test_opinions_are_those_of_the_label_rule(made: Made, orders: Any, aggregate: Any) -> None:
+    told = [
+        {"kind": (0.9, 0.3), "brief": (0.99, 0.6)},
+        {"kind": (0.5, 0.8), "brief": (1.0, 0.2)},
+        {"kind": (0.2, 1e-9), "brief": (0.4, 0.7)},
+    ]
+    root = made(told, orders=orders, aggregate=aggregate)
+    with RunStore(root) as store:
+        rule = {"orders": orders, "aggregate": aggregate}
+        store.update_manifest("made", {"preferences": {"rule": rule}})
+        labels = store.table("preferences").read()
+    index = Index(root)
+    rows = index.made.run("SELECT p FROM opinion ORDER BY n, c")
+    expected = [p for label in labels for p in label.p_principles]
+    np.testing.assert_allclose([row["p"] for row in rows], expected, rtol=1e-6)
+    shown = [q.p for label in labels for q in pair_page(index, label.pair)["questions"]]
+    np.testing.assert_allclose(shown, expected)
+    if (orders, aggregate) == ("mean_logits", "mean"):
+        # log-odds of 0.9 and 0.3: ln 9 and ln 3/7, so σ of their mean is √(27/7)/(1 + √(27/7))
+        assert shown[0] == pytest.approx((27 / 7) ** 0.5 / (1 + (27 / 7) ** 0.5))
 
 
 def test_a_key_in_sql_is_a_key_in_python() -> None:

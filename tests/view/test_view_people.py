@@ -299,3 +299,140 @@ def test_peoples_labels_are_audited_and_exported(labelled: Path, tmp_path: Path)
         assert label is not None
         assert (label if name == pair.id else 1 - label) == said[pair.id]
     assert sorted(said.values(), key=lambda p: abs(p - 0.5))[0] in (0.25, 0.75)
+
+
+def decide(root: Path, i: int, agrees: bool, who: str = "Ann", mirror: bool = False) -> str:
+    """Has somebody decide the i-th preferred pair of a run; returns its id."""
+    rows = RunStore.open_readonly(root).table("preferences").read()
+    p = [row for row in rows if row.by_verdicts[0] == "preferred"][i]
+    first = ((p.by_verdicts[1] or 0) > 0.5) == agrees
+    if mirror:
+        choice = "second" if first else "first"
+        People(root).add(decision(who, mirrored(p.pair.id), choice))
+    else:
+        People(root).add(decision(who, p.pair.id, "first" if first else "second"))
+    return p.pair.id
+
+
+def kept(root: Path) -> dict[str, Any]:
+    return {row.pair.id: row for row in RunStore.open_readonly(root).table("preferences").read()}
+
+
+def test_peoples_decisions_stand_in_labels_and_labels_know_when_there_are_more(
+    labelled: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(labelled, root)
+    before = kept(root)
+    override = ("label", str(root), "--set", "preferences.people=override")
+    told = " ".join(run(*override).split())
+    assert "nobody has decided a pair of this run yet" in told
+    assert kept(root) == before
+    assert "out of date" not in run("status", str(root))
+    turned = decide(root, 0, agrees=False)
+    assert "the labels: what people decided has changed since" in " ".join(
+        run("status", str(root)).split()
+    )
+    agreed = decide(root, 1, agrees=True, mirror=True)
+    split = decide(root, 2, agrees=False)
+    decide(root, 2, agrees=True, who="Bob")
+    told = " ".join(run(*override).split())
+    assert "(0 new)" in told
+    assert "3 labels are people's; 2 of them say something else than the judge's alone" in told
+    after = kept(root)
+    assert after[turned].p_first == float(not before[turned].first_is_chosen)
+    assert after[turned].by_verdicts == ("preferred", before[turned].p_first)
+    assert after[agreed].p_first == float(before[agreed].first_is_chosen)
+    assert (after[split].status, after[split].p_first) == ("tie", 0.5)
+    others = before.keys() - {turned, agreed, split}
+    assert {k: after[k] for k in others} == {k: before[k] for k in others}
+    manifest = json.loads((root / "manifest.json").read_text())
+    about = manifest["stages"]["label"]["people"]
+    assert about == {"how": "override", "pairs": 3, "changed": 2}
+    assert "out of date" not in run("status", str(root))
+    decide(root, 3, agrees=False)
+    assert "the labels: what people decided has changed since" in " ".join(
+        run("status", str(root)).split()
+    )
+    run("label", str(root))
+    assert "out of date" not in run("status", str(root))
+    joined = run("label", str(root), "--set", "preferences.people=join")
+    assert "4 labels have people's word in them" in " ".join(joined.split())
+    after = kept(root)
+    assert after[turned].p_first == pytest.approx(
+        (before[turned].p_first + float(not before[turned].first_is_chosen)) / 2
+    )
+    run("label", str(root), "--set", "preferences.people=null")
+    assert kept(root) == before
+
+
+def test_the_audit_and_its_temperature_are_of_the_judge_whatever_people_do_to_labels(
+    labelled: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(labelled, root)
+    for i, agrees in enumerate([True, True, True, False]):
+        decide(root, i, agrees)
+
+    def audited() -> Any:
+        run("eval", "audit", str(root), "--people", "all")
+        return json.loads((root / "evaluation" / "audit.json").read_text())["known"]
+
+    alone = audited()
+    assert alone["accuracy"]["value"] == 0.75
+    t = alone["temperature"]["value"]
+    assert t is not None
+    options = ("--set", "preferences.people=override", "--set", "preferences.temperature=audit")
+    told = run("label", str(root), *options)
+    assert f"labels at the temperature {t:.3g}" in told
+    assert "out of date" not in run("status", str(root))
+    again = audited()  # people are not measured against themselves
+    assert again["accuracy"] == alone["accuracy"]
+    assert again["temperature"]["value"] == t
+    assert "out of date" not in run("status", str(root))
+    decide(root, 3, agrees=True)
+    told = " ".join(run("status", str(root)).split())
+    assert "the audit's temperature: what people decided has changed since" in told
+    assert "the audit: what people decided has changed since" in told
+
+
+def test_what_people_decided_is_learnt(labelled: Path, tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(labelled, root)
+    small = ("--set", "train.judge.epochs=1", "--set", "train.judge.held_out=0")
+    with pytest.raises(DataError, match="nobody has decided a pair yet"):
+        run("train", "judge", str(root), "--labels", "people", *small)
+    for i, agrees in enumerate([False, False, True]):
+        decide(root, i, agrees, mirror=i == 1)
+    told = run("train", "judge", str(root), "--labels", "people", *small)
+    assert "judge: 3 pairs" in told
+    small = ("--set", "train.reward.epochs=1", "--set", "train.reward.held_out=0")
+    told = run("train", "reward", str(root), "--labels", "people", "--model", "tiny", *small)
+    assert "reward: 3 pairs" in told
+    made = json.loads((root / "manifest.json").read_text())["made"]
+    assert {"pairs", "decisions"} < made["models/judge"].keys()
+    assert {"pairs", "decisions"} < made["models/reward"].keys()
+    decide(root, 3, agrees=True)
+    told = " ".join(run("status", str(root)).split())
+    assert "models/judge: what people decided has changed since" in told
+    assert "models/reward: what people decided has changed since" in told
+
+
+def test_agreement_is_with_the_judge_alone_where_people_override(
+    labelled: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(labelled, root)
+    for i in range(4):
+        decide(root, i, agrees=i == 0)
+
+    def rater() -> Any:
+        made = Index(root).made
+        places = made.run("SELECT id, place FROM facts ORDER BY n")
+        [ann] = Rated()(made, People(root).read()).raters
+        return ann.judge.same_side.value, places
+
+    before = rater()
+    assert before[0] == 0.25
+    run("label", str(root), "--set", "preferences.people=override")
+    assert rater() == before
