@@ -14,6 +14,7 @@ import pytest
 from rlaif import Constitution, PairwiseJudge, load_engine, tiny
 from rlaif.engines.base import Engine
 from rlaif.engines.hf import HFEngine
+from rlaif.engines.settings import ModelSettings
 from rlaif.judges.base import expand
 from rlaif.records import ORDERS, Pair, Prompt
 
@@ -34,7 +35,7 @@ class Listening(HFEngine):
 @pytest.fixture(scope="module")
 def requests() -> tuple[list, list]:
     """96 requests of the embedded judge, as a run makes them."""
-    engine = Listening("tiny", device="cpu")
+    engine = Listening("tiny", ModelSettings(device="cpu"))
     engine.asked = []
     pairs = [Pair(Prompt.user(p.text), *ANSWERS) for p in tiny.prompts("test", limit=8)]
     principles = Constitution.load("hhh").principles

@@ -103,7 +103,11 @@ def test_sampling_more_than_can_be_judged_is_refused_before_it_begins() -> None:
 @pytest.mark.parametrize(
     ("stage", "given", "message"),
     [
-        ("grpo", "train.grpo.group=5", r"train\.grpo\.group=5 puts 5 completions"),
+        (
+            "grpo",
+            "train.grpo={group: 5, batch_size: 60}",
+            r"train\.grpo\.group=5 puts 5 completions",
+        ),
         ("rloo", "train.rloo={group: 4, against: reference}", r"rloo\.group=4 puts 5 completions"),
         ("ppo", "train.ppo={reward: judge, samples: 4}", r"ppo\.samples=4 puts 5 completions"),
     ],

@@ -62,7 +62,7 @@ def test_the_stages_train_on_the_ids_of_the_store(tmp_path: Path) -> None:
         train_dpo(run)
         settings = run.config.train.sft
         assert settings is not None
-        _, _, sampled = _answers(run, settings, Rejected("sft"))
+        _, sampled = _answers(run, settings, Rejected("sft"))
     good, bad = (np.array(letter_by_letter(text), np.int32) for text in texts)
     wanted = {
         row_key(Row("", p.id, encoder.prompt(Rendered.chat(p.messages)), good, bad, 0.9))
@@ -70,4 +70,4 @@ def test_the_stages_train_on_the_ids_of_the_store(tmp_path: Path) -> None:
     }
     known = json.loads((tmp_path / "run/models/dpo/reference.json").read_text("utf-8"))
     assert set(known["reference"]) == wanted
-    assert sampled == {(p.id, t): letter_by_letter(t) for p in prompts for t in texts}
+    assert sampled.tokens == {(p.id, t): letter_by_letter(t) for p in prompts for t in texts}
