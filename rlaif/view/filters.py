@@ -105,8 +105,9 @@ class Filter:
             told = f"(known - 0.5) * (p - 0.5) {agree}" if agree else "known IS NULL"
             parts.append((told, []))
         if self.text:
+            # A literal of either case: half the time of `contains` on `lower` of both.
             found = " OR ".join(
-                f"contains(lower({c}), lower(?))" for c in ("first", "second", _WORDS)
+                f"regexp_matches({c}, ?, 'il')" for c in ("first", "second", _WORDS)
             )
             sql = f"id IN (SELECT id FROM {made.shards('pairs')} WHERE {found})"
             parts.append((sql, [self.text] * 3))

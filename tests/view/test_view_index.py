@@ -131,6 +131,18 @@ TOLD: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
+    "words", [".*[a-z]+(", "ÄRGER\\E", "\\Q^$", "straße\nδρόμος", "a \"b\" 'c'"]
+)
+def test_words_are_found_as_they_are_written_in_either_case(tmp_path: Path, words: str) -> None:
+    texts = [words, words.swapcase() if words.swapcase().lower() == words.lower() else words]
+    with RunStore(tmp_path) as store:
+        prompt = Prompt.user("which?")
+        made = [Pair(prompt, f"before {text} after {i}", "no") for i, text in enumerate(texts)]
+        store.table("pairs").replace([*made, Pair(prompt, "yes", "nothing of it")])
+    assert found(Index(tmp_path), text=words) == [0, 1]
+
+
+@pytest.mark.parametrize(
     ("wanted", "expected"),
     [
         ({}, [0, 1, 2, 3, 4]),

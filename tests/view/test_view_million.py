@@ -44,13 +44,13 @@ def write(root: Path, table: str, number: int, **columns: Any) -> None:
 
 @pytest.fixture(scope="module")
 def million(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a million verdicts on pairs of two responses of 60 words."""
+    """A run of a million verdicts on pairs of two responses of 120 words, some not in ASCII."""
     root = tmp_path_factory.mktemp("million") / "run"
     rng = np.random.default_rng(0)
-    words = np.array([f"word{i}" for i in range(5_000)])
+    words = np.array([f"word{i}" if i % 3 else f"wörd{i}" for i in range(5_000)])
     names = [f"principle-{c}" for c in range(PRINCIPLES)]
     for number, start in enumerate(range(0, PAIRS, SHARD), 1):
-        texts = [" ".join(row) for row in words[rng.integers(0, len(words), (2 * SHARD, 60))]]
+        texts = [" ".join(row) for row in words[rng.integers(0, len(words), (2 * SHARD, 120))]]
         prompts = [Prompt.user(f"question {i}", f"made:{i}") for i in range(start, start + SHARD)]
         pairs = list(map(Pair, prompts, texts[::2], texts[1::2]))
         ids = [pair.id for pair in pairs]
@@ -104,6 +104,7 @@ def seconds(pid: int) -> float:
 def test_a_million_verdicts(million: Path, served: Callable[..., Any]) -> None:
     page = served(million)
     pid = page.process.pid
+    print(f"start: {seconds(pid):.2f} s")
 
     def cost(path: str, words: str) -> float:
         found = []
@@ -122,6 +123,7 @@ def test_a_million_verdicts(million: Path, served: Callable[..., Any]) -> None:
             ("/", "62,500 of 62,500 pairs"),
             ("/?page=2000", "page 2,000"),
             ("/?text=word4711+", "of 62,500 pairs"),
+            ("/?text=W%C3%96RD4710+", "of 62,500 pairs"),
             ("/?principle=principle-3&side=first&low=0.3&sort=orders", "of 62,500 pairs"),
             ("/?orders=1&principles=1&status=tie&sort=principles", "of 62,500 pairs"),
             (f"/pair/{pair}", "principle-7"),
