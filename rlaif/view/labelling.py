@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, takewhile
 
 from rlaif.errors import ConfigError
 from rlaif.records import ORDERS, Order, content_id
@@ -83,29 +83,53 @@ def next_pair(made: Made, done: Iterable[str], queue: str) -> Next | None:
 
 
 def _random(made: Made, seen: set[str]) -> Next | None:
+    return next(
+        (Next(pair, RANDOM) for pair in _sequence(made, len(seen)) if pair not in seen), None
+    )
+
+
+def _sequence(made: Made, about: int) -> Iterator[str]:
+    """The pairs in the order of the random queue, of which some more than `about` are wanted."""
     [first] = made.run("SELECT id FROM facts WHERE n = 1")
     start = int(content_id("queue", first["id"], made.pairs)[:12], 16) / 2**48
+    given: set[str] = set()
     at = 0
-    while True:
-        places = dict.fromkeys(spread(i, start, made.pairs) for i in range(at, at + len(seen) + 16))
-        at += len(seen) + 16
+    while at <= 4 * made.pairs + 64:
+        places = dict.fromkeys(spread(i, start, made.pairs) for i in range(at, at + about + 16))
+        at += about + 16
         told = made.run(
             f"SELECT place, id FROM facts WHERE place IN ({', '.join(map(str, places))})"
         )
-        by_place = {row["place"]: row["id"] for row in told}
-        for place in places:
-            if by_place[place] not in seen:
-                return Next(by_place[place], RANDOM)
-        if at > 4 * made.pairs + 64:  # what is left is passed over by the sequence for long
-            rest = made.run("SELECT id FROM facts ORDER BY n")
-            left = (Next(row["id"], RANDOM) for row in rest if row["id"] not in seen)
-            return next(left, None)
+        by_place = {row["place"]: str(row["id"]) for row in told}
+        yield from (pair for place in places if (pair := by_place[place]) not in given)
+        given.update(by_place.values())
+    # what is left is passed over by the sequence for long
+    rest = made.run("SELECT id FROM facts ORDER BY n")
+    yield from (row["id"] for row in rest if row["id"] not in given)
+
+
+def drawn(made: Made, said: Mapping[str, Decision]) -> set[str]:
+    """Those of a person's pairs that are a random sample of the run's.
+
+    They are the beginning of the random queue as far as the person has come, pairs among them that
+    another queue had shown before: without these the sample would lack the pairs on which the judge
+    is unsure. Where the labels' margins have changed since, the queue has too: what was shown as
+    random under the former order counts beside the beginning of this.
+    """
+    random = {pair for pair, decision in said.items() if decision.queue == RANDOM}
+    if not random:
+        return random
+    beginning = list(takewhile(said.__contains__, _sequence(made, len(said))))
+    while beginning and beginning[-1] not in random:  # not come to: shown by another queue alone
+        beginning.pop()
+    return random.union(beginning)
 
 
 @dataclass(frozen=True, slots=True)
 class Rater:
     """One person's work. `judge` is the agreement with the judge's labels on all pairs that both
-    prefer a side of, `random` the share on those of the random queue, which stands for the run."""
+    prefer a side of; `random` the share on those that are a random sample (`drawn`), which alone
+    stands for the run."""
 
     who: str
     decided: int
@@ -141,7 +165,7 @@ def _ratings(made: Made, rows: tuple[Decision, ...]) -> Ratings:
     facts = {str(row["id"]): row for row in _facts(made, ids)}
     judge = {i: row["p_judged"] for i, row in facts.items() if row["judged"] == "preferred"}
     clusters = {i: row["prompt"] for i, row in facts.items()}
-    raters = tuple(_rater(who, one, judge, clusters) for who, one in said.items())
+    raters = tuple(_rater(who, one, judge, clusters, drawn(made, one)) for who, one in said.items())
     between = []
     for (a, of_a), (b, of_b) in combinations(said.items(), 2):
         found = _agreement(of_a, {i: WORTH[d.choice] for i, d in _decided(of_b).items()}, clusters)
@@ -166,9 +190,10 @@ def _rater(
     said: Mapping[str, Decision],
     judge: Mapping[str, object],
     clusters: Mapping[str, object],
+    sample: set[str],
 ) -> Rater:
     decided = _decided(said)
-    random = {pair: d for pair, d in decided.items() if d.queue == RANDOM}
+    random = {pair: d for pair, d in decided.items() if pair in sample}
     of_random = _agreement(random, judge, clusters)
     return Rater(
         who,

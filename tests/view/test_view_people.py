@@ -148,6 +148,10 @@ def test_agreement_is_cohens_of_the_sides_shown(made: Made) -> None:
     root = made(told(40), min_margin=0.0)
     index, people = Index(root), People(root)
     facts = index.made.run("SELECT id, p FROM facts ORDER BY n")
+    first: list[str] = []
+    while len(first) < 10 and (found := next_pair(index.made, first, "random")) is not None:
+        first.append(found.pair_id)
+    facts.sort(key=lambda row: first.index(row["id"]) if row["id"] in first else 10)
     rng = np.random.default_rng(1)
     judge, person = [], []
     for i, row in enumerate(facts[:30]):
@@ -173,6 +177,30 @@ def test_agreement_is_cohens_of_the_sides_shown(made: Made) -> None:
     assert bob.skipped == 0
     [(a, b, between)] = Rated()(index.made, people.read()).between
     assert (a, b, between.same_side.n) == ("Ann", "Bob", 28)
+
+
+def test_the_random_sample_keeps_the_doubtful_pairs_that_were_decided_before(made: Made) -> None:
+    """A judge that is wrong on just those pairs on which its orders disagree, one in four: whoever
+    is shown these first finds out in the end that it agrees on three in four, and so does the
+    random sample at any time, as near as its size lets it."""
+    rows = [{"kind": (0.95, 0.2) if i % 4 == 0 else (0.9, 0.7)} for i in range(200)]
+    root = made(rows, min_margin=0.0)
+    index, done = Index(root).made, dict[str, Decision]()
+    facts = {row["id"]: row for row in index.run("SELECT * FROM facts")}
+    shares, naive = [], []
+    while (found := next_pair(index, done, "mixed")) is not None and len(done) < 160:
+        row = facts[found.pair_id]
+        right = ("first", "second") if row["p"] > 0.5 else ("second", "first")
+        choice: Any = right[row["orders"] > 0]
+        done[found.pair_id] = decision("Ann", found.pair_id, choice, queue=found.queue)
+        if len(done) >= 100:
+            [ann] = Rated()(index, list(done.values())).raters
+            shares.append(ann.random.value)
+            random = [d for d in done.values() if d.queue == "random"]
+            naive.append(np.mean([facts[d.pair_id]["orders"] == 0 for d in random]))
+    assert len(shares) == 61
+    assert np.mean(naive) > 0.9  # what was shown as random alone: the doubtful are gone
+    np.testing.assert_allclose(shares, 0.75, atol=0.05)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a" * 41, "a\x00b", "a\u202eb"])
