@@ -77,8 +77,13 @@ def audit(
 
 @app.command("winrate")
 @on_a_run(
+    "constitution",
+    "policy",
+    "compare",
+    "watch",
     judge="evaluate.judge.model",
     method="evaluate.judge.method",
+    reward="evaluate.reward",
     prompts="evaluate.prompts.path",
     column="evaluate.prompts",
     limit="evaluate.prompts.limit",
@@ -86,9 +91,14 @@ def audit(
     seed="evaluate.seed",
 )
 def winrate(config: Config) -> None:
-    """Compare the trained policy with the one it started from, on held-out prompts.
+    """Compare policies on held-out prompts: the trained ones with the base, or any with all.
 
-    Example: rlaif eval winrate --out runs/demo --limit 200
+    Win rates, also at equal length, Bradley–Terry ratings, and what fell under a second
+    constitution (docs/evaluation.md).
+
+    Example: rlaif eval winrate --out runs/demo --limit 200 --watch hhh
+
+    Example: rlaif eval winrate runs/demo --compare dpo --compare ppo --compare org/model
     """
     from rlaif import stages
 

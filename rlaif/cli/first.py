@@ -44,7 +44,13 @@ _READS = {
     "train_grpo": ("train.grpo", "prompts", "policy"),
     "train_rloo": ("train.rloo", "prompts", "policy"),
     "train_online_dpo": ("prompts", "policy"),
-    "evaluate": ("evaluate.prompts", "policy"),
+    "evaluate": (
+        "evaluate.prompts",
+        "evaluate.policies",
+        "evaluate.reward",
+        "evaluate.watch",
+        "policy",
+    ),
     "best_of_n": ("evaluate.prompts", "policy"),
     "rewardbench": ("evaluate.rewardbench",),
     "model_written": ("evaluate.model_written", "policy"),
@@ -63,6 +69,8 @@ def check(config: Config, stages: Sequence[str]) -> None:
     hint = _OF_A_RUN.get(stages[0])
     if _learns_pairs(config, stages[0]) and config.pairs is not None:
         hint = None  # it reads them
+    if stages[0] == "evaluate" and config.evaluate.policies:
+        hint = None  # they may all be others'
     if hint is not None and not os.path.lexists(config.out):
         raise missing_run(Path(config.out), hint)
     if "label" in stages:
@@ -84,6 +92,11 @@ def check(config: Config, stages: Sequence[str]) -> None:
         raise _error(faults)
     for judge in judges.values():
         make_judge(ScriptedEngine(), judge)
+    if "evaluate" in stages:
+        from rlaif.stages.policies import check_evaluation
+
+        trained = [s.removeprefix("train_").replace("_", "-") for s in stages]
+        check_evaluation(config, trained)
     asked = config.judge.principles
     if judges:
         require(constitution.principles if asked == "all" else constitution.select(asked), "label")
@@ -119,6 +132,8 @@ def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingSettings]
     own: dict[str, JudgingSettings] = {f"jury.{i}": j for i, j in enumerate(config.jury)}
     own = own or {"judge": config.judge}
     found: dict[str, JudgingSettings] = {}
+    from rlaif.stages.policies import asks_judge
+
     train, other = config.train, config.evaluate.judge
     live = {"train_ppo": train.ppo, "train_grpo": train.grpo, "train_rloo": train.rloo}
     for stage in stages:
@@ -134,7 +149,7 @@ def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingSettings]
             found["evaluate.judge"] = other
         if stage == "rewardbench":
             asks = config.evaluate.rewardbench.by == "judge"
-        if stage == "evaluate" and config.evaluate.winrate:
+        if stage == "evaluate" and asks_judge(config):
             found |= own if other is None else {"evaluate.judge": other}
         if asks:
             found |= own
@@ -145,6 +160,7 @@ def _error(faults: Sequence[tuple[Named, str]]) -> RlaifError:
     kinds: dict[str, type[RlaifError]] = {
         "rows": DataError,
         "model": EngineError,
+        "policy": EngineError,
         "adapter": EngineError,
     }
     kind: type[RlaifError] = kinds.get(faults[0][0].kind, ConfigError)

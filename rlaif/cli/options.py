@@ -106,6 +106,19 @@ SETTINGS = {
         str, "MODEL", "What the policy was trained from; `policy.model` unless given."
     ),
     "n": Setting(int, "N", "Completions a prompt.", "sampling.n", ("-n",)),
+    "compare": Setting(
+        list[str],
+        "POLICY",
+        "A policy to compare with the others and the base: a name of this run such as `dpo`, a "
+        "folder or a hub name; may be repeated.",
+        "evaluate.policies",
+    ),
+    "watch": Setting(
+        str,
+        "FILE",
+        "A second constitution, file or shipped name: what fell under it is told first.",
+        "evaluate.watch",
+    ),
     "rounds": Setting(int, "N", "Revisions of each response.", "revise.rounds"),
     "steps": Setting(int, "N", "Batches to sample and learn from."),
     "limit": Setting(int, "N", "Take at most this many."),

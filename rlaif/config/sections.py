@@ -214,10 +214,21 @@ class EvaluateConfig(Section):
     prompts: HeldOutPromptsConfig = HeldOutPromptsConfig()
     """Held-out prompts."""
     winrate: bool = True
-    """Win rate of the trained policy against `policy.model`, both orders."""
+    """Win rates of policies over one another, both orders (`docs/evaluation.md`)."""
+    policies: Annotated[tuple[str, ...], Place("policy")] = ()
+    """Policies to compare, all with one another and with `base`, which is `policy.model` and always
+    there: names of what this run trained (`dpo`, `ppo`, …), folders, or hub names, loaded with the
+    settings of `policy`. An empty list compares each that this run trained with `base`."""
     judge: JudgingSettings | None = None
     """Who compares; null asks the judge (or jury) that labelled. A judge that did not is a better
     witness: a policy learns its labeller's mistakes."""
+    reward: Annotated[str | None, Place("reward")] = None
+    """Who compares in the judge's place, by P(A is better) = σ(r_A − r_B): `model`, this run's
+    `models/reward`; a reward model's folder; or `module:function`, a reward of your own. null, or
+    `judge`, asks the judge."""
+    watch: Annotated[str | None, Place("constitution")] = None
+    """A second constitution, by file or shipped name, under which the judge compares each policy
+    with `base` on the same answers, principle by principle: what fell that nobody trained for."""
     temperature: float = Field(default=1.0, ge=0)
     """Temperature of the evaluated samples. The KL is measured on samples at temperature 1 and
     top-p 1; where these are others, it draws some."""

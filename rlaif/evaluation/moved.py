@@ -80,3 +80,10 @@ def moved(before: Mapping[str, Interval], after: Mapping[str, Interval]) -> list
         if name in before
     ]
     return sorted(found, key=lambda move: move.change.value)
+
+
+def beyond_half(found: Mapping[str, Interval]) -> tuple[dict[str, Interval], dict[str, Interval]]:
+    """Of mean P(better than the base) by principle, those that fell beyond their interval, which
+    lies under ½, and those that rose."""
+    fell = {name: p for name, p in found.items() if p.high < 0.5}
+    return fell, {name: p for name, p in found.items() if p.low > 0.5}

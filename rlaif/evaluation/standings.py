@@ -30,7 +30,8 @@ class LengthControlled:
 
     `effect` is what an answer that is much longer gains, in log-odds: φ. `spread` is the standard
     deviation of the difference of lengths, in characters. `separated`: length and a constant tell
-    wins from losses for sure, so that the value is what the ridge allows, and has no interval.
+    wins from losses for sure, so that the value is what the ridge allows, and has no interval; nor
+    has that of outcomes that are all equal.
     """
 
     value: float
@@ -69,7 +70,8 @@ def length_controlled(found: Sequence[Comparison], *, seed: int = 0) -> LengthCo
 
     rate, effect = bootstrap_of_many(statistics, len(p), prompts, seed=seed)
     apart = separates(feature, p)
-    low, high = (None, None) if apart else (rate.low, rate.high)
+    unknown = apart or bool((p == p[0]).all())  # the bootstrap cannot tell how others would differ
+    low, high = (None, None) if unknown else (rate.low, rate.high)
     return LengthControlled(rate.value, low, high, rate.n, effect.as_dict(), spread, apart)
 
 

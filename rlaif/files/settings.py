@@ -27,6 +27,7 @@ Kind = Literal[
     "examples",
     "rows",
     "model",
+    "policy",
     "adapter",
     "reward",
     "judge",

@@ -42,6 +42,7 @@ def render(run: Run) -> str:
         "headline": sections.headline(run),
         "moved": sections.moved(run),
         "policies": sections.policies(run),
+        "leaderboard": sections.leaderboard(run),
         "labels": sections.labels(run),
         "audit": audit.section(run.audit),
         "principles": sections.principles(run),

@@ -36,6 +36,15 @@ EVALUATE = "`rlaif eval winrate`"
 _POLICIES: dict[Any, Shape] = {str: {"traits": {str: object}, "and_legal": {str: {}}}}
 _SAMPLES: list[Shape] = [{}]
 WIN_RATE: dict[Any, Shape] = {"at_stake": {"trait": str}, "judge": {"models": [str]}}
+LEADERBOARD: dict[Any, Shape] = {
+    "standings": [{"policy": str, "rating": {}}],
+    "comparisons": [{"a": str, "b": str, "by_principle": {str: object}}],
+    "differences": [{"a": str, "b": str}],
+}
+WATCH: dict[Any, Shape] = {
+    "constitution": {"name": str},
+    "policies": {str: {"by_principle": {str: object}}},
+}
 # Of a reward model and of a judge; PPO's is a number.
 _METRICS: dict[str, Shape] = {"held_out": {}}
 

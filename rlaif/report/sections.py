@@ -25,11 +25,11 @@ from rlaif.evaluation.labels import (
     telling_pairs,
     unseparated,
 )
-from rlaif.evaluation.moved import Move, words, words_change
+from rlaif.evaluation.moved import Move, beyond_half, words, words_change
 from rlaif.evaluation.moved import moved as find_moves
 from rlaif.records import Pair
 from rlaif.report import formats, svg
-from rlaif.report.data import EVALUATE, WIN_RATE, Json, Run, number
+from rlaif.report.data import EVALUATE, LEADERBOARD, WATCH, WIN_RATE, Json, Run, number
 from rlaif.report.differences import differences
 from rlaif.report.summary import JUDGE_QUALITY, ONLINE, STAGES, trained_judge
 from rlaif.statistics.intervals import Interval
@@ -87,6 +87,8 @@ def headline(run: Run) -> Json:
         "win_rate_detail": run.win_rate,
         "decided": _as_interval(run.win_rate.get("decided")),
         "at_stake": _as_interval(run.win_rate.get("at_stake")),
+        "equal_length": _as_interval(run.win_rate.get("length_controlled")),
+        "mean_p": _as_interval(run.win_rate.get("mean_p")),
         "both": [
             of(name, "and_legal", trait, "all") if trait else None for name in ("base", "dpo")
         ],
@@ -102,19 +104,55 @@ def moved(run: Run) -> list[Json]:
 def _moved(run: Run, name: str) -> Json | None:
     before, after = (_traits(run, policy) for policy in ("base", name))
     moves = find_moves(before, after)
-    rates = run.win_rate if name == "dpo" else run.evaluation(f"winrate-{name}", EVALUATE, WIN_RATE)
-    principles = {k: _as_interval(v) for k, v in (rates.get("by_principle") or {}).items()}
-    known = {k: v for k, v in principles.items() if v is not None}
+    rates = run.win_rate if name == "dpo" else _over_base(run, name)
+    principles = rates.get("by_principle") or {}
+    watch = run.evaluation("watch", EVALUATE, WATCH)
+    watched = ((watch.get("policies") or {}).get(name) or {}).get("by_principle") or {}
+    of = f" ({(watch.get('constitution') or {}).get('name')}, watched)"
+    principles = {**{k + of: v for k, v in watched.items() if k not in principles}, **principles}
+    known = {k: x for k, v in principles.items() if (x := _as_interval(v)) is not None}
+    under, above = beyond_half(known)
     found = {
         "policy": name,
         "fell": [m for m in moves if m.fell],
         "rose": [m for m in reversed(moves) if m.beyond and not m.fell],
         "stayed": [m.what for m in moves if not m.beyond],
-        "under": {k: v for k, v in known.items() if v.high < 0.5},
-        "above": {k: v for k, v in known.items() if v.low > 0.5},
+        "under": under,
+        "above": above,
         "words": _words(run, name),
     }
     return found if moves or known or found["words"] else None
+
+
+def _over_base(run: Run, name: str) -> Json:
+    """The comparison of a policy with the base, as its file or the leaderboard has it."""
+    own = run.evaluation(f"winrate-{name}", EVALUATE, WIN_RATE) if name in ONLINE else {}
+    rows = run.evaluation("leaderboard", EVALUATE, LEADERBOARD).get("comparisons") or ()
+    return own or next((r for r in rows if (r.get("a"), r.get("b")) == (name, "base")), {})
+
+
+def leaderboard(run: Run) -> Json | None:
+    """The policies by their ratings, and what each pair of them came to; None for fewer than two
+    beside the base."""
+    board = run.evaluation("leaderboard", EVALUATE, LEADERBOARD)
+    standings = board.get("standings") or []
+    if len(standings) < 3:
+        return None
+    return {
+        "standings": [
+            (row.get("policy"), _as_interval(row.get("rating")), row["rating"].get("settled", True))
+            for row in standings
+        ],
+        "rows": [
+            (row, *(_as_interval(x) for x in (row, row.get("length_controlled"))))
+            for row in board.get("comparisons") or ()
+        ],
+        "differences": [
+            (row, x)
+            for row in board.get("differences") or ()
+            if (x := _as_interval(row.get("win_rate"))) is not None
+        ],
+    }
 
 
 def _traits(run: Run, name: str) -> dict[str, Interval]:

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from rlaif.stages.attacks import attack as attack
     from rlaif.stages.audit import require_fit as require_fit
     from rlaif.stages.audit import stored_labels as stored_labels
-    from rlaif.stages.evaluation import POLICIES as POLICIES
     from rlaif.stages.evaluation import evaluate as evaluate
-    from rlaif.stages.evaluation import trained_policies as trained_policies
-    from rlaif.stages.evaluation import winrate_file as winrate_file
     from rlaif.stages.inputs import TINY_PROMPTS as TINY_PROMPTS
     from rlaif.stages.inputs import held_out_section as held_out_section
     from rlaif.stages.inputs import is_tiny as is_tiny
@@ -60,7 +57,7 @@ if TYPE_CHECKING:
     from rlaif.stages.sft import train_sft as train_sft
 
 _HOME = {
-    "POLICIES": "evaluation",
+    "POLICIES": "policies",
     "READ_PAIRS": "run",
     "Rejected": "record",
     "Reporter": "run",
@@ -100,10 +97,10 @@ _HOME = {
     "train_reward": "learning",
     "train_rloo": "online",
     "train_sft": "sft",
-    "trained_policies": "evaluation",
+    "trained_policies": "policies",
     "truth": "inputs",
     "versions": "record",
-    "winrate_file": "evaluation",
+    "winrate_file": "winrates",
     "write_report": "reporting",
 }
 __all__ = sorted(_HOME)

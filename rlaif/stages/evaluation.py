@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from rlaif.engines.base import Engine, Sampling, weights_of
-from rlaif.errors import ConfigError, DataError
-from rlaif.records import Completion, Pair, Preference, Prompt
-from rlaif.stages.asking import ask
+from rlaif.engines.base import Engine, Sampling
+from rlaif.engines.settings import ModelSettings
+from rlaif.errors import ConfigError
+from rlaif.records import Completion, Prompt
 from rlaif.stages.inputs import held_out, held_out_section, is_tiny, sampling_of, tiny_target
-from rlaif.stages.jury import Judges, judges_at_hand
-from rlaif.stages.labelling import prefer
 from rlaif.stages.origins import tell_stale
+from rlaif.stages.policies import policies_of
 from rlaif.stages.record import Rejected, finish
-from rlaif.stages.run import Run, is_finished
-from rlaif.stages.temperature import require_temperature
+from rlaif.stages.run import Run
+from rlaif.stages.winrates import compare_policies, watch_policies
 from rlaif.steps.executors import run_sampling
 from rlaif.steps.sampling import completion_keys
 from rlaif.store import RunStore, lineage, write_json
+from rlaif.store.places import BASE, POLICIES
 
-# what training stages may leave in `models/`
-POLICIES = ("sft", "dpo", "ppo", "grpo", "rloo", "online-dpo")
+Samples = dict[str, list[Completion]]  # one a prompt, in the prompts' order, by policy
 
 
 def evaluate(run: Run) -> None:
@@ -32,41 +32,30 @@ def evaluate(run: Run) -> None:
     so that it resumes and can be opened like it.
     """
     clock = time.monotonic()
-    names = trained_policies(run.store)
-    if not names:
-        raise DataError(f"{run.store.root}: no trained policy: run `rlaif train dpo` first")
-    tell_stale(run, *map(lineage.model, names))
+    models = policies_of(run.config)
+    tell_stale(run, *(lineage.model(name) for name in models if name in POLICIES))
     config, rejected = run.config.evaluate, Rejected("evaluate")
-    prompts = held_out(run, rejected.add, [run.store.path("models", name) for name in names])
+    prompts = held_out(run, rejected.add, map(Path, models.values()))
     rejected.write(run)
     if not prompts:
         raise rejected.none_left(held_out_section(run.config).path, "prompt")
-    base = run.engine(run.config.policy)
-    policies = {"base": base}
-    for name in names:
-        trained = str(run.store.path("models", name))
-        whole = {"model": trained, "adapter": None}  # what training began from is in its weights
-        policies[name] = run.engine(run.config.policy.model_copy(update=whole))
-    rates = {}
     with RunStore(run.store.path("evaluation"), command="evaluate") as store:
-        samples, new_rows = _evaluation_samples(run, store, policies, prompts)
+        made = _Answers(run, store, prompts)
+        for name, section in _sections(run, models).items():
+            made.add(name, section)
         store.table("pairs").replace([])  # those of this evaluation, whatever stood here
-        for name in names if config.winrate else ():
-            rates[name] = _winrate(run, store, prompts, samples, name, base)
-            write_json(run.store.path("evaluation", winrate_file(name)), rates[name])
-        if rates:
-            _tell_of_judge(run, next(iter(rates.values()))["judge"])
-        drawn, more = _samples_for_kl(run, store, policies, prompts, samples)
-    found = {name: _gold(run, prompts, rows) for name, rows in samples.items()}
-    _add_words(found, prompts, samples)
-    for name in names:
-        found[name]["kl"] = _kl(
-            policies[name], base, prompts, drawn[name], run.config.policy.thought_tokens
-        )
+        if config.watch is not None:
+            watch_policies(run, store, prompts, made.samples)
+        if config.winrate:
+            compare_policies(run, store, prompts, made.samples)
+    found = {name: _gold(run, prompts, rows) for name, rows in made.samples.items()}
+    _add_words(found, prompts, made.samples)
+    for name, kl in made.kl.items():
+        found[name]["kl"] = kl
     write_json(run.store.path("evaluation", "policies.json"), found)
     shown = [
         {"prompt": prompt.messages[-1].content}
-        | {name: rows[i].text for name, rows in samples.items()}
+        | {name: rows[i].text for name, rows in made.samples.items()}
         for i, prompt in enumerate(prompts)
     ]
     write_json(run.store.path("evaluation", "samples.json"), shown[:50])
@@ -76,28 +65,65 @@ def evaluate(run: Run) -> None:
         clock,
         {
             "rows": len(prompts),
-            "new_rows": new_rows + more,
+            "new_rows": made.new_rows,
             "rejected_rows": rejected.counts(),
-            "policies": {name: engine.fingerprint for name, engine in policies.items()},
+            "policies": made.fingerprints,
         },
     )
 
 
-def trained_policies(store: RunStore) -> list[str]:
-    """Names of the policies in `models/` whose training was finished."""
-    return [n for n in POLICIES if is_finished(store.path("models", n))]
+def _sections(run: Run, models: Mapping[str, str]) -> dict[str, ModelSettings]:
+    """The settings of each policy, the base's first. What training began from is in its weights."""
+    base: ModelSettings = run.config.policy
+    whole = {name: {"model": model, "adapter": None} for name, model in models.items()}
+    return {BASE: base, **{name: base.model_copy(update=said) for name, said in whole.items()}}
 
 
-def winrate_file(policy: str) -> str:
-    """The file of `evaluation/` with a policy's win rate over the base."""
-    return "winrate.json" if policy == "dpo" else f"winrate-{policy}.json"
+class _Answers:
+    """What each policy answers, and the KL of those that the run has trained. Beside the base one
+    model is in memory at a time."""
 
+    def __init__(self, run: Run, store: RunStore, prompts: Sequence[Prompt]) -> None:
+        self._run, self._store, self._prompts = run, store, prompts
+        self._base = run.engine(run.config.policy)
+        self.samples: Samples = {}
+        self.kl: dict[str, Any] = {}
+        self.fingerprints: dict[str, str] = {}
+        self.new_rows = 0
 
-def _evaluation_samples(
-    run: Run, store: RunStore, policies: Mapping[str, Engine], prompts: Sequence[Prompt]
-) -> tuple[dict[str, list[Completion]], int]:
-    """One completion of each prompt by each policy, in the prompts' order, and how many are new."""
-    return _sampled(run, store, policies, prompts, _sampling(run), "evaluate")
+    def add(self, name: str, section: ModelSettings) -> None:
+        """Has a policy answer, and lets go of it."""
+        engine, sampling = self._run.engine(section), _sampling(self._run)
+        self.fingerprints[name] = engine.fingerprint
+        self.samples[name] = self._sampled(name, engine, sampling, "evaluate")
+        if name in POLICIES:
+            drawn = self.samples[name]
+            if sampling.temperature != 1 or sampling.top_p != 1:  # not all of its distribution
+                whole = sampling.but(temperature=1.0, top_p=1.0)
+                drawn = self._sampled(name, engine, whole, "samples for the KL:")
+            thinking = self._run.config.policy.thought_tokens
+            self.kl[name] = _kl(engine, self._base, self._prompts, drawn, thinking)
+        if name != BASE:
+            self._run.release(section, keep=[self._run.config.policy])
+
+    def _sampled(
+        self, name: str, engine: Engine, sampling: Sampling, title: str
+    ) -> list[Completion]:
+        """One completion of each prompt, in the prompts' order."""
+        table, prompts = self._store.table("completions"), self._prompts
+        with self._run.reporter.progress(f"{title} {name}", len(prompts)) as progress:
+            self.new_rows += run_sampling(
+                prompts,
+                engine,
+                sampling,
+                table,
+                policy=name,
+                chunk=self._run.config.chunk,
+                total=len(prompts),
+                on_progress=progress,
+            ).new_rows
+        made = {c.key: c for c in table.read()}
+        return [made[completion_keys(engine, sampling, p)[0]] for p in prompts]
 
 
 def _sampling(run: Run) -> Sampling:
@@ -106,132 +132,6 @@ def _sampling(run: Run) -> Sampling:
         temperature=run.config.evaluate.temperature,
         seed=run.config.evaluate.seed,
     )
-
-
-def _samples_for_kl(
-    run: Run,
-    store: RunStore,
-    policies: Mapping[str, Engine],
-    prompts: Sequence[Prompt],
-    samples: Mapping[str, Sequence[Completion]],
-) -> tuple[Mapping[str, Sequence[Completion]], int]:
-    """The samples, where they come from all of each policy's distribution; else others that do."""
-    sampling = _sampling(run)
-    if sampling.temperature == 1 and sampling.top_p == 1:
-        return samples, 0
-    whole = sampling.but(temperature=1.0, top_p=1.0)
-    trained = {name: engine for name, engine in policies.items() if name != "base"}
-    return _sampled(run, store, trained, prompts, whole, "samples for the KL:")
-
-
-def _sampled(
-    run: Run,
-    store: RunStore,
-    policies: Mapping[str, Engine],
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    title: str,
-) -> tuple[dict[str, list[Completion]], int]:
-    samples, new = {}, 0
-    for name, engine in policies.items():
-        with run.reporter.progress(f"{title} {name}", len(prompts)) as progress:
-            new += run_sampling(
-                prompts,
-                engine,
-                sampling,
-                store.table("completions"),
-                policy=name,
-                chunk=run.config.chunk,
-                total=len(prompts),
-                on_progress=progress,
-            ).new_rows
-        made = {c.key: c for c in store.table("completions").read()}
-        samples[name] = [made[completion_keys(engine, sampling, p)[0]] for p in prompts]
-    return samples, new
-
-
-def _winrate(
-    run: Run,
-    store: RunStore,
-    prompts: Sequence[Prompt],
-    samples: Mapping[str, Sequence[Completion]],
-    name: str,
-    base: Engine,
-) -> dict[str, Any]:
-    from rlaif.evaluation.moved import by_principle
-    from rlaif.evaluation.winrate import compare, rate
-
-    labels: list[Preference] = []
-    section, principles = run.config.evaluate.judge, run.principles()
-    judges = judges_at_hand(run, section)
-    temperature = require_temperature(run.config) if section is None else None  # the own judge's
-
-    def label(pairs: Sequence[Pair]) -> list[Preference]:
-        known = store.table("pairs").keys()
-        store.table("pairs").append([pair for pair in pairs if pair.id not in known])
-        verdicts = ask(store, judges, pairs, "win rate")
-        made = prefer(run.config, pairs, verdicts, principles, judges.orders, temperature)
-        labels.extend(made)
-        return made
-
-    a, b = [c.text for c in samples[name]], [c.text for c in samples["base"]]
-    outcomes = compare(prompts, a, b, label)
-    found = {**rate(outcomes).as_dict(), "judge": _about(run, judges, base)}
-    found["by_principle"] = by_principle(labels)
-    if (target := tiny_target(run)) is not None and is_tiny(held_out_section(run.config)):
-        from rlaif.tiny.gold import at_stake
-
-        staked = [target[0] in at_stake(p.messages[-1].content) for p in prompts]
-        some = [o for o, here in zip(outcomes, staked, strict=True) if here]
-        found["at_stake"] = {"trait": target[0], **rate(some).as_dict()}
-    _tell(run, name, found)
-    return found
-
-
-def _about(run: Run, judges: Judges, base: Engine) -> dict[str, Any]:
-    """Who compared: whether it is who labelled, and whether it is the policy before training."""
-    labelled = run.store.read_manifest().get("judge") or {}
-    parts = labelled.get("jury", {"": labelled}).values()
-    said = {part.get("weights") for part in parts if isinstance(part, Mapping)}
-    each = [(juror.section.model, judge) for juror, judge in judges.seats]
-    return {
-        "models": [model for model, _ in each],
-        "labelled": any(weights_of(judge.engine) in said for _, judge in each),
-        "is_policy": any(weights_of(judge.engine) == weights_of(base) for _, judge in each),
-    }
-
-
-def _tell_of_judge(run: Run, judge: Mapping[str, Any]) -> None:
-    same = ["the one that labelled"] * judge["labelled"] + ["the policy's base"] * judge[
-        "is_policy"
-    ]
-    if same:
-        run.reporter.warn(
-            f"the judge of the win rates is {' and '.join(same)}; evaluate.judge names another"
-        )
-
-
-def _tell(run: Run, name: str, found: Mapping[str, Any]) -> None:
-    counts = ", ".join(
-        f"{found[key]:,} {words}"
-        for key, words in (
-            ("wins", "won"),
-            ("losses", "lost"),
-            ("ties", "tied"),
-            ("identical", "identical"),
-            ("abstained", "abstained"),
-        )
-    )
-    told = f"win rate of {name} over base: "
-    if found["value"] is None:
-        told += "not known, as the judge abstained on all"
-    else:
-        told += f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-    decided = found["decided"]
-    if decided is not None:
-        told += f", {decided['value']:.3f} [{decided['low']:.3f}, {decided['high']:.3f}] of the "
-        told += "decided"
-    run.reporter.say(f"{told} ({counts})")
 
 
 def _gold(run: Run, prompts: Sequence[Prompt], rows: Sequence[Completion]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import ConfigError
-from rlaif.judges.base import expand
+from rlaif.judges.base import Principles, expand
 from rlaif.judges.load import judge_class
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.preferences import Orders
@@ -98,9 +98,17 @@ class Judges:
     """
 
     def __init__(
-        self, run: Run, jurors: Sequence[Juror], executor: Executor, *, keep: bool = False
+        self,
+        run: Run,
+        jurors: Sequence[Juror],
+        executor: Executor,
+        *,
+        keep: bool = False,
+        principles: Principles | None = None,
     ) -> None:
+        """`keep` leaves all models loaded; `principles` are asked about in the run's place."""
         self.run, self.jurors, self.executor, self.keep = run, jurors, executor, keep
+        self.asked = run.asked() if principles is None else principles
         named = {j.name: j.orders for j in jurors if j.name is not None}
         self.orders: Orders = named or jurors[0].orders  # as the aggregation takes them
 
@@ -119,12 +127,11 @@ class Judges:
 
     def now(self, pairs: Sequence[Pair]) -> list[Verdict]:
         """What all say of some pairs, nothing stored: for pairs that come as they are made."""
-        asked = self.run.asked()
         return [
             verdict
             for juror, judge in self.seats
             for verdict in juror.named(
-                judge.judge(expand(pairs, asked, juror.orders, together=judge.together))
+                judge.judge(expand(pairs, self.asked, juror.orders, together=judge.together))
             )
         ]
 
@@ -166,7 +173,7 @@ class Judges:
                 self.run.release(juror.section, keep=[*later, self.run.config.policy])
 
     def _work(self, juror: Juror, pairs: Pairs, sink: Sink[Verdict]) -> Work[Pair, Verdict]:
-        run, asked = self.run, self.run.asked()
+        run, asked = self.run, self.asked
         model = judge_of(run.config, juror.section, lambda: run.judge(juror.section))
         juror.done, juror.reasons = Done(), Counter()
         before = _threshold_before(run, juror)
@@ -197,7 +204,7 @@ class Judges:
     ) -> list[Verdict]:
         """What a juror that has finished said of some pairs."""
         key_by, fingerprint = judge_class(juror.section.method).key_by, juror.about["fingerprint"]
-        asks = expand(pairs, self.run.asked(), juror.orders, together=juror.together)
+        asks = expand(pairs, self.asked, juror.orders, together=juror.together)
         shows = juror.section.show_thoughts
         keys = list(dict.fromkeys(key_by(fingerprint, ask, shows) for ask in asks))
         found = find(keys)
@@ -232,10 +239,13 @@ def judges_of(run: Run) -> Judges:
     return Judges(run, jurors(run), executor_of(run.config))
 
 
-def judges_at_hand(run: Run, section: JudgingSettings | None = None) -> Judges:
-    """The run's own in this process, all loaded and kept; or the one of a section instead."""
+def judges_at_hand(
+    run: Run, section: JudgingSettings | None = None, principles: Principles | None = None
+) -> Judges:
+    """The run's own in this process, all loaded and kept; or the one of a section instead. They ask
+    about the run's principles, or others."""
     asked = jurors(run) if section is None else [Juror(None, section, run.orders(section))]
-    found = Judges(run, asked, Local(run.config.chunk), keep=True)
+    found = Judges(run, asked, Local(run.config.chunk), keep=True, principles=principles)
     _ = found.seats  # loads them
     return found
 

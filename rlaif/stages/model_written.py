@@ -23,7 +23,7 @@ from rlaif.files.small import write_text
 from rlaif.files.templates import Rendered
 from rlaif.records import content_id
 from rlaif.stages.asking import fill
-from rlaif.stages.evaluation import trained_policies
+from rlaif.stages.policies import trained_policies
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.steps.executors import run_sampling

@@ -13,6 +13,7 @@ from rlaif.errors import ConfigError
 from rlaif.files.small import read_object
 from rlaif.judges.methods import method_of
 from rlaif.records import content_id
+from rlaif.stages.policies import asks_judge
 from rlaif.stages.run import Run
 from rlaif.store import lineage
 from rlaif.store.places import Kept
@@ -185,8 +186,9 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
             models = (k for k in lineage.contents(run.store) if k.startswith("models/"))
             others = (lineage.model("judge"), lineage.model("reward"))
             trained = [name for name in models if name not in others]
-            asked = judged if run.config.evaluate.winrate else ()
-            return {lineage.EVALUATION: (*trained, "policy", "evaluate", *asked)}
+            asked = judged if asks_judge(run.config) else ()
+            by = [others[1]] if run.config.evaluate.reward == "model" else []
+            return {lineage.EVALUATION: (*trained, *by, "policy", "evaluate", *asked)}
         case "best-of-n":
             return {lineage.BEST_OF_N: (lineage.model("reward"), "policy", "evaluate")}
     if stage.startswith(lineage.ATTACKS):

@@ -33,6 +33,9 @@ from rlaif.files.templates import load_template
 from rlaif.files.yamlfile import Location
 
 INPUTS = "inputs"
+# What training stages may leave in `models/` that answers prompts.
+POLICIES = ("sft", "dpo", "ppo", "grpo", "rloo", "online-dpo")
+BASE = "base"  # `policy.model`, from which training starts
 KEPT_BYTES = 2**30  # a larger file or folder of rows is named by its path, not copied
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _COPYING = ".copying-"  # what a killed copy leaves; the next one replaces it
@@ -41,9 +44,12 @@ _CODE = {"judge": "judge", "engine": "engine function", "reader": "reader functi
 _WORDS = {
     "rows": ("tiny", "best"),
     "model": ("tiny",),
+    "policy": ("tiny", BASE, *POLICIES),
     "reward": ("model", "judge"),
     "examples": ("auto", "none"),
 }
+_MODEL = ("config.json", "adapter_config.json", "*.gguf")
+_OF_THE_RUN = ", ".join((BASE, *POLICIES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +72,17 @@ def named(config: BaseModel, at: Location = ()) -> Iterator[Named]:
     served = getattr(config, "engine", "hf") not in ("hf", "vllm")  # these load a folder
     for name, declared in type(config).model_fields.items():
         value = getattr(config, name)
+        place = next((m for m in declared.metadata if isinstance(m, Place)), None)
         if isinstance(value, BaseModel):
             yield from named(value, (*at, name))
         elif isinstance(value, tuple):
             for i, part in enumerate(value):
                 if isinstance(part, BaseModel):
                     yield from named(part, (*at, name, i))
-        elif isinstance(value, str):
-            place = next((m for m in declared.metadata if isinstance(m, Place)), None)
-            if place is not None and not (served and place.kind == "model"):
-                yield Named((*at, name), place.kind, value)
+                elif place is not None:
+                    yield Named((*at, name, i), place.kind, part)
+        elif isinstance(value, str) and place and not (served and place.kind == "model"):
+            yield Named((*at, name), place.kind, value)
 
 
 def is_code(one: Named) -> bool:
@@ -106,7 +113,9 @@ def located(one: Named) -> Path | None:
             return Path(value.rpartition(":")[0])
         case "rows" if _is_glob(value) and path.parent.is_dir() and any(_matches(path)):
             return path
-        case "model" if value != "tiny" or (path / "config.json").is_file():
+        case "policy" if value in _WORDS["policy"]:
+            return None
+        case "model" | "policy" if value != "tiny" or (path / "config.json").is_file():
             return path if path.is_dir() or (path.suffix == ".gguf" and path.is_file()) else None
         case "adapter" | "reward":
             return path if path.is_dir() else None
@@ -137,11 +146,13 @@ def missing(one: Named) -> str | None:
     if path is None and _is_nested_glob(one):
         return None
     if path is None:
-        what = "file or folder" if one.kind == "rows" else "folder"
-        on_hub = one.kind in ("rows", "model") and _maybe_on_hub(one)
-        return None if on_hub else f"no such {what}: {value} (looked in {Path.cwd()})"
+        what = {"rows": "file or folder", "policy": f"policy ({_OF_THE_RUN}) or folder"}
+        on_hub = one.kind in ("rows", "model", "policy") and _maybe_on_hub(one)
+        here = f"no such {what.get(one.kind, 'folder')}: {value} (looked in {Path.cwd()})"
+        return None if on_hub else here
     needed = {
-        "model": ("config.json", "adapter_config.json", "*.gguf"),
+        "model": _MODEL,
+        "policy": _MODEL,
         "reward": ("config.json",),
         "adapter": ("adapter_config.json",),
     }.get(one.kind)
@@ -212,7 +223,7 @@ def _keep(one: Named, root: Path, known: Mapping[str, str], kept: Kept) -> str:
         if known.get("kept") == f"./{inside}":  # the copy itself: it stands alone from now on
             kept.files[one.name] = {k: v for k, v in known.items() if k != "from"}
         return f"./{inside}{split}"
-    if one.kind in ("model", "adapter", "reward"):
+    if one.kind in ("model", "policy", "adapter", "reward"):
         return str(path.resolve())
     return _copied(one, path, root, known, kept)
 
