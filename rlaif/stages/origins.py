@@ -187,8 +187,8 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
             others = (lineage.model("judge"), lineage.model("reward"))
             trained = [name for name in models if name not in others]
             asked = judged if asks_judge(run.config) else ()
-            by = [others[1]] if run.config.evaluate.reward == "model" else []
-            return {lineage.EVALUATION: (*trained, *by, "policy", "evaluate", *asked)}
+            reward = others[1:] if run.config.evaluate.reward == "model" else ()
+            return {lineage.EVALUATION: (*trained, *reward, "policy", "evaluate", *asked)}
         case "best-of-n":
             return {lineage.BEST_OF_N: (lineage.model("reward"), "policy", "evaluate")}
     if stage.startswith(lineage.ATTACKS):
