@@ -26,7 +26,7 @@ from rlaif.report.audit import table
 from rlaif.report.build import render
 from rlaif.report.data import Run
 from rlaif.report.summary import summarise
-from rlaif.statistics.calibration import heated
+from rlaif.statistics.calibration import rescaled
 from rlaif.store import RunStore
 
 PAIR = Pair(Prompt.user("q"), "a", "b")
@@ -51,7 +51,7 @@ def test_hand_worked() -> None:
 @given(st.floats(1e-9, 1 - 1e-9), st.floats(0.05, 50))
 def test_it_is_the_audits_own_and_keeps_the_side(p: float, t: float) -> None:
     found = at_temperature(p, t)
-    assert found == pytest.approx(float(heated([p], 1 / t)[0]), rel=1e-9, abs=1e-300)
+    assert found == pytest.approx(float(rescaled([p], 1 / t)[0]), rel=1e-9, abs=1e-300)
     assert at_temperature(1 - p, t) == pytest.approx(1 - found, abs=1e-6)
     if abs(p - 0.5) > 1e-12:
         assert (found > 0.5) == (p > 0.5)
@@ -119,7 +119,7 @@ def labels_of(p: np.ndarray, y: np.ndarray, temperature: float | None = None) ->
     ids = [f"{i * 2654435761 % 2**32:08x}" for i in range(n)]
     verdicts = np.repeat(p[:, None, None], 2, axis=2)
     cube = Cube(("x",), verdicts, np.ones_like(verdicts), np.full(verdicts.shape, "judged", object))
-    now = p if temperature is None else heated(p, 1 / temperature)
+    now = p if temperature is None else rescaled(p, 1 / temperature)
     return Labels(
         ids,
         ids,
@@ -144,7 +144,7 @@ def test_labels_at_a_temperature_are_fitted_the_same_again() -> None:
     assert hot["temperature"]["raw"] == {k: plain[k] for k in ("ece", "brier", "log_loss")}
     assert hot["ece"]["value"] < plain["ece"]["value"]
     assert plain["log_loss"]["value"] == pytest.approx(log_loss(y, p))
-    assert hot["log_loss"]["value"] == pytest.approx(log_loss(y, heated(p, 1 / fitted)))
+    assert hot["log_loss"]["value"] == pytest.approx(log_loss(y, rescaled(p, 1 / fitted)))
     assert hot["accuracy"] == plain["accuracy"]
     assert "these labels are at the temperature" in table(audit(labels_of(p, y, fitted)))
 
@@ -164,7 +164,7 @@ def test_the_audit_tells_whether_a_temperature_transfers(
     found = audit(labels_of(p, y), Elsewhere("runs/other", temperature, ("judge",)))
     transfer = found["known"]["transfer"]
     assert transfer["verdict"] == verdict
-    other = heated(p, 1 / temperature)
+    other = rescaled(p, 1 / temperature)
     assert transfer["raw"]["log_loss"]["value"] == pytest.approx(log_loss(y, p))
     assert transfer["other"]["log_loss"]["value"] == pytest.approx(log_loss(y, other))
     assert transfer["other"]["change"]["value"] == pytest.approx(
@@ -187,7 +187,7 @@ def test_forecasts_of_0_and_1_are_moved_by_no_temperature() -> None:
     transfer = found["known"]["transfer"]
     assert transfer["raw"]["log_loss"] is None
     rest = slice(3, None)
-    expected = log_loss(y[rest], heated(p[rest], 0.4)) - log_loss(y[rest], p[rest])
+    expected = log_loss(y[rest], rescaled(p[rest], 0.4)) - log_loss(y[rest], p[rest])
     assert transfer["other"]["change"]["value"] == pytest.approx(expected * 197 / 200)
     json.dumps(found, allow_nan=False)
     table(found)

@@ -24,6 +24,7 @@ from rlaif.judges.methods import METHODS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Named = dict[str, Any]  # keys of the config and what options say they are
+Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ def on_a_run(
     section: str | None = None,
     resolve: Callable[[Named, Callable[[], Any]], Named] | None = None,
     **keys: str,
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+) -> Decorator:
     """A command on a run, whose function takes its config, and options of its own.
 
     `names` are the settings that set their usual keys, `keys` those that set another one. The

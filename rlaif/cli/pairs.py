@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import count
 from typing import Any
 
 from rlaif.evaluation.cases import Case
 from rlaif.evaluation.compare import SIDES, Comparison, Flip
+from rlaif.evaluation.largest import Largest
 from rlaif.records import Pair, Verdict
 from rlaif.report.formats import printable
 from rlaif.statistics.agreement import Agreement
@@ -136,17 +135,14 @@ def _indented(text: str) -> str:
 def farthest(cases: Iterable[Case], by: Sequence[str], most: int) -> tuple[int, dict[str, Any]]:
     """How many cases there are, and by each of `by` the `most` in which opinions are farthest
     apart, as (distance, case), the farthest first. Keeps no more than these in memory."""
-    heaps: dict[str, list[tuple[float, int, Case]]] = {name: [] for name in by}
-    total, number = 0, count()
+    kept, total = {name: Largest[Case](most) for name in by}, 0
     for case in cases:
         total += 1
-        for name, heap in heaps.items():
+        for name, largest in kept.items():
             distance = case.apart(name)
             if distance is not None:
-                entry = (distance, -next(number), case)
-                (heapq.heappush if len(heap) < most else heapq.heappushpop)(heap, entry)
-    found = {n: [(d, c) for d, _, c in sorted(h, reverse=True)] for n, h in heaps.items()}
-    return total, found
+                largest.add(distance, case)
+    return total, {name: largest.found() for name, largest in kept.items()}
 
 
 def listed(name: str, found: Sequence[tuple[float, Case]]) -> Iterator[str]:

@@ -5,12 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rlaif.cli.common import execute
-from rlaif.cli.options import App, on_a_run
+from rlaif.cli.options import App, Decorator, on_a_run
 
 if TYPE_CHECKING:
     from rlaif.config import Config
 
 app = App(help="Train on a run's preferences.", no_args_is_help=True)
+
+
+def _on_pairs(*more: str, section: str, **keys: str) -> Decorator:
+    """Options of what learns from a run's preferences, or from a file of pairs."""
+    keys |= {name: f"train.{section}.{name}" for name in ("labels", "seed")}
+    common = {"column": "pairs", "limit": "pairs.limit", "skip_bad": "pairs.skip_bad"}
+    return on_a_run("pairs", "format", *more, section=section, resolve=None, **common, **keys)
+
+
+def _on_prompts(section: str, *more: str) -> Decorator:
+    """Options of what learns from completions that it samples as it goes."""
+    keys = {name: f"train.{section}.{name}" for name in (*more, "steps", "seed")}
+    common = {"column": "prompts", "limit": "prompts.limit", "skip_bad": "prompts.skip_bad"}
+    names = ("prompts", "constitution", "policy", "judge", "method")
+    return on_a_run(*names, section=section, resolve=None, **common, **keys)
 
 
 @app.command("sft")
@@ -34,19 +49,7 @@ def train_sft(config: Config) -> None:
 
 
 @app.command("judge")
-@on_a_run(
-    "pairs",
-    "format",
-    "constitution",
-    "judge",
-    column="pairs",
-    limit="pairs.limit",
-    skip_bad="pairs.skip_bad",
-    model="train.judge.model",
-    labels="train.judge.labels",
-    seed="train.judge.seed",
-    section="judge",
-)
+@_on_pairs("constitution", "judge", section="judge", model="train.judge.model")
 def train_judge(config: Config) -> None:
     """Train a judge on labelled pairs, to label with by `--judge RUN/models/judge`.
 
@@ -60,17 +63,7 @@ def train_judge(config: Config) -> None:
 
 
 @app.command("reward")
-@on_a_run(
-    "pairs",
-    "format",
-    column="pairs",
-    limit="pairs.limit",
-    skip_bad="pairs.skip_bad",
-    model="train.reward.model",
-    labels="train.reward.labels",
-    seed="train.reward.seed",
-    section="reward",
-)
+@_on_pairs(section="reward", model="train.reward.model")
 def train_reward(config: Config) -> None:
     """Train a reward model on the run's preferences, or on pairs that people compared.
 
@@ -85,17 +78,7 @@ def train_reward(config: Config) -> None:
 
 
 @app.command("dpo")
-@on_a_run(
-    "pairs",
-    "format",
-    "policy",
-    column="pairs",
-    limit="pairs.limit",
-    skip_bad="pairs.skip_bad",
-    labels="train.dpo.labels",
-    seed="train.dpo.seed",
-    section="dpo",
-)
+@_on_pairs("policy", section="dpo")
 def train_dpo(config: Config) -> None:
     """Train the policy by DPO with soft labels: the run's preferences, or those of people.
 
@@ -107,20 +90,7 @@ def train_dpo(config: Config) -> None:
 
 
 @app.command("ppo")
-@on_a_run(
-    "prompts",
-    "constitution",
-    "policy",
-    "judge",
-    "method",
-    column="prompts",
-    limit="prompts.limit",
-    skip_bad="prompts.skip_bad",
-    reward="train.ppo.reward",
-    steps="train.ppo.steps",
-    seed="train.ppo.seed",
-    section="ppo",
-)
+@_on_prompts("ppo", "reward")
 def train_ppo(config: Config) -> None:
     """Train the policy by PPO on a reward model, a live judge or a Python function.
 
@@ -132,20 +102,7 @@ def train_ppo(config: Config) -> None:
 
 
 @app.command("grpo")
-@on_a_run(
-    "prompts",
-    "constitution",
-    "policy",
-    "judge",
-    "method",
-    column="prompts",
-    limit="prompts.limit",
-    skip_bad="prompts.skip_bad",
-    reward="train.grpo.reward",
-    steps="train.grpo.steps",
-    seed="train.grpo.seed",
-    section="grpo",
-)
+@_on_prompts("grpo", "reward")
 def train_grpo(config: Config) -> None:
     """Train the policy by GRPO: completions of a prompt, compared with each other by the judge.
 
@@ -157,20 +114,7 @@ def train_grpo(config: Config) -> None:
 
 
 @app.command("rloo")
-@on_a_run(
-    "prompts",
-    "constitution",
-    "policy",
-    "judge",
-    "method",
-    column="prompts",
-    limit="prompts.limit",
-    skip_bad="prompts.skip_bad",
-    reward="train.rloo.reward",
-    steps="train.rloo.steps",
-    seed="train.rloo.seed",
-    section="rloo",
-)
+@_on_prompts("rloo", "reward")
 def train_rloo(config: Config) -> None:
     """Train the policy by RLOO: REINFORCE, the baseline being the prompt's other completions.
 
@@ -182,19 +126,7 @@ def train_rloo(config: Config) -> None:
 
 
 @app.command("online-dpo")
-@on_a_run(
-    "prompts",
-    "constitution",
-    "policy",
-    "judge",
-    "method",
-    column="prompts",
-    limit="prompts.limit",
-    skip_bad="prompts.skip_bad",
-    steps="train.online_dpo.steps",
-    seed="train.online_dpo.seed",
-    section="online_dpo",
-)
+@_on_prompts("online_dpo")
 def train_online_dpo(config: Config) -> None:
     """Train the policy by DPO on pairs that it samples and the judge labels as it learns.
 

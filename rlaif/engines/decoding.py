@@ -144,8 +144,8 @@ def decode_batch(
         u = torch.tensor([row.uniforms[step] for row in live], dtype=torch.float64)
         chosen = choose(logits, u.to(device), sampling.temperature, sampling.top_p)
         if logprobs:
-            heat = logits / (sampling.temperature or 1.0)
-            picked = heat.gather(-1, chosen[:, None])[:, 0] - heat.logsumexp(-1)
+            scaled = logits / (sampling.temperature or 1.0)
+            picked = scaled.gather(-1, chosen[:, None])[:, 0] - scaled.logsumexp(-1)
             for row, value in zip(live, picked.tolist(), strict=True):
                 row.logprobs.append(value)
         sick = (~logits.amax(-1).isfinite()).tolist()  # NaN or +inf somewhere, or -inf everywhere

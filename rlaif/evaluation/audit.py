@@ -28,8 +28,8 @@ from rlaif.statistics.agreement import kappa_of_table
 from rlaif.statistics.calibration import (
     expected_calibration_error,
     fit_temperature,
-    heated,
     log_losses,
+    rescaled,
 )
 from rlaif.statistics.intervals import Interval, bootstrap, bootstrap_of, share, wilson
 from rlaif.statistics.slots import leaning, slot_intervals
@@ -209,7 +209,7 @@ def _transfer(
     the difference; a forecast of 0 or 1 is changed by none. It helps, or harms, where that interval
     lies below, or above, 0. `own` is the labels' own, each half at the other half's.
     """
-    other = heated(raw, 1 / elsewhere.temperature)
+    other = rescaled(raw, 1 / elsewhere.temperature)
 
     def scored(p: Floats | None) -> Json | None:
         if p is None:

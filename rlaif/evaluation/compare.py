@@ -7,13 +7,12 @@ the other run at a time into the place of this run's and making the label again.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
+from rlaif.evaluation.largest import Largest
 from rlaif.judges.ensembles import Rule, combine, strongest
 from rlaif.records import Pair, Preference, mirrored
 from rlaif.statistics.agreement import Agreement, SideAgreement
@@ -152,7 +151,7 @@ class Comparison:
     def __init__(
         self, rules: tuple[LabelRule, LabelRule] = (LabelRule(), LabelRule()), *, keep: int = 20
     ) -> None:
-        self.rules, self.keep = rules, keep
+        self.rules = rules
         self.only_a = self.both = 0
         self.sides: Counter[tuple[str, str]] = Counter()  # what A and B say of a pair
         self.turned_by: Counter[str | None] = Counter()
@@ -161,8 +160,7 @@ class Comparison:
         self._principles: dict[str, SideAgreement] = {}
         self._change = 0.0
         self._changes = 0
-        self._flips: list[tuple[float, int, Flip]] = []
-        self._number = count()
+        self._flips = Largest[Flip](keep)
 
     def add(self, a: Preference, b: Preference | None) -> Flip | None:
         """One pair's labels, of which B may have none; returns the flip, if it is one."""
@@ -186,20 +184,13 @@ class Comparison:
         if flip is not None:
             self.turned_by[flip.turned_by] += 1
             self.alone[flip.turned_by] += flip.alone
-            self._keep(flip)
+            self._flips.add(flip.change, flip)
         return flip
-
-    def _keep(self, flip: Flip) -> None:
-        entry = (flip.change, -next(self._number), flip)  # of equals, the first ones stay
-        if len(self._flips) < self.keep:
-            heapq.heappush(self._flips, entry)
-        elif self.keep:
-            heapq.heappushpop(self._flips, entry)
 
     @property
     def flips(self) -> list[Flip]:
         """Those kept, the labels farthest apart first."""
-        return [flip for _, _, flip in sorted(self._flips, reverse=True)]
+        return [flip for _, flip in self._flips.found()]
 
     @property
     def flip_count(self) -> int:

@@ -112,8 +112,8 @@ def _known(known: Mapping[str, Any], source: str) -> Iterator[tuple[str, list[Ro
         _row("Brier score (¼: always ½)", known.get("brier"), fixed),
         _row("log-loss (0.693: always ½)", known.get("log_loss"), fixed),
     ]
-    if heat := known.get("temperature"):
-        rows += _temperature(heat)
+    if fitted := known.get("temperature"):
+        rows += _temperature(fitted)
     yield f"Against {source}", rows
     if transfer := known.get("transfer"):
         yield from _transfer(transfer)
@@ -156,24 +156,24 @@ def _transfer(found: Mapping[str, Any]) -> Iterator[tuple[str, list[Row]]]:
     )
 
 
-def _temperature(heat: Mapping[str, Any]) -> Iterator[Row]:
-    n = count(heat["n"])
-    if heat.get("applied") is not None:
-        yield ("these labels are at the temperature", fixed(heat["applied"], 2), "", n)
-        yield _row("  ECE without it", heat["raw"]["ece"], fixed)
-        yield _row("  Brier score without it", heat["raw"]["brier"], fixed)
-        yield _row("  log-loss without it", heat["raw"]["log_loss"], fixed)
-    if heat["value"] is None:
-        slope = heat["slope"]
+def _temperature(fitted: Mapping[str, Any]) -> Iterator[Row]:
+    n = count(fitted["n"])
+    if fitted.get("applied") is not None:
+        yield ("these labels are at the temperature", fixed(fitted["applied"], 2), "", n)
+        yield _row("  ECE without it", fitted["raw"]["ece"], fixed)
+        yield _row("  Brier score without it", fitted["raw"]["brier"], fixed)
+        yield _row("  log-loss without it", fitted["raw"]["log_loss"], fixed)
+    if fitted["value"] is None:
+        slope = fitted["slope"]
         why = "one-sided" if slope is None else "at chance"
         yield (f"best temperature: none, {why}", MISSING, "", n)
         return
-    low, high = fixed(heat["low"], 2), "∞" if heat["high"] is None else fixed(heat["high"], 2)
-    yield ("best temperature (1: calibrated)", fixed(heat["value"], 2), f"{low} – {high}", n)
-    if heat["ece"] is not None:
-        yield _row("  ECE at the other half’s", heat["ece"], fixed)
-        yield _row("  Brier score at the other half’s", heat["brier"], fixed)
-        yield _row("  log-loss at the other half’s", heat.get("log_loss"), fixed)
+    low, high = fixed(fitted["low"], 2), "∞" if fitted["high"] is None else fixed(fitted["high"], 2)
+    yield ("best temperature (1: calibrated)", fixed(fitted["value"], 2), f"{low} – {high}", n)
+    if fitted["ece"] is not None:
+        yield _row("  ECE at the other half’s", fitted["ece"], fixed)
+        yield _row("  Brier score at the other half’s", fitted["brier"], fixed)
+        yield _row("  log-loss at the other half’s", fitted.get("log_loss"), fixed)
 
 
 def _judge(judge: Mapping[str, Any]) -> Iterator[Row]:

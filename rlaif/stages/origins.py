@@ -157,9 +157,9 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
             return {lineage.PAIRS: ("source",)}
         case "label":
             audited = run.config.preferences.temperature == "audit"
-            heat = (lineage.TEMPERATURE,) if audited else ()
+            fitted = (lineage.TEMPERATURE,) if audited else ()
             by = () if run.config.preferences.people is None else (people,)
-            return {lineage.LABELS: (lineage.PAIRS, *judged, "people", *by, *heat)}
+            return {lineage.LABELS: (lineage.PAIRS, *judged, "people", *by, *fitted)}
         case "audit":
             found = read_object(run.store.path("evaluation", "audit.json"), "`rlaif eval audit`")
             by = (people,) if found.get("known_from") == "people" else ()

@@ -115,8 +115,8 @@ def live_label(run: Run, judge: JudgingSettings | None = None) -> tuple[Label, s
     rule, section = rule_of(run), run.config.judge
     drawn = [] if section.draw is None else [section.draw, section.draw_weighted, section.draw_seed]
     weights = [[juror.name, juror.weight] for juror in run.config.jury]
-    heat = [] if temperature is None else [temperature]
-    return label, content_id(judges.fingerprint, ids, judges.orders, rule, *drawn, *weights, *heat)
+    at = [] if temperature is None else [temperature]
+    return label, content_id(judges.fingerprint, ids, judges.orders, rule, *drawn, *weights, *at)
 
 
 def rule_of(run: Run) -> dict[str, Any]:

@@ -91,6 +91,6 @@ def _why(found: Mapping[str, Any]) -> str:
 
 def record_temperature(run: Run, audit: Mapping[str, Any]) -> None:
     """Keeps what an audit fitted, for labels to be made at it: other labels do not undo it."""
-    heat = (audit.get("known") or {}).get("temperature") or {}
-    kept = {name: heat.get(name) for name in ("value", "low", "high", "slope", "n")}
+    fitted = (audit.get("known") or {}).get("temperature") or {}
+    kept = {name: fitted.get(name) for name in ("value", "low", "high", "slope", "n")}
     write_json(run.store.path(FILE), {**kept, "known_from": audit.get("known_from")})

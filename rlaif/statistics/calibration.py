@@ -94,10 +94,10 @@ class Temperature:
 
     def __call__(self, p: ArrayLike) -> Floats:
         """Forecasts at this temperature; those at 0, ½ and 1 stay."""
-        return heated(p, self.slope)
+        return rescaled(p, self.slope)
 
 
-def heated(p: ArrayLike, slope: float) -> Floats:
+def rescaled(p: ArrayLike, slope: float) -> Floats:
     """Forecasts at the temperature 1/slope, σ(slope · logit(p)), (N,); those at 0, ½ and 1 stay."""
     with np.errstate(divide="ignore"):
         z = np.log(as_floats(p, "p")) - np.log1p(-as_floats(p, "p"))

@@ -289,11 +289,11 @@ class Table(Generic[R]):
         for shard in shards:
             for batch in self._scan(shard, columns, size):
                 if twice:
-                    batch = self._first_ones(batch, twice, seen)
+                    batch = self._first_rows(batch, twice, seen)
                 if batch.num_rows:
                     yield batch
 
-    def _first_ones(self, batch: pa.RecordBatch, twice: set[int], seen: set[str]) -> pa.RecordBatch:
+    def _first_rows(self, batch: pa.RecordBatch, twice: set[int], seen: set[str]) -> pa.RecordBatch:
         keys = batch.column(self._key).to_pylist()
         new = []
         for i, (key, found) in enumerate(zip(keys, hashes_of(keys).tolist(), strict=True)):

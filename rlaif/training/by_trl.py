@@ -74,7 +74,7 @@ def fit(
     tokenizer = copy.deepcopy(loaded.tokenizer)  # TRL changes it
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = loaded.filler
-    mould = empty_copy(loaded.model) if spread() else None
+    empty = empty_copy(loaded.model) if spread() else None
     with warnings.catch_warnings(), quiet(), sends_nothing(), closing(journal), own_ends(loaded):
         warnings.simplefilter("ignore")
         trainer = make(
@@ -89,8 +89,8 @@ def fit(
         with steps_from(checkpoint):
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         loaded.model = trainer.accelerator.unwrap_model(trainer.model)
-        if mould is not None:
-            collect(loaded, mould, trainer)
+        if empty is not None:
+            collect(loaded, empty, trainer)
     return journal
 
 

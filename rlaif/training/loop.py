@@ -70,14 +70,14 @@ def run_loop(
     plan = make_plan(rows, elements, collate, settings, arguments)
     checkpoint = last_checkpoint(out)
     journal = Journal(out / JOURNAL, checkpoint, len(plan.steps), settings.epochs, runtime)
-    mould = empty_copy(loaded.model) if spread() else None
+    empty = empty_copy(loaded.model) if spread() else None
     trainer = PairTrainer(loaded.model, arguments, plan, pair_loss, journal)
     trainer.add_callback(Sealing(out / JOURNAL))
     with closing(journal), quiet(), steps_from(checkpoint):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     loaded.model = trainer.accelerator.unwrap_model(trainer.model)
-    if mould is not None:
-        collect(loaded, mould, trainer)
+    if empty is not None:
+        collect(loaded, empty, trainer)
     return journal.summary()
 
 
@@ -100,12 +100,12 @@ def make_plan(
     return Plan(rows, steps, collate, parts, world, arguments.process_index)
 
 
-def collect(loaded: Loaded, mould: Any, trainer: Trainer) -> None:
+def collect(loaded: Loaded, empty: Any, trainer: Trainer) -> None:
     """Puts a model that was spread over processes together again, in the main process."""
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if rank() == 0:
-        fill(mould, weights)
-        loaded.model = mould.to(trainer.args.device)
+        fill(empty, weights)
+        loaded.model = empty.to(trainer.args.device)
 
 
 def training_arguments(settings: TrainSettings, runtime: Runtime, out: Path) -> TrainingArguments:

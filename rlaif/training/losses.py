@@ -132,17 +132,17 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        heat = logits if temperature == 1 else logits / temperature
-        total = heat.logsumexp(-1)
-        ctx.save_for_backward(heat, tokens, total)
+        scaled = logits if temperature == 1 else logits / temperature
+        total = scaled.logsumexp(-1)
+        ctx.save_for_backward(scaled, tokens, total)
         ctx.temperature = temperature
-        return heat.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - total
+        return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        heat, tokens, total = ctx.saved_tensors
+        scaled, tokens, total = ctx.saved_tensors
         g = gradients[0].unsqueeze(-1) / ctx.temperature
-        table = (heat - total.unsqueeze(-1)).exp_().mul_(-g)
+        table = (scaled - total.unsqueeze(-1)).exp_().mul_(-g)
         return table.scatter_add_(-1, tokens.unsqueeze(-1), g), None, None
 
 

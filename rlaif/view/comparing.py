@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from rlaif.evaluation.compare import (
     opinions,
     side,
 )
+from rlaif.evaluation.largest import Largest
 from rlaif.records import Pair, Preference, mirrored
 from rlaif.stages.stored import Stored
 from rlaif.view.index import Index, Made
@@ -71,7 +71,7 @@ class Changes:
         self.counts = Comparison(rules, keep=0)
         self.by: Counter[str | None] = Counter()
         self.flipped_by: Counter[str | None] = Counter()
-        self._kept: list[tuple[float, int, Change]] = []
+        self._kept = Largest[Change](KEEP)
 
     def add(self, a: Preference, b: Preference | None) -> None:
         """One pair's labels, of which the second run may have none."""
@@ -81,16 +81,12 @@ class Changes:
             return
         self.by[found.by] += 1
         self.flipped_by[found.by] += found.flipped
-        entry = (found.distance, -self.by.total(), found)
-        if len(self._kept) < KEEP:
-            heapq.heappush(self._kept, entry)
-        else:
-            heapq.heappushpop(self._kept, entry)
+        self._kept.add(found.distance, found)
 
     @property
     def kept(self) -> list[Change]:
         """Those that are shown, the labels farthest apart first."""
-        return [found for *_, found in sorted(self._kept, reverse=True)]
+        return [change for _, change in self._kept.found()]
 
 
 class Compared:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlaif.errors import TrainingError
 from rlaif.records import Prompt, content_id
@@ -31,7 +31,7 @@ from rlaif.training.checkpoints import (
 from rlaif.training.data import thinking_key
 from rlaif.training.loop import Journal, finish, prepare
 from rlaif.training.models import Loaded, load_policy, save_model
-from rlaif.training.processes import join, rank, refuse_spread
+from rlaif.training.processes import join, rank, refuse_spread, sum_gradients
 from rlaif.training.rl.rollout import Sampler
 from rlaif.training.rl.scorers import Scorer
 from rlaif.training.rl.settings import OnlineSettings
@@ -180,6 +180,32 @@ class OnlineRun:
 
     def _result(self, metrics: dict[str, Any]) -> TrainingResult:
         return TrainingResult(self.out, metrics["steps"], metrics["seconds"], metrics)
+
+
+def descend(
+    optimizer: torch.optim.Optimizer,
+    rates: Sequence[float],
+    parameters: Mapping[str, nn.Parameter],
+    index: int,
+    settings: OnlineSettings,
+) -> Tensor:
+    """An optimiser's step down the gradient of all processes, clipped; returns the norm before.
+
+    The learning rates, one a parameter group, fall linearly to 0 over the run; `index` is the step,
+    from 0. TrainingError where the gradient is not finite.
+    """
+    sum_gradients(parameters.values())
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * (1 - index / settings.steps)
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm)
+    if not torch.isfinite(norm):
+        raise TrainingError(
+            f"the gradient is not finite at step {index + 1} of {settings.steps}: lower the "
+            "learning rate, or train in float32"
+        )
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
 
 
 def prompts_of_step(prompts: Sequence[Prompt], index: int, count: int, seed: int) -> list[Prompt]:

@@ -39,10 +39,9 @@ from rlaif.training.processes import (
     gathered,
     same_parameters,
     share,
-    sum_gradients,
     summed,
 )
-from rlaif.training.rl.loop import OnlineRun, TrainingResult
+from rlaif.training.rl.loop import OnlineRun, TrainingResult, descend
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
 from rlaif.training.rl.scorers import Label, Scorer, checked_labels
 from rlaif.training.rl.settings import OnlineDPOSettings
@@ -259,18 +258,7 @@ class OnlineDPO:
             loss.backward()  # type: ignore[no-untyped-call]
             for name, value in {"loss": losses, **statistics}.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().double().sum() / total
-        sum_gradients(self.parameters.values())
-        left = 1 - index / s.steps
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.learning_rate * left
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), s.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                f"the gradient is not finite at step {index + 1} of {s.steps}: lower the learning "
-                "rate, or train in float32"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = descend(self.optimizer, [s.learning_rate], self.parameters, index, s)
         return {**_means(sums, device), "grad_norm": norm.item()}
 
     # ---- checkpoints

@@ -30,8 +30,9 @@ from rlaif.errors import ConfigError, TrainingError
 from rlaif.records import Prompt, content_id
 from rlaif.training.data import pad
 from rlaif.training.forward import logprobs_where
-from rlaif.training.processes import gathered, rank, share, sum_gradients, summed, world
+from rlaif.training.processes import gathered, rank, share, summed, world
 from rlaif.training.rl.actor_critic import ActorCritic
+from rlaif.training.rl.loop import descend
 from rlaif.training.rl.nlpo import Masker, table_of
 from rlaif.training.rl.ppo_losses import (
     KLController,
@@ -265,24 +266,13 @@ class PPO:
         """An Adam step at a learning rate that falls linearly to 0 over the run."""
         s = self.settings
         if s.ptx_weight:
-            self.hold(index, meter)
-        sum_gradients(self.parameters.values())
-        left = 1 - index / s.steps
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * left
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), s.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise TrainingError(
-                f"the gradient is not finite at step {index + 1} of {s.steps}: lower the learning "
-                "rate, or train in float32"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+            self.ptx_backward(index, meter)
+        norm = descend(self.optimizer, self._rates, self.parameters, index, s)
         meter.add("grad_norm", norm / world())  # of the whole gradient, which all of them know
-        meter.facts["learning_rate"] = s.learning_rate * left
+        meter.facts["learning_rate"] = s.learning_rate * (1 - index / s.steps)
         meter.next_minibatch()
 
-    def hold(self, index: int, meter: Meter) -> None:
+    def ptx_backward(self, index: int, meter: Meter) -> None:
         """PPO-ptx: adds the gradient of −ptx_weight·log π a token of some ptx sequences.
 
         As many as a minibatch has episodes.

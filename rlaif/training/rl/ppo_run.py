@@ -72,13 +72,13 @@ def _sampler(
     settings: PPOSettings,
     place: torch.device,
 ) -> Sampler:
-    heat, longest = settings.temperature, settings.longest
+    temperature, longest = settings.temperature, settings.longest
     if settings.rollouts == "hf":
-        return Sampler(loaded, temperature=heat, max_new_tokens=longest)
+        return Sampler(loaded, temperature=temperature, max_new_tokens=longest)
     return VLLMSampler(
         loaded,
         loaded.source,  # its weights come anew each time, with what was added into them
-        temperature=heat,
+        temperature=temperature,
         max_new_tokens=longest,
         dtype="bfloat16" if settings.bf16 else "float32",
         sleeps=place.type == "cuda",
