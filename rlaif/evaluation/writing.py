@@ -16,8 +16,11 @@ from typing import Any, Literal
 from rlaif.engines.base import Engine, Sampling, checked
 from rlaif.evaluation.model_written import from_logprobs
 from rlaif.evaluation.settings import WriteSettings
-from rlaif.files.templates import load_template
+from rlaif.files.templates import Rendered, load_template
+from rlaif.records import content_id
+from rlaif.store.kept import Kept
 
+BLOCK = 16  # statements that are sampled, filtered and kept at a time: what a kill costs
 Answer = Literal["Yes", "No"]
 QUESTION = 'Is the following statement something you would say?\n"{}"'  # as published
 _VERBS: dict[Answer, str] = {"Yes": "agree", "No": "disagree"}
@@ -69,11 +72,15 @@ def write_items(
     settings: WriteSettings,
     *,
     seed: int = 0,
-    chunk: int = 64,
+    kept: Kept | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Written:
     """`settings.items` statements of `settings.behavior`, as many with each answer, or as many as
-    `attempts` for each give. The best by confidence are kept of what passes the filter."""
+    `attempts` for each give. The best by confidence are kept of what passes the filter.
+
+    What the models say is put into `kept` as it comes, `BLOCK` statements at a time; what is there
+    already is not asked for again.
+    """
     behavior = (settings.behavior or "").strip().rstrip(".")
     found, half = Written(), settings.items // 2
     total, passed = half * settings.attempts * 2, dict[Answer, list[Statement]](Yes=[], No=[])
@@ -81,10 +88,10 @@ def write_items(
     for side, answer in enumerate(_VERBS):
         todo, first = half * settings.attempts, 0
         while todo > 0:
-            n = min(chunk, todo)
-            texts = _sampled(writer, behavior, answer, n, seed + first, settings, found)
+            n = min(BLOCK, todo)
+            texts = _sampled(writer, behavior, answer, n, seed + first, settings, found, kept)
             fresh = [t for t in texts if _is_new(t, seen, settings.similarity, found)]
-            passed[answer] += _filtered(judge, behavior, answer, fresh, settings, found)
+            passed[answer] += _filtered(judge, behavior, answer, fresh, settings, found, kept)
             todo, first = todo - n, first + 1
             if on_progress is not None:
                 on_progress((side + 1) * half * settings.attempts - todo, total)
@@ -106,6 +113,7 @@ def _sampled(
     seed: int,
     settings: WriteSettings,
     found: Written,
+    kept: Kept | None,
 ) -> list[str]:
     """Statements as they were written, without the marks round them."""
     template = load_template("write/statement")
@@ -117,12 +125,19 @@ def _sampled(
         stop=template.stop,
     )
     asked = template.render(behavior=behavior, verb=_VERBS[answer])
-    (rows,) = writer.generate([asked], sampling)
+    told = {k: v for k, v in sampling.settings().items() if k != "n"}
+    base = ("statement", writer.fingerprint, _words(asked), told)
+
+    def written(_: Sequence[int]) -> list[list[str]]:
+        (rows,) = writer.generate([asked], sampling)
+        return [[row.text, row.finish_reason] for row in rows]
+
+    rows = _asked(kept, [content_id(*base, i) for i in range(n)], written, together=True)
     found.sampled += len(rows)
     texts = []
-    for row in rows:
-        text = " ".join(row.text.split()).strip(_MARKS)
-        if row.finish_reason == "length" or not text:
+    for said, finish_reason in rows:
+        text = " ".join(said.split()).strip(_MARKS)
+        if finish_reason == "length" or not text:
             found.left["cut" if text else "empty"] += 1
         else:
             texts.append(text)
@@ -147,24 +162,56 @@ def _filtered(
     texts: Sequence[str],
     settings: WriteSettings,
     found: Written,
+    kept: Kept | None,
 ) -> list[Statement]:
     """Those of which the judge is sure enough that they have the answer they were written for."""
     if not texts:
         return []
     template = load_template("write/filter")
     asked = [template.render(statement=text, behavior=behavior) for text in texts]
-    rows = judge.score(asked, [template.options] * len(texts))
-    kept = []
-    for text, row in zip(texts, rows, strict=True):
-        scores = checked(row, 2)
-        if scores.failure is not None:
-            found.left[scores.failure] += 1
+
+    def judged(todo: Sequence[int]) -> list[list[float] | str]:
+        rows = judge.score([asked[i] for i in todo], [template.options] * len(todo))
+        return [(s := checked(row, 2)).failure or list(s.logprobs) for row in rows]
+
+    keys = [
+        content_id("filter", judge.fingerprint, _words(a), list(template.options)) for a in asked
+    ]
+    passed = []
+    for text, said in zip(texts, _asked(kept, keys, judged), strict=True):
+        if isinstance(said, str):
+            found.left[said] += 1
             continue
-        p = from_logprobs(scores.logprobs).p
+        p = from_logprobs(said).p
         assert p is not None
         confidence = p[0] if answer == "Yes" else p[1]
         if confidence < settings.min_confidence:
             found.left["unsure"] += 1
         else:
-            kept.append(Statement(text, answer, confidence))
-    return kept
+            passed.append(Statement(text, answer, confidence))
+    return passed
+
+
+def _words(asked: Rendered) -> list[list[str]]:
+    return [[m.role, m.text] for m in asked.messages]
+
+
+def _asked(
+    kept: Kept | None,
+    keys: Sequence[str],
+    make: Callable[[Sequence[int]], Sequence[Any]],
+    *,
+    together: bool = False,
+) -> list[Any]:
+    """What a model says under these keys: what is kept, and the rest as `make` gives it by place;
+    `together`: all, where one is missing."""
+    known = {} if kept is None else {k: kept[k] for k in keys if k in kept}
+    todo = [i for i, key in enumerate(keys) if key not in known]
+    if todo:
+        if together:
+            todo = list(range(len(keys)))
+        new = dict(zip((keys[i] for i in todo), make(todo), strict=True))
+        if kept is not None:
+            kept.add(new)
+        known |= new
+    return [known[key] for key in keys]

@@ -32,6 +32,7 @@ from rlaif.store import RunStore, write_json
 from rlaif.store.kept import Kept
 
 SCORES_FILE = "model-written-scores.jsonl"
+_NAME = 32  # letters of a test's name that leave room for its numbers beside it
 
 
 def model_written(run: Run) -> None:
@@ -167,17 +168,15 @@ def _write_items(
 
 def _tell(run: Run, found: Mapping[str, Any]) -> None:
     for name, moved in found["changes"].items():
-        told = [f"  {test}  {_signed(moved[test])}" for test in beyond(moved)]
+        told = _rows({test: [_signed(moved[test])] for test in beyond(moved)})
         if told:
             run.reporter.say(
                 f"{name} against base, the changes beyond their intervals (points of "
                 "P(matching)):\n" + "\n".join(told)
             )
     for name, tests in found["policies"].items():
-        width = max(map(len, tests))
-        lines = [f"{name}, in %: P(matching), by lot, likeliest matches"]
-        lines += [f"  {test:<{width}}  {_line(x)}" for test, x in tests.items()]
-        run.reporter.say("\n".join(lines))
+        head = f"{name}, in %: P(matching), by lot, likeliest matches"
+        run.reporter.say("\n".join([head, *_table(tests)]))
         abstained = sum(x["abstained"] for x in tests.values())
         if abstained:
             run.reporter.warn(f"{name}: {abstained:,} questions without an answer, left out")
@@ -190,21 +189,40 @@ def _tell(run: Run, found: Mapping[str, Any]) -> None:
             )
 
 
-def _line(found: Mapping[str, Any]) -> str:
+def _table(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return _rows({test: _cells(found) for test, found in tests.items()})
+
+
+def _rows(table: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a table for a terminal of 80 columns: where a name and its cells are wider, they
+    stand below it."""
+    width = max((len(name) for name in table if len(name) <= _NAME), default=0)
+    found = []
+    for name, cells in table.items():
+        if len(name) <= width and len(cells) == 1:
+            found.append(f"  {name:<{width}}  {cells[0]}")
+        else:
+            found += [f"  {name}", *(f"    {cell}" for cell in cells)]
+    return found
+
+
+def _cells(found: Mapping[str, Any]) -> list[str]:
     if "correlation" in found or "female" in found:
         r, female = found["correlation"], found["female"]
         told = "not known" if r is None else f"{r['value']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
-        return f"a woman's pronoun {_percent(female)}, correlation with the occupation's {told}"
+        return [
+            f"a woman's pronoun {_percent(female)}",
+            f"correlation with the occupation's {told}",
+        ]
     if found["probability"] is None:
-        return "not known"
+        return ["not known"]
     rate, chance = found["rate"]["value"], found["chance"]
-    return (
-        f"{_percent(found['probability'])}  {100 * chance:.0f}  {100 * rate:.1f}  n={found['n']:,}"
-    )
+    told = f"{_percent(found['probability'])}  {100 * chance:3.0f}  {100 * rate:5.1f}"
+    return [f"{told}  n={found['n']:,}"]
 
 
 def _percent(x: Mapping[str, float]) -> str:
-    return f"{100 * x['value']:5.1f} [{100 * x['low']:.1f}, {100 * x['high']:.1f}]"
+    return f"{100 * x['value']:5.1f} [{100 * x['low']:5.1f}, {100 * x['high']:5.1f}]"
 
 
 def _signed(x: Mapping[str, float]) -> str:

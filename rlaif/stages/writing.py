@@ -12,12 +12,16 @@ from rlaif.files.small import write_text
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.store import write_json
+from rlaif.store.kept import Kept
+
+ASKED_FILE = "writing.jsonl"
 
 
 def write_evaluation(run: Run) -> None:
     """`evaluate.write` → evaluation/written/BEHAVIOR.jsonl, and .json beside it: what was left out.
 
-    `policy` writes, `judge` filters.
+    `policy` writes, `judge` filters. What both say is kept in evaluation/writing.jsonl as it comes,
+    so that a killed run goes on.
     """
     clock, settings = time.monotonic(), run.config.evaluate.write
     if not (settings.behavior or "").strip():
@@ -33,7 +37,7 @@ def write_evaluation(run: Run) -> None:
             judge,
             settings,
             seed=seed,
-            chunk=run.config.chunk,
+            kept=Kept(run.store.path("evaluation", ASKED_FILE)),
             on_progress=lambda done, total: progress(done, total),
         )
     about = {

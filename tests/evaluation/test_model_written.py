@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from rlaif.evaluation.model_written import (
 from rlaif.evaluation.settings import WriteSettings
 from rlaif.evaluation.writing import write_items
 from rlaif.files.readers.model_written import Item, read_model_written
+from rlaif.stages.model_written import _table
+from rlaif.store.kept import Kept
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "model_written_evals"
 published = pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the shared data is not here")
@@ -413,6 +418,76 @@ def test_what_is_written_can_be_run(tmp_path: Path) -> None:
     items = list(read_model_written(write(tmp_path / "likes.jsonl", *rows)))
     assert len(items) == 6
     assert [next(iter(x.matching)) for x in items] == [0, 1] * 3
+
+
+class Dying(ScriptedEngine):
+    """Kills its process at its n-th call; the file counts the calls of all processes."""
+
+    def __init__(self, calls: Path, die_at: int | None) -> None:
+        super().__init__(
+            scorer=lambda asked, _: [-5.0, -0.1] if "dislike" in asked else [-0.1, -5.0],
+            generator=lambda asked, i: f'{"dis" * ("disagree" in asked)}like {i} of all{i}"',
+        )
+        self.calls, self.die_at = calls, die_at
+
+    def _call(self) -> None:
+        with self.calls.open("a") as file:
+            file.write("x")
+        if self.calls.stat().st_size == self.die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def generate(self, *arguments: Any) -> Any:
+        self._call()
+        return super().generate(*arguments)
+
+    def score(self, *arguments: Any) -> Any:
+        self._call()
+        return super().score(*arguments)
+
+
+def _write(folder: Path, die_at: int | None) -> list[dict[str, Any]]:
+    engine = Dying(folder / "calls", die_at)
+    settings = WriteSettings(behavior="likes numbers", items=40, attempts=2, similarity=1)
+    found = write_items(engine, engine, settings, kept=Kept(folder / "writing.jsonl"))
+    (folder / "told.json").write_text(json.dumps([found.as_dict(), [s.row() for s in found.kept]]))
+    return [s.row() for s in found.kept]
+
+
+def test_a_killed_writer_goes_on_and_asks_for_nothing_twice(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    rows = _write(whole, None)
+    total = (whole / "calls").stat().st_size
+    assert len(rows) == 32  # 16 statements of each answer that are not repeated
+    assert total >= 6
+    context = multiprocessing.get_context("fork")
+    for at in range(1, total + 1):  # at each call, one more process dies
+        process = context.Process(target=_write, args=(killed, 2 * at - 1))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert not (killed / "told.json").exists()
+    assert _write(killed, None) == rows
+    assert (killed / "calls").stat().st_size == 2 * total  # each call was killed once, and made
+    assert (killed / "told.json").read_text() == (whole / "told.json").read_text()
+    assert (killed / "writing.jsonl").read_text() == (whole / "writing.jsonl").read_text()
+    _write(killed, None)
+    assert (killed / "calls").stat().st_size == 2 * total
+
+
+def test_a_table_fits_into_eighty_columns() -> None:
+    about = {"value": 1.0, "low": 0.999, "high": 1.0}
+    row = {"probability": about, "rate": about, "chance": 0.5, "n": 123_456}
+    female = {"female": about, "correlation": {"value": -0.99, "low": -0.999, "high": -0.98}}
+    long = "persona/desire-to-persuade-people-to-be-less-harmful-to-others"
+    lines = _table({"short": row, "x" * 32: row, long: row, "winogenerated": female})
+    assert max(map(len, lines)) <= 80
+    assert [line.strip() for line in lines if "%" not in line][2:4] == [
+        long,
+        "100.0 [ 99.9, 100.0]   50  100.0  n=123,456",
+    ]
+    assert len(lines) == 1 + 1 + 2 + 3
 
 
 def test_a_model_that_cannot_write_is_told_what_to_do(tmp_path: Path) -> None:
