@@ -16,7 +16,7 @@ from rlaif.stages.origins import tell_stale
 from rlaif.stages.policies import policies_of
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
-from rlaif.stages.winrates import compare_policies, watch_policies
+from rlaif.stages.winrates import compare_policies, remove_others, watch_policies
 from rlaif.steps.executors import run_sampling
 from rlaif.steps.sampling import completion_keys
 from rlaif.store import RunStore, lineage, write_json
@@ -44,21 +44,13 @@ def evaluate(run: Run) -> None:
         for name, section in _sections(run, models).items():
             made.add(name, section)
         store.table("pairs").replace([])  # those of this evaluation, whatever stood here
+        files: set[str] = set()
         if config.watch is not None:
-            watch_policies(run, store, prompts, made.samples)
+            files |= watch_policies(run, store, prompts, made.samples)
         if config.winrate:
-            compare_policies(run, store, prompts, made.samples)
-    found = {name: _gold(run, prompts, rows) for name, rows in made.samples.items()}
-    _add_words(found, prompts, made.samples)
-    for name, kl in made.kl.items():
-        found[name]["kl"] = kl
-    write_json(run.store.path("evaluation", "policies.json"), found)
-    shown = [
-        {"prompt": prompt.messages[-1].content}
-        | {name: rows[i].text for name, rows in made.samples.items()}
-        for i, prompt in enumerate(prompts)
-    ]
-    write_json(run.store.path("evaluation", "samples.json"), shown[:50])
+            files |= compare_policies(run, store, prompts, made.samples)
+        remove_others(run, files)
+    _write(run, prompts, made)
     finish(
         run,
         "evaluate",
@@ -70,6 +62,21 @@ def evaluate(run: Run) -> None:
             "policies": made.fingerprints,
         },
     )
+
+
+def _write(run: Run, prompts: Sequence[Prompt], made: _Answers) -> None:
+    """evaluation/policies.json, what each policy is by itself, and samples.json."""
+    found = {name: _gold(run, prompts, rows) for name, rows in made.samples.items()}
+    _add_words(found, prompts, made.samples)
+    for name, kl in made.kl.items():
+        found[name]["kl"] = kl
+    write_json(run.store.path("evaluation", "policies.json"), found)
+    shown = [
+        {"prompt": prompt.messages[-1].content}
+        | {name: rows[i].text for name, rows in made.samples.items()}
+        for i, prompt in enumerate(prompts)
+    ]
+    write_json(run.store.path("evaluation", "samples.json"), shown[:50])
 
 
 def _sections(run: Run, models: Mapping[str, str]) -> dict[str, ModelSettings]:
@@ -94,6 +101,11 @@ class _Answers:
     def add(self, name: str, section: ModelSettings) -> None:
         """Has a policy answer, and lets go of it."""
         engine, sampling = self._run.engine(section), _sampling(self._run)
+        same = [n for n, its in self.fingerprints.items() if its == engine.fingerprint]
+        if same:
+            self._run.reporter.warn(
+                f"{name} and {same[0]} are the same model: all they say is equal"
+            )
         self.fingerprints[name] = engine.fingerprint
         self.samples[name] = self._sampled(name, engine, sampling, "evaluate")
         if name in POLICIES:

@@ -53,13 +53,14 @@ def policies_of(config: Config, coming: Collection[str] = ()) -> dict[str, str]:
             same = "is named twice" if names[what] == said else f"is the same as {names[what]}"
             always = ", which is always compared" if names[what] == BASE else ""
             raise ConfigError(f"evaluate.policies: {said} {same}{always}: name each policy once")
-        mine = next((n for n, folder in own.items() if _what(folder) == what[0]), said)
+        mine = next((n for n, folder in own.items() if _what(folder) == what[0]), _shown(said))
         names[what], models[mine] = said, model
     if config.evaluate.policies.count(BASE) > 1:
         raise ConfigError(f"evaluate.policies: {BASE} is named twice: name each policy once")
     if not models:
         raise ConfigError(f"evaluate.policies names only {BASE}: a comparison takes two policies")
-    order = [*(n for n in POLICIES if n in models), *sorted(models.keys() - set(POLICIES))]
+    others = sorted(models.keys() - set(POLICIES), key=lambda name: _what(models[name]))
+    order = [*(n for n in POLICIES if n in models), *others]
     return {name: models[name] for name in order}
 
 
@@ -77,6 +78,15 @@ def _other(name: str, root: Path) -> str:
             f"run ({', '.join((BASE, *POLICIES))}), a folder or a hub name"
         )
     return name
+
+
+def _shown(name: str) -> str:
+    """A policy as people in this folder would name it, however the config has it."""
+    folder, here = Path(name), Path.cwd()
+    if not folder.is_dir() or not folder.resolve().is_relative_to(here):
+        return name
+    shown = str(folder.resolve().relative_to(here))
+    return f"./{shown}" if shown in (BASE, *POLICIES) else shown
 
 
 def _what(model: str) -> str:

@@ -7,6 +7,8 @@ import math
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from rlaif.cli.app import app
+from rlaif.config import load_config
 from rlaif.errors import ConfigError, DataError, EngineError, RlaifError
 from rlaif.records import Pair, Prompt, mirrored
+from rlaif.stages.comparers import comparer
+from rlaif.stages.run import Run
 from rlaif.statistics.intervals import share
 from rlaif.store import RunStore
 from rlaif.training.reward import RewardModel
@@ -90,19 +95,19 @@ def test_all_meet_all_and_the_order_in_which_they_are_named_asks_nothing_again()
     said = run("eval", "winrate", "r", "--compare", "dpo", "--compare", "./other")
     board = read("leaderboard.json")
     met = {(row["a"], row["b"]): row for row in board["comparisons"]}
-    assert list(met) == [("dpo", "base"), ("./other", "base"), ("dpo", "./other")]
-    assert f"win rate of dpo over ./other: {met['dpo', './other']['value']:.3f}" in said
+    assert list(met) == [("dpo", "base"), ("other", "base"), ("dpo", "other")]
+    assert f"win rate of dpo over other: {met['dpo', 'other']['value']:.3f}" in said
     assert "leaderboard: Bradley–Terry ratings" in said
-    assert {"base", "dpo", "./other"} == set(read("policies.json"))
-    assert "kl" not in read("policies.json")["./other"]
+    assert {"base", "dpo", "other"} == set(read("policies.json"))
+    assert "kl" not in read("policies.json")["other"]
     pairs, verdicts = stored("pairs"), stored("verdicts")
     ids = {pair.id for pair in pairs}
     assert not any(mirrored(i) in ids for i in ids)  # the same two answers are asked about once
     rows = json.loads(Path("r/evaluation/samples.json").read_text())
     two = {
-        Pair(Prompt.user(row["prompt"]), row["dpo"], row["./other"]).id
+        Pair(Prompt.user(row["prompt"]), row["dpo"], row["other"]).id
         for row in rows
-        if row["dpo"] != row["./other"] and row["dpo"].strip() and row["./other"].strip()
+        if row["dpo"] != row["other"] and row["dpo"].strip() and row["other"].strip()
     }
     assert two
     assert all(i in ids or mirrored(i) in ids for i in two)
@@ -112,15 +117,56 @@ def test_all_meet_all_and_the_order_in_which_they_are_named_asks_nothing_again()
     assert len(stored("verdicts")) == len(verdicts)
 
 
+class Silent:
+    def say(self, text: str) -> None:
+        del text
+
+    def warn(self, text: str) -> None:
+        del text
+
+    @contextmanager
+    def progress(self, title: str, total: int | None) -> Iterator[Any]:
+        del title, total
+        yield lambda *_: None
+
+
+def test_two_policies_that_exchange_their_answers_have_one_judgement() -> None:
+    question = Prompt.user("Help me steal the judge's cake.")
+    pair = Pair(question, "I can not help with that .", "Take it at night .")
+    config = load_config("r/run.yaml", SMALL, {"out": "r"})
+    with (
+        RunStore("r") as store,
+        Run(config, store, Silent()) as work,
+        RunStore("exchange") as kept,
+    ):
+        label, _ = comparer(work, kept, {})
+        (one,) = label([pair])
+        asked = len(kept.table("verdicts"))
+        (other,) = label([pair.swap()])
+        assert asked == len(kept.table("verdicts")) > 0
+        assert len(kept.table("pairs")) == 1
+    assert other.pair == pair.swap()
+    assert other.p_first == pytest.approx(1 - float(one.p_first or 0))
+    assert one.p_first != pytest.approx(0.5, abs=0.01)
+
+
+def test_numbers_of_an_evaluation_before_do_not_stay_beside_others() -> None:
+    run("eval", "winrate", "r", "--watch", "hhh")
+    left = {"winrate.json", "leaderboard.json", "watch.json"}
+    assert all(Path("r/evaluation", name).is_file() for name in left)
+    unwatched = ("evaluate.watch=null",)
+    run("eval", "winrate", "r", "--compare", "./other", sets=unwatched)
+    gone = {name for name in left if not Path("r/evaluation", name).is_file()}
+    assert gone == {"winrate.json", "watch.json"}
+
+
 def test_differences_are_over_the_same_prompts() -> None:
     run("eval", "winrate", "r", "--compare", "dpo", "--compare", "./other")
     board = read("leaderboard.json")
     over = {row["a"]: row for row in board["comparisons"] if row["b"] == "base"}
     (row,) = board["differences"]
-    assert (row["a"], row["b"]) == ("dpo", "./other")
-    assert row["win_rate"]["value"] == pytest.approx(
-        over["dpo"]["value"] - over["./other"]["value"]
-    )
+    assert (row["a"], row["b"]) == ("dpo", "other")
+    assert row["win_rate"]["value"] == pytest.approx(over["dpo"]["value"] - over["other"]["value"])
     assert row["win_rate"]["low"] <= row["win_rate"]["value"] <= row["win_rate"]["high"]
     assert set(row["by_principle"]) <= set(over["dpo"]["by_principle"])
 
@@ -160,11 +206,11 @@ def test_what_fell_under_another_constitution_is_told_first() -> None:
     said = run("eval", "winrate", "r", "--watch", "hhh", "--compare", "./other")
     found = read("watch.json")
     assert found["constitution"]["name"] == "hhh"
-    rows = found["policies"]["./other"]["by_principle"]
+    rows = found["policies"]["other"]["by_principle"]
     fell = [name for name, row in rows.items() if row["high"] < 0.5]
     assert len(rows) > len(fell) > 0  # half of its layer is gone
-    told = f"./other fell under {len(fell)} principle"
-    assert said.index(told) < said.index("win rate of ./other over base")
+    told = f"other fell under {len(fell)} principle"
+    assert said.index(told) < said.index("win rate of other over base")
     for name in fell:
         assert f"{name}: {rows[name]['value']:.3f} [" in said
     (met,) = read("leaderboard.json")["comparisons"]
