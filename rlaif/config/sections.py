@@ -228,7 +228,7 @@ class EvaluateConfig(Section):
     `judge`, asks the judge."""
     watch: Annotated[str | None, Place("constitution")] = None
     """A second constitution, by file or shipped name, under which the judge compares each policy
-    with `base` on the same answers, principle by principle: what fell that nobody trained for."""
+    with `base` on the same answers, principle by principle, and tells what fell."""
     temperature: float = Field(default=1.0, ge=0)
     """Temperature of the evaluated samples. The KL is measured on samples at temperature 1 and
     top-p 1; where these are others, it draws some."""

@@ -180,7 +180,13 @@ def watch_policies(
     about = {k: getattr(constitution, k) for k in ("name", "version", "hash")}
     made = {"constitution": about, "judge": about_judges(run, judges), "policies": found}
     write_json(run.store.path("evaluation", WATCH_FILE), made)
-    _tell_falls(run, views, f" of {constitution.name}, which nobody trained for")
+    _tell_falls(run, views, f" of {constitution.name}, which is watched")
+    for name, rows in found.items():
+        if rows["abstained"]:
+            run.reporter.warn(
+                f"watch {constitution.name}: the judge abstained on {rows['abstained']:,} of the "
+                f"{rows['pairs']:,} pairs of {name}"
+            )
     return {WATCH_FILE}
 
 
