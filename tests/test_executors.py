@@ -21,8 +21,8 @@ from rlaif.constitution import Principle
 from rlaif.engines.base import ScriptedEngine
 from rlaif.errors import ConfigError, DataError, EngineError
 from rlaif.judges.pairwise import PairwiseJudge
-from rlaif.records import Pair, Prompt, Verdict
-from rlaif.steps.executors import Memory, judge_stream, overlapped, run_judge
+from rlaif.records import ORDERS, Pair, Prompt, Verdict
+from rlaif.steps.executors import Asking, Memory, Model, judge_stream, overlapped, run_judge
 from rlaif.store import RunStore
 from rlaif.store.keyindex import KeySet
 
@@ -185,8 +185,10 @@ def test_without_ray_the_hint_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
     def about(_: Any) -> dict[str, Any]:
         return {}
 
+    asking = Asking(PRINCIPLES, ORDERS, together=False, limit=0.01)
+    model = Model(judge, judge, about)
     with pytest.raises(ConfigError, match=r'pip install "ray\[data\]>='):
-        list(executors_ray.judge_stream(PAIRS, judge, about, PRINCIPLES, memory))
+        list(executors_ray.OnRay().judge(PAIRS, model, asking, memory).stream)
 
 
 # ------------------------------------------------------------------------------- speed and memory

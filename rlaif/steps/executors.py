@@ -502,8 +502,6 @@ def run_judge(
     chunk: int = 64,
     max_not_finite: float = 0.01,
     pace: Pace | None = None,
-    total: int | None = None,
-    on_progress: Progress | None = None,
 ) -> Done:
     """`judge_stream` to its end, for those who read the verdicts from the sink."""
     done = Done()
@@ -517,7 +515,7 @@ def run_judge(
         max_not_finite=max_not_finite,
         pace=pace,
     )
-    for _ in counted(stream, done, total, on_progress):
+    for _ in counted(stream, done):
         pass
     return done
 
@@ -633,15 +631,9 @@ def label_pairs(
         if on_progress:
             on_progress(done, total)
 
-    run_judge(
-        pairs,
-        judge,
-        principles,
-        memory,
-        orders=orders,
-        total=len(pairs),
-        on_progress=told,
-    )
+    stream = judge_stream(pairs, judge, principles, memory, orders=orders)
+    for _ in counted(stream, Done(), len(pairs), told):
+        pass
     return aggregate(
         pairs,
         memory.rows,

@@ -23,18 +23,16 @@ from rlaif.engines.base import Engine, Sampling
 from rlaif.errors import ConfigError, RlaifError, missing_extra
 from rlaif.files import own
 from rlaif.judges.base import Principles
-from rlaif.records import ORDERS, Completion, Order, Pair, Prompt, Verdict
+from rlaif.records import Completion, Order, Pair, Prompt, Verdict
 from rlaif.steps.executors import (
     Asking,
     Finished,
     FiniteGuard,
     Item,
     JudgeByEngine,
-    Judged,
     M,
     Model,
     Row,
-    Sampled,
     Sink,
     Work,
     asks_by_key,
@@ -109,7 +107,6 @@ def sample_task(
     load: Callable[[], Engine],
     about: Callable[[Engine], dict[str, Any]],
     sampling: Sampling,
-    policy: str | None,
 ) -> Task:
     """Loads the policy and returns what it does with a chunk."""
     engine = load()
@@ -118,7 +115,7 @@ def sample_task(
     def task(prompts: list[Prompt], known: KeySet) -> Answer[Prompt, Completion]:
         wanted = prompts_by_key(prompts, engine, sampling)
         old = known.among(list(wanted))
-        new = list(chain(*sample_missing(engine, sampling, wanted, old, policy, pace)))
+        new = list(chain(*sample_missing(engine, sampling, wanted, old, None, pace)))
         return Answer(prompts, list(wanted), new, engine.usage.snapshot(), about(engine))
 
     return task
@@ -169,78 +166,29 @@ class OnRay:
         sampling: Sampling,
         sink: Sink[Completion],
     ) -> Work[Prompt, Completion]:
-        tally = Tally()
-        stream = sample_stream(
-            prompts,
-            policy.there,
-            policy.about,
-            sampling,
-            sink,
-            chunk=self.chunk,
-            workers=self.workers,
-            tally=tally,
-        )
-        return Work(stream, tally.usage, lambda: tally.about)
+        task = _Partial(sample_task, (policy.there, policy.about, sampling))
+        parts = chunks(each_once(prompts), self.chunk)
+        return self._work(parts, task, sink, lambda _: None)
 
     def judge(
         self, pairs: Iterable[Pair], judge: Model[Any], asking: Asking, sink: Sink[Verdict]
     ) -> Work[Pair, Verdict]:
+        principles = asking.principles
+        asked = principles if callable(principles) else tuple(principles)
+        task = _Partial(judge_task, (judge.there, judge.about, asked, tuple(asking.orders)))
+        parts = judging_chunks(pairs, self.chunk, together=asking.together)
+        return self._work(parts, task, sink, FiniteGuard(asking.limit, "the judge").check)
+
+    def _work(
+        self,
+        parts: Iterable[list[Item]],
+        task: Callable[[], Task],
+        sink: Sink[Row],
+        check: Callable[[Sequence[Row]], None],
+    ) -> Work[Item, Row]:
         tally = Tally()
-        stream = judge_stream(
-            pairs,
-            judge.there,
-            judge.about,
-            asking.principles,
-            sink,
-            orders=asking.orders,
-            chunk=self.chunk,
-            max_not_finite=asking.limit,
-            workers=self.workers,
-            tally=tally,
-            together=asking.together,
-        )
+        stream = _stream(parts, task, sink, self.workers, tally, check)
         return Work(stream, tally.usage, lambda: tally.about)
-
-
-def judge_stream(
-    pairs: Iterable[Pair],
-    load: Callable[[], JudgeByEngine],
-    about: Callable[[Any], dict[str, Any]],
-    principles: Principles,
-    sink: Sink[Verdict],
-    *,
-    orders: Sequence[Order] = ORDERS,
-    chunk: int = 64,
-    max_not_finite: float = 0.01,
-    workers: RaySettings | None = None,
-    tally: Tally | None = None,
-    together: bool = False,
-) -> Iterator[Judged]:
-    """`executors.judge_stream` on Ray. `load` makes the judge, on each worker; `together` has
-    to be that judge's own."""
-    asked = principles if callable(principles) else tuple(principles)
-    task = _Partial(judge_task, (load, about, asked, tuple(orders)))
-    guard = FiniteGuard(max_not_finite, "the judge")
-    parts = judging_chunks(pairs, chunk, together=together)
-    return _stream(parts, task, sink, workers, tally, guard.check)
-
-
-def sample_stream(
-    prompts: Iterable[Prompt],
-    load: Callable[[], Engine],
-    about: Callable[[Engine], dict[str, Any]],
-    sampling: Sampling,
-    sink: Sink[Completion],
-    *,
-    policy: str | None = None,
-    chunk: int = 64,
-    workers: RaySettings | None = None,
-    tally: Tally | None = None,
-) -> Iterator[Sampled]:
-    """`rlaif.steps.executors.sample_stream` on Ray. `load` makes the engine, on each worker."""
-    task = _Partial(sample_task, (load, about, sampling, policy))
-    parts = chunks(each_once(prompts), chunk)
-    return _stream(parts, task, sink, workers, tally, lambda _: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,19 +208,18 @@ def _stream(
     parts: Iterable[list[Item]],
     load: Callable[[], Task],
     sink: Sink[Row],
-    workers: RaySettings | None,
-    tally: Tally | None,
+    workers: RaySettings,
+    tally: Tally,
     check: Callable[[Sequence[Row]], None],
 ) -> Iterator[Finished[Item, Row]]:
     find, known = sink.finder(), KeySet(sink.key_batches())
 
     def complete(answer: Answer[Item, Row]) -> Finished[Item, Row]:
         check(answer.new)
-        if tally is not None:
-            tally.add(answer)
+        tally.add(answer)
         return with_found(answer.items, answer.keys, answer.new, find(answer.keys))
 
-    answers = _answers(parts, load, known, workers or RaySettings())
+    answers = _answers(parts, load, known, workers)
     try:
         yield from overlapped(answers, complete, lambda part: sink.append(part.unsaved))
     finally:

@@ -26,10 +26,10 @@ from rlaif.judges.draw import Draw
 from rlaif.judges.load import judge_class, make_judge
 from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.settings import JudgeSettings, PairwiseSettings
-from rlaif.records import Completion, Pair, Prompt, Verdict
+from rlaif.records import ORDERS, Completion, Pair, Prompt, Verdict
 from rlaif.stages.running import about_judge
-from rlaif.steps.executors import Memory, run_judge, run_sampling
-from rlaif.steps.executors_ray import Tally, judge_stream, sample_stream
+from rlaif.steps.executors import Asking, Memory, Model, Work, run_judge, run_sampling
+from rlaif.steps.executors_ray import OnRay
 from rlaif.steps.settings import RaySettings
 from rlaif.store import RunStore
 
@@ -88,6 +88,14 @@ def about(judge: PairwiseJudge) -> dict[str, Any]:
     return {"fingerprint": judge.fingerprint}
 
 
+def judging(
+    pairs: Sequence[Pair], load: Any, sink: Any, about: Any = about, chunk: int = 64
+) -> Work[Pair, Verdict]:
+    """What the workers make of pairs, under the two principles in both orders."""
+    asking = Asking(PRINCIPLES, ORDERS, together=False, limit=0.01)
+    return OnRay(chunk, WORKERS).judge(pairs, Model(load, load, about), asking, sink)
+
+
 @pytest.fixture(scope="module")
 def local() -> dict[str, Verdict]:
     memory: Memory[Verdict] = Memory()
@@ -112,13 +120,12 @@ def test_a_worker_killed_half_way_changes_nothing(
 ) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
-    tally, parts, killed = Tally(), [], 0
+    parts, killed = [], 0
     with RunStore(tmp_path / "run") as run:
         load = partial(tiny_judge, notes, 0.3)
         sink = run.table("verdicts")
-        for part in judge_stream(
-            PAIRS, load, about, PRINCIPLES, sink, chunk=2, workers=WORKERS, tally=tally
-        ):
+        work = judging(PAIRS, load, sink, chunk=2)
+        for part in work.stream:
             parts.append(part)
             if not killed:
                 killed = int(next(notes.iterdir()).name)
@@ -128,8 +135,8 @@ def test_a_worker_killed_half_way_changes_nothing(
     assert [p for part in parts for p in part.items] == PAIRS
     assert [row for part in parts for row in part.rows] == rows  # written in the order of the pairs
     assert_same(rows, local)
-    assert tally.about == {"fingerprint": tiny_judge().fingerprint}
-    assert tally.usage()["requests"] >= len(local) // 2
+    assert work.about() == {"fingerprint": tiny_judge().fingerprint}
+    assert work.spent()["requests"] >= len(local) // 2
 
 
 def test_a_run_may_start_here_and_end_there_and_the_other_way_round(
@@ -138,15 +145,13 @@ def test_a_run_may_start_here_and_end_there_and_the_other_way_round(
     with RunStore(tmp_path / "a") as run:
         sink = run.table("verdicts")
         run_judge(PAIRS[:9], tiny_judge(), PRINCIPLES, sink, chunk=3)
-        parts = list(
-            judge_stream(PAIRS, tiny_judge, about, PRINCIPLES, sink, chunk=5, workers=WORKERS)
-        )
+        parts = list(judging(PAIRS, tiny_judge, sink, chunk=5).stream)
         assert sum(len(part.new) for part in parts) == len(local) - 9 * 4
         assert_same(sink.read(), local)
         assert_same([row for part in parts for row in part.rows], local)
     with RunStore(tmp_path / "b") as run:
         sink = run.table("verdicts")
-        list(judge_stream(PAIRS[9:], tiny_judge, about, PRINCIPLES, sink, workers=WORKERS))
+        list(judging(PAIRS[9:], tiny_judge, sink).stream)
         done = run_judge(PAIRS, tiny_judge(), PRINCIPLES, sink, chunk=4)
         assert (done.new_rows, done.old_rows) == (9 * 4, 15 * 4)
         assert_same(sink.read(), local)
@@ -177,11 +182,9 @@ def test_a_method_gives_the_same_verdicts_as_in_this_process(method: str) -> Non
     run_judge(pairs, scripted_judge(method), draw, here, chunk=64)
     there.append(here.rows[:5])
     load, together = partial(scripted_judge, method), judge_class(method).together
-    parts = list(
-        judge_stream(
-            pairs, load, about_judge, draw, there, chunk=2, workers=WORKERS, together=together
-        )
-    )
+    asking = Asking(draw, ORDERS, together, limit=0.01)
+    work = OnRay(2, WORKERS).judge(pairs, Model(load, load, about_judge), asking, there)
+    parts = list(work.stream)
     assert sorted(there.rows, key=lambda v: v.key) == sorted(here.rows, key=lambda v: v.key)
     assert [row for part in parts for row in part.rows] == here.rows
 
@@ -193,22 +196,16 @@ def broken() -> PairwiseJudge:
 def test_an_error_of_a_worker_arrives_as_it_was_raised() -> None:
     memory: Memory[Verdict] = Memory()
     with pytest.raises(EngineError, match="the weights are not there: check the path"):
-        list(judge_stream(PAIRS, broken, about, PRINCIPLES, memory, workers=WORKERS))
+        list(judging(PAIRS, broken, memory).stream)
 
 
 def test_more_gpus_than_there_are_is_refused() -> None:
     memory: Memory[Verdict] = Memory()
+    asking = Asking(PRINCIPLES, ORDERS, together=False, limit=0.01)
+    model = Model(tiny_judge, tiny_judge, about)
+    executor = OnRay(workers=RaySettings(workers=1, gpus=64))
     with pytest.raises(ConfigError, match="to have 64 GPUs, but the Ray cluster has"):
-        list(
-            judge_stream(
-                PAIRS,
-                tiny_judge,
-                about,
-                PRINCIPLES,
-                memory,
-                workers=RaySettings(workers=1, gpus=64),
-            )
-        )
+        list(executor.judge(PAIRS, model, asking, memory).stream)
 
 
 def scripted() -> Engine:
@@ -225,9 +222,8 @@ def test_samples_are_those_of_this_process() -> None:
     there: Memory[Completion] = Memory()
     run_sampling(prompts, scripted(), Sampling(n=2), here, chunk=3)
     there.append(here.rows[:7])
-    for _ in sample_stream(
-        prompts, scripted, nothing, Sampling(n=2), there, chunk=3, workers=WORKERS
-    ):
+    policy = Model(scripted, scripted, nothing)
+    for _ in OnRay(3, WORKERS).sample(prompts, policy, Sampling(n=2), there).stream:
         pass
     assert sorted(there.rows, key=lambda c: c.key) == sorted(here.rows, key=lambda c: c.key)
 

@@ -27,7 +27,7 @@ from rlaif.judges.pairwise import PairwiseJudge
 from rlaif.judges.scores import PointwiseJudge
 from rlaif.records import Completion, Pair, Prompt, Revision, Verdict
 from rlaif.steps import pace as pacing
-from rlaif.steps.executors import Memory, run_judge, run_sampling
+from rlaif.steps.executors import Done, Memory, counted, judge_stream, run_judge, run_sampling
 from rlaif.steps.pace import Pace, paced
 from rlaif.steps.revising import Chain, Reviser, contrast_stream, revise_stream
 from rlaif.steps.settings import ReviseSettings
@@ -114,9 +114,10 @@ class Told:
 @pytest.mark.usefixtures("quick")
 def test_a_slow_judge_is_stored_and_told_inside_its_chunk() -> None:
     sink, told = Watched(), Told()
-    run_judge(
-        PAIRS, PairwiseJudge(slow_engine()), PRINCIPLES, sink, total=12, on_progress=told
-    )  # 48 requests of 0.04 s, one chunk
+    # 48 requests of 0.04 s, one chunk
+    stream = judge_stream(PAIRS, PairwiseJudge(slow_engine()), PRINCIPLES, sink)
+    for _ in counted(stream, Done(), 12, told):
+        pass
     assert sink.longest < 1.0
     told.check(12)
     whole: Memory[Verdict] = Memory()
@@ -227,7 +228,10 @@ ANSWERS = [Pair(Prompt.user(f"Can you help me {i} ?"), "Yes , I can .", "No .") 
 def test_a_chunk_that_turns_out_slow_is_begun_again_in_small_batches() -> None:
     sink, told, engine = Watched(), Told(), SlowModel(0.1)
     started = time.monotonic()
-    run_judge(ANSWERS, PairwiseJudge(engine), PRINCIPLES, sink, total=16, on_progress=told)
+    for _ in counted(
+        judge_stream(ANSWERS, PairwiseJudge(engine), PRINCIPLES, sink), Done(), 16, told
+    ):
+        pass
     seconds = time.monotonic() - started
     assert sink.longest < seconds / 2
     told.check(16, seconds / 2)
