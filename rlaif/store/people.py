@@ -66,7 +66,7 @@ class People:
         """
         line = json.dumps(asdict(decision), ensure_ascii=False) + "\n"
         with self._lock, explained(self.path.parent):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(exist_ok=True)  # a run that is gone is not begun anew
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             handle = os.open(self.path, flags, 0o644)
             try:

@@ -26,6 +26,7 @@ from rlaif.view.index import Index, require_pairs
 from rlaif.view.labelling import (
     NOTE,
     QUEUES,
+    REASONS,
     Next,
     Rated,
     Ratings,
@@ -114,6 +115,13 @@ def _errors(app: FastAPI, site: Site) -> None:
         del request
         return site.page("error.j2", 400, title="This cannot be done", text=str(error))
 
+    @app.exception_handler(OSError)
+    def gone(request: Request, error: OSError) -> Response:
+        del request
+        [why, *_] = str(error).splitlines() or [type(error).__name__]
+        text = f"files of the run are gone, or were replaced just now ({why}): load the page again"
+        return site.page("error.j2", 503, title="Not now", text=text)
+
     @app.exception_handler(NotThere)
     def not_there(request: Request, error: NotThere) -> Response:
         del request
@@ -195,7 +203,7 @@ def _decide(site: Site, who: str, given: Mapping[str, str]) -> str:
     name = given.get("id", "")
     if choice is None or not NONCE.fullmatch(name):
         raise ConfigError(f"expected a choice of a, b, tie, skip or undo, got '{said[:40]}'")
-    queue = given.get("why", "")[:20]
+    queue = given.get("why", "") if given.get("why") in REASONS else ""
     site.people.add(
         Decision(who, pair.id, order, cast(Choice, choice), note=note, queue=queue, id=name)
     )

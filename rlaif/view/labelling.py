@@ -20,6 +20,7 @@ QUEUES = {
     "doubt": "where orders, principles or jurors disagree most",
 }
 RANDOM = "random"
+REASONS = (RANDOM, "orders", "principles", "jurors", "chosen")  # what a pair is shown for
 _DOUBT = "greatest(orders, 2 * principles, 2 * jurors)"
 NAME = 40  # letters of a person's name
 NOTE = 2_000  # and of a note

@@ -281,6 +281,37 @@ def test_what_cannot_be_decided_changes_nothing(
     assert not (labelled / FILE).exists()
 
 
+def test_what_a_form_says_of_the_queue_is_checked(made: Made, served: Callable[..., Any]) -> None:
+    root = made(told(3))
+    page = served(root)
+    _, _, body = page.get("/label?who=Ann")
+    page.post("/label", **{**fields(body), "why": "<script>random"}, choice="a")
+    [row] = People(root).read()
+    assert row.queue == ""
+
+
+def test_a_run_that_is_gone_is_told_and_not_begun_anew(
+    made: Made, served: Callable[..., Any]
+) -> None:
+    root = made(told(3))
+    page = served(root)
+    _, _, body = page.get("/label?who=Ann")
+    assert page.post("/label", **fields(body), choice="a")[0] == 303
+    _, _, body = page.get("/label?who=Ann")
+    root.rename(root.parent / "elsewhere")
+    asked = ("/", "/label?who=Ann", "/?text=number", f"/pair/{fields(body)['pair']}")
+    for path in asked:
+        status, _, shown = page.get(path)
+        assert status in (400, 503), path
+        assert "Traceback" not in shown
+    assert page.post("/label", **fields(body), choice="a")[0] in (400, 503)
+    assert page.post("/label", who="Ann", choice="undo")[0] in (303, 400, 503)
+    assert not root.exists()
+    (root.parent / "elsewhere").rename(root)
+    assert [page.get(path)[0] for path in asked] == [200] * 4
+    assert page.post("/label", **fields(body), choice="a")[0] == 303
+
+
 # ------------------------------------------------------------------------------------ their labels
 
 
