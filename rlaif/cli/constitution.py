@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rlaif.cli import testing
 from rlaif.cli.options import App
 from rlaif.errors import ConfigError, DataError, nearest
 from rlaif.files.small import write_text
@@ -15,7 +16,8 @@ from rlaif.files.small import write_text
 if TYPE_CHECKING:
     from rlaif.constitution import Use
 
-app = App(help="Check, show, compare and import constitutions.", no_args_is_help=True)
+app = App(help="Check, show, test, compare and import constitutions.", no_args_is_help=True)
+app.command("test")(testing.command)
 Name = Annotated[str, typer.Argument(help="A file, or a shipped name.")]
 
 

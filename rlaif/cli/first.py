@@ -110,7 +110,7 @@ def needs_torch(config: Config, stages: Sequence[str]) -> bool:
             continue
         if stage in ("sample", "revise", "contrast"):
             engines = [config.policy.engine]
-        elif stage in ("label", "attack"):
+        elif stage in ("label", "attack", "run_tests"):
             engines = [judge.engine for judge in _judges(config, [stage]).values()]
         else:
             return True
@@ -138,7 +138,7 @@ def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingSettings]
     live = {"train_ppo": train.ppo, "train_grpo": train.grpo, "train_rloo": train.rloo}
     for stage in stages:
         section = live.get(stage)
-        asks = stage in ("label", "attack", "train_online_dpo")
+        asks = stage in ("label", "attack", "run_tests", "train_online_dpo")
         if stage == "train_judge" and train.judge is not None:
             asks = train.judge.model is None
         asks = asks or (section is not None and section.reward == "judge")

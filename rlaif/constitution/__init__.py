@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator
 
+from rlaif.constitution.cases import PrincipleTest, faults_of
 from rlaif.errors import ConfigError, nearest
 from rlaif.files.resources import find, folder
 from rlaif.files.small import is_file
@@ -48,6 +49,7 @@ NEEDS: dict[Use, tuple[str, ...]] = {
     "contrast": ("follow", "violate"),
 }
 """What each use of a constitution needs of every principle."""
+_OF_TESTS = ("tests", "paraphrases", "opposite")  # they measure a judge; no product depends on them
 
 
 class Principle(Written):
@@ -72,10 +74,22 @@ class Principle(Written):
     """Relative weight in `aggregate: weighted`; above 0."""
     tags: tuple[str, ...] = ()
     """Free labels. `tiny:TRAIT` links a principle to a trait of the embedded world."""
+    tests: tuple[PrincipleTest, ...] = ()
+    """Pairs of which it is known how a judge must judge them: `rlaif constitution test`."""
+    paraphrases: tuple[Text, ...] = ()
+    """`compare` in other words, under which a judge must say the same; some are made by rules where
+    none is given."""
+    opposite: Text | None = None
+    """The opposite question, under which a judge must prefer the other response; made by a rule
+    where none is given and there is one."""
 
     def lacks(self, use: Use) -> tuple[str, ...]:
         """The texts that this use needs and that the principle does not have."""
         return tuple(name for name in NEEDS[use] if not getattr(self, name))
+
+    def record(self) -> dict[str, Any]:
+        """What products of a run are made from, as JSON: all but what only measures a judge."""
+        return self.model_dump(mode="json", exclude=set(_OF_TESTS))
 
 
 class Constitution(Written):
@@ -105,8 +119,10 @@ class Constitution(Written):
 
     @property
     def hash(self) -> str:
-        """Content hash of what the file says; comments and layout do not count."""
-        return content_id("constitution", self.model_dump(mode="json"))
+        """Content hash of what a run is made from; comments, layout and tests do not count."""
+        said = self.model_dump(mode="json", exclude={"principles"})
+        principles = [p.record() for p in self.principles]
+        return content_id("constitution", {**said, "principles": principles})
 
     @classmethod
     def load(cls, name: str | Path) -> Constitution:
@@ -200,6 +216,9 @@ def _further(principle: Principle, place: _Place, use: Use | None) -> Iterator[F
     from rlaif.tiny.gold import PRINCIPLE_TAG
     from rlaif.tiny.grammar import TRAITS
 
+    p = principle
+    for text, keys in faults_of(p.compare, p.tests, p.paraphrases, p.opposite):
+        yield place.fault(f"'{p.id}': {text}", *keys)
     for missing in principle.lacks(use) if use else ():
         yield place.fault(f"'{principle.id}' has no {missing}, which `{use}` needs")
     for tag in principle.tags:
@@ -226,7 +245,7 @@ class _Place:
     file: YamlFile
     number: int
 
-    def fault(self, text: str, *key: str) -> Fault:
+    def fault(self, text: str, *key: str | int) -> Fault:
         location: Location = ("principles", self.number, *key)
         return Fault(self.file.position(location), f"{self.file.where(location)}: {text}")
 

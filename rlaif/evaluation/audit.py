@@ -409,7 +409,8 @@ def failed(quality: Mapping[str, Any], limits: LabelLimits) -> dict[str, str]:
     reach the limit: few pairs are no proof of a bad judge. A limit on consistency of ½ or more also
     refuses a judge that cannot be told from a coin, which agrees with itself half of the time: its
     interval must lie above ½, unless there are too few prompts for any judge's to do so. What is
-    not known passes no limit.
+    not known passes no limit, but for flip rates (`kinds` of `rlaif.stages.testing`), of which the
+    lower end must not pass the limit: whoever sets one has them measured.
     """
     faults = {}
     max_abstained, min_accuracy = limits.max_abstained, limits.min_accuracy
@@ -434,7 +435,26 @@ def failed(quality: Mapping[str, Any], limits: LabelLimits) -> dict[str, str]:
     known = quality.get("gold_agreement")
     if known is not None and min_accuracy is not None and known["high"] < min_accuracy:
         faults["min_accuracy"] = _told(Interval(**known), "what is known agrees on", min_accuracy)
-    return faults
+    flips = _flips(quality.get("kinds"), limits.max_flip_rate)
+    return {**faults, "max_flip_rate": flips} if flips else faults
+
+
+def _flips(kinds: Mapping[str, Any] | None, limit: float | None) -> str | None:
+    """The kinds of change that turn round more of a judge's clear answers than the limit."""
+    if limit is None:
+        return None
+    if kinds is None:
+        return (
+            "it is not known how the wording matters to this judge under these principles: run "
+            "`rlaif constitution test NAME --invariance --out RUN`"
+        )
+    shares = {kind: row["flipped"] for kind, row in kinds.items() if row["flipped"]}
+    found = [
+        _told(Interval(**flipped), f"another {kind} turns round", limit)
+        for kind, flipped in shares.items()
+        if flipped["low"] > limit
+    ]
+    return "; ".join(found) or None
 
 
 def _swap(quality: Mapping[str, Any]) -> tuple[Interval, int] | None:

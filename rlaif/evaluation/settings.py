@@ -45,6 +45,10 @@ class LabelLimits(Section):
     min_accuracy: float | None = Field(default=None, ge=0, le=1)
     """Least agreement with the pairs' own labels, or with the embedded world's truth. The 95 %
     interval's upper end must reach it."""
+    max_flip_rate: float | None = Field(default=None, ge=0, le=1)
+    """Largest share of the judge's clear answers that a change of any kind turns round, as
+    `rlaif constitution test --invariance` measured it for this judge and these principles; without
+    such a measurement nothing is trained. The 95 % interval's lower end must not pass it."""
 
 
 class ModelWrittenSettings(Section):

@@ -6,18 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlaif.engines.base import hear
-from rlaif.errors import ConfigError, DataError
-from rlaif.evaluation.attacks import Labels, Trial, clear_questions, draw, report, trials
+from rlaif.errors import DataError
+from rlaif.evaluation.attacks import Labels, clear_questions, draw, report, trials
 from rlaif.files.small import read_object
 from rlaif.judges.adaptive import AdaptiveJudge
 from rlaif.judges.own import OwnJudge
 from rlaif.judges.scores import ScoreJudge
-from rlaif.records import Verdict
+from rlaif.stages.asking import answered, require_one_judge
 from rlaif.stages.record import finish
 from rlaif.stages.run import READ_PAIRS, Run
-from rlaif.steps.executors import FiniteGuard, chunks, items_of, judge_missing, judged_before
-from rlaif.steps.pace import Saver, pace_of
+from rlaif.steps.executors import chunks, judged_before
 from rlaif.store import RunStore, write_json
 
 if TYPE_CHECKING:
@@ -32,11 +30,7 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
     Attacks at most `limit` questions that the run's judge has answered clearly; their verdicts lie
     in `evaluation/attacks/`, so that it resumes. Another method's results stay in the file.
     """
-    if run.config.jury:
-        raise ConfigError(
-            "attacks are made on one judge, and this run has a jury: give one juror's settings as "
-            "`judge`, and set jury=[]; the verdicts it has given are found"
-        )
+    require_one_judge(run.config, "attacks are made on")
     clock, judge, orders = time.monotonic(), run.judge(), run.orders()
     rule, asked = run.config.preferences.orders, run.asked()
     find = run.store.table("verdicts").finder()
@@ -59,8 +53,8 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
     labels, fences = _knowledge(judge)
     todo = list(trials(questions, orders, labels, fences=fences, families=families))
     with RunStore(run.store.path("evaluation", "attacks"), command="attack") as store:
-        answered, new = _answered(run, store, judge, todo)
-    found = report(answered, rule)
+        rows, new = answered(run, store.table("verdicts"), judge, todo, "attacks")
+    found = report(rows, rule)
     path = run.store.path("evaluation", FILE)
     method = run.config.judge.method
     known = read_object(path, "`rlaif eval attacks`")
@@ -77,36 +71,6 @@ def attack(run: Run, limit: int = 50, families: Sequence[str] | None = None) -> 
             "fingerprint": judge.fingerprint,
         },
     )
-
-
-def _answered(
-    run: Run, store: RunStore, judge: AnyJudge, todo: Sequence[Trial]
-) -> tuple[list[tuple[Trial, list[Verdict]]], int]:
-    """Each trial with its verdicts, those of an earlier call taken from the store."""
-    table, new = store.table("verdicts"), 0
-    guard = FiniteGuard(run.config.judge.max_not_finite, judge.name)
-    out: list[tuple[Trial, list[Verdict]]] = []
-    pace, old = pace_of(judge.engine), 0.0
-
-    def told(items: float) -> None:
-        progress(len(out) + items, len(todo), old)
-
-    with run.reporter.progress("attacks", len(todo)) as progress:
-        for part in chunks(todo, run.config.chunk):
-            asks = {judge.key(ask): ask for trial in part for ask in trial.asks}
-            found = dict(table.finder()(list(asks)))
-            known, saver = len(found), Saver(table.append)
-            with hear(told), hear(items_of(part, len(asks), known)):
-                for made in judge_missing(judge, asks, found, pace):
-                    found |= {v.key: v for v in made}
-                    guard.check(made, len(asks) - len(found))
-                    saver.add(made)
-            saver.flush()
-            new += len(asks) - known
-            old += len(part) * known / max(len(asks), 1)
-            out += [(t, [found[judge.key(ask)] for ask in t.asks]) for t in part]
-            told(0)
-    return out, new
 
 
 def _knowledge(judge: AnyJudge) -> tuple[Labels, tuple[str, ...]]:

@@ -19,6 +19,7 @@ from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import finish
 from rlaif.stages.run import Run
 from rlaif.stages.temperature import record_temperature, temperature_of
+from rlaif.stages.testing import FILE as INVARIANCE
 from rlaif.store import lineage, write_json
 from rlaif.store.people import require_people
 
@@ -80,6 +81,19 @@ _QUALITY: dict[str, Shape] = {
 }
 
 
+def _flips(run: Run) -> Any:
+    """What `rlaif constitution test --invariance` found, by kind of change; None unless it was of
+    the judge that labelled and of all its principles as they are worded."""
+    found = read_object(run.store.path("evaluation", INVARIANCE), "`rlaif constitution test`")
+    manifest = run.store.read_manifest()
+    labelled = manifest.get("labelled") or {}
+    asked = {p["id"]: p["compare"] for p in labelled.get("principles") or ()}
+    cards = {name: card["compare"] for name, card in (found.get("principles") or {}).items()}
+    judge = (manifest.get("judge") or {}).get("fingerprint")
+    same = judge is not None and found.get("judge") == judge and asked.items() <= cards.items()
+    return found.get("kinds") if same else None
+
+
 def require_fit(run: Run, preferences: Sequence[Preference]) -> None:
     """TrainingError where labels pass a limit of `train.limits`, with all that they pass."""
     limits = run.config.train.limits
@@ -88,10 +102,8 @@ def require_fit(run: Run, preferences: Sequence[Preference]) -> None:
     path = run.store.path("evaluation", "labels.json")
     quality: dict[str, Any] = read_object(path, "`rlaif label`", _QUALITY)
     asked = sum(p.verdicts for p in preferences)
-    faults = failed(
-        {**quality, "verdicts": asked, "abstained": sum(p.abstained for p in preferences)},
-        limits,
-    )
+    counts = {"verdicts": asked, "abstained": sum(p.abstained for p in preferences)}
+    faults = failed({**quality, **counts, "kinds": _flips(run)}, limits)
     if faults:
         raise TrainingError(
             f"{run.store.root}: these labels are not fit to train on:\n"

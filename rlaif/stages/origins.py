@@ -26,7 +26,7 @@ def about_constitution(run: Run) -> dict[str, Any]:
         "name": constitution.name,
         "version": constitution.version,
         "hash": constitution.hash,
-        "principles": [p.model_dump(mode="json") for p in run.principles()],
+        "principles": [p.record() for p in run.principles()],
     }
 
 
