@@ -278,8 +278,8 @@ def test_a_test_that_fails_ends_with_1_and_no_tests_with_an_error(tmp_path: Path
     assert "2 tests: 2 fail" in result.output
     with pytest.raises(ConfigError, match="'sixteen' has no tests: write `tests:`"):
         run("constitution", "test", "sixteen")
-    with pytest.raises(ConfigError, match="are of --invariance"):
-        run("constitution", "test", "concise", "--pairs", "p.jsonl")
+    with pytest.raises(ConfigError, match="is of --invariance"):
+        run("constitution", "test", "concise", "--template", "pairwise/fewshot")
     with pytest.raises(DataError, match="leave out --out"):
         run("constitution", "test", "concise", "--out", str(tmp_path / "gone"))
     assert not (tmp_path / "gone").exists()

@@ -177,14 +177,17 @@ def on_a_run(
     *names: str,
     section: str | None = None,
     resolve: Callable[[Named, Callable[[], Any]], Named] | None = None,
+    argument: str | None = None,
     **keys: str,
 ) -> Decorator:
     """A command on a run, whose function takes its config, and options of its own.
 
     `names` are the settings that set their usual keys, `keys` those that set another one. The
     section of `train` counts as given. `resolve` may put other keys in the place of those given; it
-    is also told how to load the config as it is without them.
+    is also told how to load the config as it is without them. With `argument`, that setting is the
+    command's argument in the place of RUN, and the run is an option of the function's own, `run`.
     """
+    names = (*names, argument) if argument is not None else names
     wanted = {**{name: SETTINGS[name].key for name in names}, **keys}
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -192,11 +195,13 @@ def on_a_run(
         def command(
             run: str | None,
             config: str | None,
-            out: str | None,
             overrides: list[str] | None,
+            out: str | None = None,
             **given: Any,
         ) -> None:
             where = one_run(run, out)
+            if argument is not None:
+                given["run"] = run
             named: Named = {}
             for name, key in wanted.items():
                 value = given.pop(name)
@@ -210,14 +215,14 @@ def on_a_run(
                 made = with_section(section, config, where, overrides, named, options)
             function(made, **given)
 
-        parameters = _parameters(function, wanted)
+        parameters = _parameters(function, wanted, argument)
         command.__dict__["__signature__"] = inspect.Signature(parameters)
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         # For `source.limit`, which is of prompts or of pairs, the help shows that of prompts.
         command.__dict__["keys"] = {
             name: key.replace("source.", "prompts.")
             for name, key in wanted.items()
-            if name != "column"
+            if name not in ("column", argument)
         }
         del command.__dict__["__wrapped__"]
         return command
@@ -237,16 +242,19 @@ def _option_of(key: str, value: Any, wanted: dict[str, str]) -> str:
     return _flag(next(iter([*same, *alike, last])))
 
 
-def _parameters(function: Callable[..., None], wanted: dict[str, str]) -> list[inspect.Parameter]:
+def _parameters(
+    function: Callable[..., None], wanted: dict[str, str], argument: str | None
+) -> list[inspect.Parameter]:
     kind = inspect.Parameter.KEYWORD_ONLY
     own = list(inspect.signature(function).parameters.values())[1:]
-    said = {
-        "run": RunArgument,
-        "config": ConfigOption,
-        "out": OutOption,
-        **{name: _option(name) for name in wanted},
-    }
-    shared = [inspect.Parameter(n, kind, default=None, annotation=a) for n, a in said.items()]
+    said: dict[str, Any] = {"run": RunArgument, "config": ConfigOption, "out": OutOption}
+    shared = []
+    if argument is not None:
+        said = {"config": ConfigOption}
+        first = Annotated[str, typer.Argument(help=SETTINGS[argument].help)]
+        shared = [inspect.Parameter(argument, kind, annotation=first)]
+    said |= {name: _option(name) for name in wanted if name != argument}
+    shared += [inspect.Parameter(n, kind, default=None, annotation=a) for n, a in said.items()]
     more = [p.replace(kind=kind, annotation=eval(p.annotation, function.__globals__)) for p in own]
     last = inspect.Parameter("overrides", kind, default=None, annotation=SetOption)
     return [*shared, *more, last]

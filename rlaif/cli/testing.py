@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlaif.cli.options import SETTINGS, ConfigOption, SetOption, columns_of
+from rlaif.cli.options import on_a_run
 from rlaif.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,13 +23,10 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def _said(name: str) -> Any:
-    return typer.Option(f"--{name}", metavar=SETTINGS[name].metavar, help=SETTINGS[name].help)
-
-
+@on_a_run("judge", "method", "examples", "pairs", "column", argument="constitution")
 def command(
-    name: Annotated[str, typer.Argument(help="A file, or a shipped name.")],
-    out: Annotated[
+    config: Config,
+    run: Annotated[
         str | None,
         typer.Option(
             "--out",
@@ -38,10 +35,6 @@ def command(
             help="A run: its judge and pairs are taken, and its verdicts are not made again.",
         ),
     ] = None,
-    config: ConfigOption = None,
-    judge: Annotated[str | None, _said("judge")] = None,
-    method: Annotated[str | None, _said("method")] = None,
-    examples: Annotated[str | None, _said("examples")] = None,
     invariance: Annotated[
         bool,
         typer.Option(
@@ -49,8 +42,6 @@ def command(
             help="Then ask about pairs in other words, the opposite, by other names and layouts.",
         ),
     ] = False,
-    pairs: Annotated[str | None, _said("pairs")] = None,
-    column: Annotated[list[str] | None, _said("column")] = None,
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="Pairs of --invariance, drawn at random.")
     ] = 50,
@@ -63,7 +54,6 @@ def command(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too.")
     ] = None,
-    overrides: SetOption = None,
 ) -> None:
     """Run the tests in a constitution's file; tell how a judge's answers depend on the wording.
 
@@ -73,28 +63,20 @@ def command(
 
     Example: rlaif constitution test harmless --invariance --out runs/demo
     """
-    from rlaif.cli.common import configure
     from rlaif.store import write_json
 
-    more = pairs is not None or bool(template)
-    if more and not invariance:
-        raise ConfigError("--pairs and --template are of --invariance: give that, too")
-    named = {"constitution": name, "judge.model": judge, "judge.method": method}
-    named |= {"judge.examples": examples, "pairs.path": pairs, **columns_of("pairs", column)}
-    options = {key: f"--{key.rpartition('.')[2]}" for key in named}
-    options |= {"judge.model": "--judge", "pairs.path": "--pairs"}
-    found = configure(config, out, overrides, named, options)
-    asked = (pairs is not None, limit, template or []) if invariance else None
-    told = _tested(found, out, asked)
+    if template and not invariance:
+        raise ConfigError("--template is of --invariance: give that, too")
+    told = _tested(config, run, (limit, template or []) if invariance else None)
     if json_file is not None:
         write_json(json_file, told)
     if any(row["outcome"] == "fail" for row in told["tests"]):
         raise typer.Exit(1)
 
 
-def _tested(config: Config, out: str | None, asked: tuple[bool, int, list[str]] | None) -> Json:
-    """Runs the tests, and asks otherwise where `asked` says about which pairs, how many of them and
-    by which further templates. Without a run, nothing is kept."""
+def _tested(config: Config, out: str | None, asked: tuple[int, list[str]] | None) -> Json:
+    """Runs the tests, and asks otherwise where `asked` says about how many pairs and by which
+    further templates. Without a run, nothing is kept."""
     from rlaif.cli.console import Terminal
     from rlaif.cli.first import check, needs_torch
     from rlaif.stages.asking import require_one_judge
@@ -114,7 +96,7 @@ def _tested(config: Config, out: str | None, asked: tuple[bool, int, list[str]] 
         return _told(run, terminal, asked)
 
 
-def _told(run: Run, terminal: Reporter, asked: tuple[bool, int, list[str]] | None) -> Json:
+def _told(run: Run, terminal: Reporter, asked: tuple[int, list[str]] | None) -> Json:
     from rlaif.cli.console import Terminal
     from rlaif.stages.testing import measure_invariance, pairs_of, run_tests
 
@@ -133,8 +115,8 @@ def _told(run: Run, terminal: Reporter, asked: tuple[bool, int, list[str]] | Non
             f"{len(rows)} tests: " + ", ".join(f"{n} {what}" for what, n in counts.items())
         )
     if asked is not None:
-        from_file, limit, templates = asked
-        measured = measure_invariance(run, pairs_of(run, from_file, limit), templates)
+        limit, templates = asked
+        measured = measure_invariance(run, pairs_of(run, limit), templates)
         out.print(_cards_table(measured))
         terminal.say(_summary(measured))
         found["invariance"] = measured

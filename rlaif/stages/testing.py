@@ -162,11 +162,12 @@ def measure_invariance(
     return found
 
 
-def pairs_of(run: Run, from_file: bool, limit: int) -> list[Pair]:
-    """At most `limit` pairs, the same ones every time: of the file that the config names, where
-    `from_file`; else of the run, or of the constitution's tests where it has none."""
-    if from_file and run.config.pairs is not None:
-        pairs: Iterable[Pair] = read_pairs(run.config.pairs.path, run.config.pairs)
+def pairs_of(run: Run, limit: int) -> list[Pair]:
+    """At most `limit` pairs, the same ones every time: of the file that the config names, unless
+    the run has read it; else of the run, or of the constitution's tests where it has none."""
+    file, have = run.config.pairs, (run.store.read_manifest().get("read") or {}).get("source")
+    if file is not None and file.path != have:
+        pairs: Iterable[Pair] = read_pairs(file.path, file)
     elif len(run.store.table("pairs")):
         pairs = run.pairs()
     else:
