@@ -95,6 +95,15 @@ class Fitted:
     scores: Mapping[bytes, float]
     heads: Heads | None
     summary: dict[str, Any]
+    by_head: Mapping[bytes, Floats]  # (B,) the raw rewards by the heads of the ensemble
+
+    def spread(self, one: Ids, other: Ids) -> float | None:
+        """Standard deviation over the heads of P(one is better), σ of the difference of their
+        rewards; None without an ensemble."""
+        if self.heads is None or len(self.heads.bias) < 2:
+            return None
+        gap = self.by_head[sequence_key(one)] - self.by_head[sequence_key(other)]
+        return float(np.std(1 / (1 + np.exp(-gap)), ddof=1))
 
     def scores_of(self, sequences: Mapping[bytes, Ids]) -> dict[bytes, float]:
         """The raw reward of sequences that were among those of the fit, by their names."""
@@ -161,7 +170,7 @@ def fit_heads(
         },
     }
     ensemble = Heads(best.weight[1:].numpy(), means[0] - means[1:]) if heads else None
-    return Fitted(scores, ensemble, summary)
+    return Fitted(scores, ensemble, summary, dict(zip(keys, raw[:, 1:], strict=True)))
 
 
 def _fit_depth(

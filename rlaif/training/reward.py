@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from rlaif.training.models import Loaded
 
 NORMALISATION, FEATURES = "reward.json", "features"
+SCORES = "scores.parquet"  # rewards of the pairs that were learnt or held out
+SCORE_COLUMNS = ("reward_first", "reward_second", "spread")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,8 @@ def train_reward(
     if main:
         save_model(loaded, folder, lora=settings.lora is not None, merge=settings.merge)
         made |= _measured(loaded, folder, rows, known, tested, fitted)
+        first = {p.pair.id: p.first_is_chosen for p in kept}
+        _write_scores(folder, [*rows, *tested.rows], first, made.pop("scores"), fitted)
     return _result(folder, finish(folder, made if main else None))
 
 
@@ -227,7 +231,34 @@ def _measured(
     for place in (folder, folder / "adapter"):  # each of them is a reward model
         if place.is_dir():
             write_json(place / NORMALISATION, normalisation)
-    return {"normalisation": normalisation, "held_out": _held_out(tested, score)}
+    both = {**scores, **(score(_sequences(tested.rows)) if tested.rows else {})}
+    told = {"normalisation": normalisation, "held_out": _held_out(tested, both)}
+    return {**told, "scores": both}
+
+
+def _write_scores(
+    folder: Path,
+    rows: Sequence[Row],
+    first_is_chosen: Mapping[str, bool],
+    scores: Mapping[bytes, float],
+    fitted: Fitted | None,
+) -> None:
+    """What the model gives the pairs that it learnt from or was measured on, as `rewards` would:
+    scores.parquet, with the spread of the ensemble's P(first is better) where there is one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    normal, found = read_normalisation(folder), []
+    for row in rows:
+        sides = [row.chosen, row.rejected][:: 1 if first_is_chosen[row.pair_id] else -1]
+        first, second = (normal.gain * scores[key(row.prompt, c)] + normal.bias for c in sides)
+        whole = [np.concatenate([row.prompt, c]) for c in sides]
+        spread = None if fitted is None else fitted.spread(*whole)
+        found.append((row.pair_id, first, second, spread))
+    schema = pa.schema([("pair_id", pa.string()), *((n, pa.float64()) for n in SCORE_COLUMNS)])
+    columns = map(list, zip(*found, strict=True))
+    table = pa.Table.from_pydict(dict(zip(schema.names, columns, strict=True)), schema=schema)
+    pq.write_table(table, folder / SCORES)
 
 
 def _encode(
@@ -403,13 +434,10 @@ def _encode_test(loaded: Loaded, test: Sequence[Preference], cut: Cut, limit: in
         return _Tested(note=str(error))
 
 
-def _held_out(
-    tested: _Tested, score: Callable[[Mapping[bytes, Ids]], Mapping[bytes, float]]
-) -> dict[str, Any] | None:
+def _held_out(tested: _Tested, scores: Mapping[bytes, float]) -> dict[str, Any] | None:
     rows = tested.rows
     if not rows:
         return {"n": 0, "note": tested.note} if tested.note else None
-    scores = score(_sequences(rows))
     margins = [scores[key(r.prompt, r.chosen)] - scores[key(r.prompt, r.rejected)] for r in rows]
     found = reward_quality(margins, [r.p for r in rows], [r.prompt.tobytes() for r in rows])
     return {**found, "refused": tested.refused.as_dict()}

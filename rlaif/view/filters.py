@@ -18,6 +18,7 @@ SORTS = {
     "orders": ("orders disagree most", "orders DESC, n"),
     "principles": ("principles disagree most", "principles DESC, n"),
     "jurors": ("jurors disagree most", "jurors DESC, n"),
+    "heads": ("the reward ensemble is least sure", "heads DESC, n"),
     "long": ("longest first", "greatest(len_first, len_second) DESC, n"),
 }
 STATUSES = ("preferred", "tie", "abstained", "unlabelled")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 MEMORY = "192MB"  # that DuckDB may take; what is larger goes to a temporary folder
 TABLES = ("pairs", "verdicts", "preferences")
+REWARDS = ("models", "reward", "scores.parquet")  # what the run's reward model gives its pairs
 AGAIN = 5  # times that rows are read again when a writer replaces them
 REST = 5.0  # a run that is being written is summed up again after so many times what that took
 
@@ -158,8 +159,12 @@ def _files(store: RunStore) -> dict[str, tuple[str, ...]]:
         for name in TABLES
     }
     manifest = store.path("manifest.json")
-    told = manifest.stat() if manifest.is_file() else None
-    return {**found, "": (str(told and (told.st_mtime_ns, told.st_size, told.st_ino)),)}
+    return {**found, "": (_state(manifest), _state(store.path(*REWARDS)))}
+
+
+def _state(path: Path) -> str:
+    told = path.stat() if path.is_file() else None
+    return str(told and (told.st_mtime_ns, told.st_size, told.st_ino))
 
 
 class Made:
@@ -171,8 +176,10 @@ class Made:
     `orders`, `principles` and `jurors` say how far the two orders of one question, two principles,
     or two jurors on one principle lean to different sides; 0 where they do not. `place` counts the
     pairs from 0 by the margin of the judge's own label, which `judged` and `p_judged` are also
-    where people had a word in it: that is `people` (`preferences.people`), else null. `prompt` is
-    the same for pairs of one prompt.
+    where people had a word in it; `people` is that word (`preferences.people`), else null.
+    `reward_first` and `reward_second` are by the run's reward model, `heads` the spread of P(first
+    is better) over the heads of its ensemble, 0 without one. `prompt` is the same for pairs of one
+    prompt.
     """
 
     def __init__(self, root: Path, files: dict[str, tuple[str, ...]]) -> None:
@@ -188,6 +195,7 @@ class Made:
             self.run(f"CREATE TABLE no_{name} AS SELECT * FROM nothing", own=True)
             self._db.unregister("nothing")
         self._pairs()
+        self._rewards(store.path(*REWARDS))
         self._opinions()
         self._facts()
         [found] = self.run("SELECT count(*) AS pairs, sum(verdicts)::BIGINT AS verdicts FROM facts")
@@ -241,6 +249,23 @@ class Made:
             status_judged IS NULL THEN p_first ELSE p_judged END)::FLOAT AS p_judged
             FROM {self.shards("preferences")} JOIN pair ON id = pair_id GROUP BY n"""
         )
+
+    def _rewards(self, path: Path) -> None:
+        told = "NULL AS reward_first, NULL AS reward_second, NULL AS spread, NULL AS pair_id"
+        source = f"(SELECT {told} WHERE false)"
+        if path.is_file():
+            source = "read_parquet('" + str(path).replace("'", "''") + "')"
+        import duckdb
+
+        try:
+            self.run(
+                f"""CREATE TABLE reward AS SELECT n, any_value(reward_first)::FLOAT AS reward_first,
+                any_value(reward_second)::FLOAT AS reward_second, any_value(spread)::FLOAT AS spread
+                FROM {source} JOIN pair ON id = pair_id GROUP BY n"""
+            )
+        except duckdb.Error as error:
+            [why, *_] = str(error).splitlines()
+            raise DataError(f"{path}: {why}. Remove it, or train the reward model again") from error
 
     def _opinions(self) -> None:
         """Keys are costly to compute, so they are looked at only where several rows answer a
@@ -330,7 +355,8 @@ class Made:
             )
         self.run(
             """CREATE TABLE facts AS SELECT pair.*, coalesce(status, 'unlabelled') AS status, p,
-            reason, people, judged, p_judged, abs(p - 0.5)::FLOAT AS margin,
+            reason, people, judged, p_judged, reward_first, reward_second,
+            coalesce(spread, 0)::FLOAT AS heads, abs(p - 0.5)::FLOAT AS margin,
             coalesce(orders, 0)::FLOAT AS orders,
             coalesce(principles, 0)::FLOAT AS principles, coalesce(jurors, 0)::FLOAT AS jurors,
             coalesce(abstained, 0)::INTEGER AS abstained,
@@ -338,9 +364,9 @@ class Made:
             (row_number() OVER (ORDER BY abs(p_judged - 0.5) NULLS FIRST, n)
             - 1)::INTEGER AS place
             FROM pair LEFT JOIN preference USING (n) LEFT JOIN fact USING (n)
-            LEFT JOIN juror USING (n) ORDER BY n"""
+            LEFT JOIN juror USING (n) LEFT JOIN reward USING (n) ORDER BY n"""
         )
-        for name in ("pair", "preference", "fact", "juror"):
+        for name in ("pair", "preference", "fact", "juror", "reward"):
             self.run(f"DROP TABLE {name}")
 
     def counting(self, verdicts: Sequence[Verdict]) -> dict[str, str]:

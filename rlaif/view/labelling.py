@@ -17,11 +17,11 @@ from rlaif.view.index import Made
 QUEUES = {
     "mixed": "every second pair random, the others by disagreement",
     "random": "random, spread over the judge's margins",
-    "doubt": "where orders, principles or jurors disagree most",
+    "doubt": "where orders, principles, jurors or reward heads disagree most",
 }
 RANDOM = "random"
-REASONS = (RANDOM, "orders", "principles", "jurors", "chosen")  # what a pair is shown for
-_DOUBT = "greatest(orders, 2 * principles, 2 * jurors)"
+REASONS = (RANDOM, "orders", "principles", "jurors", "heads", "chosen")  # what a pair is shown for
+_DOUBT = "greatest(orders, 2 * principles, 2 * jurors, 2 * heads)"
 NAME = 40  # letters of a person's name
 NOTE = 2_000  # and of a note
 
@@ -72,13 +72,13 @@ def next_pair(made: Made, done: Iterable[str], queue: str) -> Next | None:
         return None
     if queue == "doubt" or (queue == "mixed" and len(seen) % 2):
         found = made.run(
-            f"SELECT id, orders, principles, jurors FROM facts WHERE {_DOUBT} > 0 "
+            f"SELECT id, orders, principles, jurors, heads FROM facts WHERE {_DOUBT} > 0 "
             f"ORDER BY {_DOUBT} DESC, n LIMIT {len(seen) + 1}"
         )
         for row in found:
             if row["id"] not in seen:
                 doubts = {"orders": row["orders"]}
-                doubts |= {name: 2 * row[name] for name in ("principles", "jurors")}
+                doubts |= {name: 2 * row[name] for name in ("principles", "jurors", "heads")}
                 return Next(row["id"], max(doubts, key=lambda name: doubts[name]))
     return _random(made, seen)
 

@@ -15,6 +15,7 @@ from rlaif.records import Order, Pair, Verdict
 from rlaif.report import formats
 from rlaif.report.differences import differences
 from rlaif.view.filters import TELLING
+from rlaif.view.history import histories
 from rlaif.view.index import Asked, Index, Json
 
 PAIR_ID = re.compile(r"~?[0-9a-f]{20}")
@@ -118,6 +119,8 @@ def pair_page(index: Index, pair: Pair) -> Json:
         "pair": pair,
         "facts": facts,
         "sides": [("1", first, pair.first), ("2", second, pair.second)],
+        "histories": histories(index, pair),
+        "rewards": (facts["reward_first"], facts["reward_second"]),
         "label": label[0] if label else None,
         "counted": dict(zip(label[0]["principles"], label[0]["p_principles"], strict=True))
         if label
