@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rlaif.config import Config
 from rlaif.config.sections import PromptsConfig
@@ -16,6 +16,9 @@ from rlaif.records import Pair, Prompt
 from rlaif.stages.run import Run
 from rlaif.stages.trained_on import prompts_of_models
 
+if TYPE_CHECKING:
+    from rlaif.training.models import Start
+
 TINY_PROMPTS = 512  # prompts of the embedded world when no limit is given
 
 
@@ -23,6 +26,14 @@ def sampling_of(config: Config) -> Sampling:
     """The sampling section as an engine takes it, with the policy's thoughts."""
     fields = {name: getattr(config.sampling, name) for name in SamplingSettings.model_fields}
     return Sampling(**fields, thinking=config.policy.thought_tokens)
+
+
+def start_of(run: Run) -> Start:
+    """What the training of the run's policy begins from."""
+    from rlaif.training.models import Start
+
+    policy = run.config.policy
+    return Start(policy.model, policy.adapter, policy.thought_tokens)
 
 
 def held_out(run: Run, on_bad: Callable[[BadRow], None], models: Iterable[Path]) -> list[Prompt]:

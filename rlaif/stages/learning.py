@@ -15,6 +15,7 @@ from rlaif.files.readers.repeats import Votes
 from rlaif.files.small import read_bytes, read_object
 from rlaif.records import Pair, Preference, Prompt, content_id
 from rlaif.stages.audit import require_fit
+from rlaif.stages.inputs import start_of
 from rlaif.stages.labelling import known
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
@@ -126,21 +127,18 @@ def train_dpo(run: Run) -> None:
     settings = run.config.train.dpo
     if settings is None:
         raise ConfigError("train.dpo is null in this config: give it settings, or {}")
-    policy = run.config.policy
 
     def train(preferences: Sequence[Preference], out: Path, runtime: Runtime) -> Any:
         return fit(
             preferences,
-            policy.model,
+            start_of(run),
             out,
             settings,
-            adapter=policy.adapter,
-            thinking=policy.thought_tokens,
             samples=samples_of(run.store),
             runtime=runtime,
         )
 
-    _train(run, "dpo", train, settings.labels, policy.model)
+    _train(run, "dpo", train, settings.labels, run.config.policy.model)
 
 
 def _train(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rlaif.config.sections import GRPOConfig, RLOOConfig
 from rlaif.errors import ConfigError
 from rlaif.records import Prompt
-from rlaif.stages.inputs import load_prompts, sampling_of
+from rlaif.stages.inputs import load_prompts, sampling_of, start_of
 from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, Steps, finish, told_kl
 from rlaif.stages.rewards import (
@@ -60,14 +60,12 @@ def _train_group(
     def fit(prompts: Sequence[Prompt], runtime: Runtime) -> Any:
         return train_group(
             prompts,
-            run.config.policy.model,
+            start_of(run),
             run.store.path("models", name),
             scorer,
             settings,
             spent=(lambda: judge_tokens(run)) if config.reward == "judge" else None,
             judge=judge,
-            adapter=run.config.policy.adapter,
-            thinking=run.config.policy.thought_tokens,
             runtime=runtime,
         )
 
@@ -78,6 +76,7 @@ def _train_group(
 def train_online_dpo(run: Run) -> None:
     """prompts, and the judge's labels of live pairs → models/online-dpo."""
     from rlaif.training.rl.online_dpo import train_online_dpo as train
+    from rlaif.training.rl.scorers import Labels
 
     clock, config = time.monotonic(), run.config.train.online_dpo
     if config is None:
@@ -93,14 +92,10 @@ def train_online_dpo(run: Run) -> None:
     def fit(prompts: Sequence[Prompt], runtime: Runtime) -> Any:
         return train(
             prompts,
-            run.config.policy.model,
+            start_of(run),
             run.store.path("models", "online-dpo"),
-            label,
-            key,
+            Labels(label, key, lambda: judge_tokens(run)),
             settings,
-            adapter=run.config.policy.adapter,
-            thinking=run.config.policy.thought_tokens,
-            spent=lambda: judge_tokens(run),
             judge=judge,
             runtime=runtime,
         )

@@ -10,7 +10,7 @@ from rlaif.errors import ConfigError
 from rlaif.files.readers import read_demonstrations
 from rlaif.files.readers.settings import AnswerReading
 from rlaif.records import Demonstration
-from rlaif.stages.inputs import load_prompts, sampling_of
+from rlaif.stages.inputs import load_prompts, sampling_of, start_of
 from rlaif.stages.lists import require_room
 from rlaif.stages.record import Rejected, Steps, finish, told_kl
 from rlaif.stages.rewards import looking_on, reward_folder, scorer_of
@@ -49,12 +49,10 @@ def train_ppo(run: Run) -> None:
         steps = Steps(run, "ppo", progress)
         result = fit(
             prompts,
-            run.config.policy.model,
+            start_of(run),
             run.store.path("models", "ppo"),
             scorer,
             settings,
-            adapter=run.config.policy.adapter,
-            thinking=run.config.policy.thought_tokens,
             ptx=ptx,
             judge=judge,
             runtime=Runtime(place, log_to=trackers, on_log=steps),

@@ -10,6 +10,7 @@ from rlaif.config.sections import SFTConfig
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.readers import read_demonstrations
 from rlaif.records import Demonstration
+from rlaif.stages.inputs import start_of
 from rlaif.stages.learning import fitting, samples_of
 from rlaif.stages.origins import tell_stale
 from rlaif.stages.record import Rejected, finish
@@ -35,11 +36,9 @@ def train_sft(run: Run) -> None:
     with fitting(run, "sft") as (runtime, steps):
         metrics = fit(
             rows,
-            policy.model,
+            start_of(run),
             run.store.path("models", "sft"),
             config,
-            adapter=policy.adapter,
-            thinking=policy.thought_tokens,
             samples=samples,
             runtime=runtime,
         ).metrics

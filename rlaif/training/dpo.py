@@ -29,7 +29,7 @@ from rlaif.training.data import (
     row_key,
     thinking_key,
 )
-from rlaif.training.models import add_lora, load_policy, save_model
+from rlaif.training.models import Start, add_lora, save_model
 from rlaif.training.settings import TRL_LOSSES, DPOLoss, DPOSettings, Runtime
 
 if TYPE_CHECKING:
@@ -56,41 +56,37 @@ class DPOResult:
 @keeps_the_model
 def train_dpo(
     preferences: Sequence[Preference],
-    model: str,
+    model: str | Start,
     out: str | Path,
     settings: DPOSettings = DPOSettings(),
     *,
-    adapter: str | None = None,
-    thinking: int | None = None,
     samples: Samples = Samples(),
     runtime: Runtime = Runtime(),
 ) -> DPOResult:
     """Trains a policy on preferences and writes it to `out` as a complete model folder.
 
     A loss of `TRL_LOSSES` is computed by TRL, on hard labels: soft ones raise ConfigError.
-    `adapter` is a LoRA folder to add into the model first, and so into the reference. `thinking`:
-    tokens that a thought of the policy may have, 0 where it is told not to think: its prompts are
-    then those it was sampled with. `samples`: how the completions were sampled, where that is
-    known. What a length limit cut off gets no end of turn, and is not preferred to what ended;
-    tokens are trained on as they were sampled, and text without any is tokenised.
+    `samples`: how the completions were sampled, where that is known. What a length limit cut off
+    gets no end of turn, and is not preferred to what ended; tokens are trained on as they were
+    sampled, and text without any is tokenised.
     """
     from rlaif.engines.faster import apply
     from rlaif.training.loop import finish, prepare, run_key, training_arguments
 
-    kept, folder = preferred(preferences), Path(out)
+    kept, folder, start = preferred(preferences), Path(out), Start.of(model)
     if settings.loss in TRL_LOSSES:
         from rlaif.training.dpo_trl import check_hard
 
         check_hard(kept, settings.loss)
         settings = settings.but(share_prompt=False)  # its trainer computes the prompt twice
     arguments = training_arguments(settings, runtime, folder)
-    chosen = [*settings.own().values(), *samples.key(), *thinking_key(thinking)]
-    key = run_key("dpo", model, adapter, kept, settings, chosen)
-    done = prepare(folder, key, runtime.resume, (model, adapter))
+    chosen = [*settings.own().values(), *samples.key(), *thinking_key(start.thinking)]
+    key = run_key("dpo", start.model, start.adapter, kept, settings, chosen)
+    done = prepare(folder, key, runtime.resume, (start.model, start.adapter))
     if done is not None:
         return DPOResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
+    loaded = start.load(**settings.precision)
     loaded.model.to(arguments.device)
     apply.train(loaded.model, arguments.device)
     limit = loaded.limit(settings.max_length)

@@ -65,10 +65,40 @@ class Loaded:
 
 
 def fingerprint_of(model: str, adapter: str | None = None) -> str:
-    """Hash of a model with the adapter that is added in: part of every trainer's key."""
+    """Hash of a model with the adapter that is added in."""
     source = source_of(model, adapter)
     check_folder(source.model)
     return folder_fingerprint(*source.folders())
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the training of a policy begins from; where a name will do, the trainers take it, too.
+
+    `model` is a causal checkpoint, and `adapter` a LoRA folder to add into its weights first, and
+    so into the reference. `thinking`: tokens that a thought before the answer may have, 0 where the
+    policy is told not to think, None where its chat template decides. The answer alone is scored
+    and judged.
+    """
+
+    model: str
+    adapter: str | None = None
+    thinking: int | None = None
+
+    @classmethod
+    def of(cls, model: str | Start) -> Start:
+        """The same, of a model's name."""
+        return model if isinstance(model, Start) else cls(model)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights and what goes with them: part of every trainer's key."""
+        return fingerprint_of(self.model, self.adapter)
+
+    def load(self, *, half: bool = False, four_bit: bool = False) -> Loaded:
+        """The policy before training, as `load_policy` gives it."""
+        precision = {"half": half, "four_bit": four_bit}
+        return load_policy(self.model, adapter=self.adapter, thinking=self.thinking, **precision)
 
 
 def load_policy(

@@ -24,7 +24,7 @@ from rlaif.training.before import keeps_the_model
 from rlaif.training.by_trl import IN_ORDER, fit
 from rlaif.training.data import Cut, Refused, Sampled, Samples, thinking_key
 from rlaif.training.loop import argument_values, finish, prepare
-from rlaif.training.models import Loaded, add_lora, fingerprint_of, load_policy, save_model
+from rlaif.training.models import Loaded, Start, add_lora, save_model
 from rlaif.training.private import one_gpu
 from rlaif.training.settings import Runtime, SFTSettings
 
@@ -42,42 +42,38 @@ class SFTResult:
 @keeps_the_model
 def train_sft(
     demonstrations: Sequence[Demonstration],
-    model: str,
+    model: str | Start,
     out: str | Path,
     settings: SFTSettings = SFTSettings(),
     *,
-    adapter: str | None = None,
-    thinking: int | None = None,
     samples: Samples = Samples(),
     runtime: Runtime = Runtime(),
 ) -> SFTResult:
     """Trains a policy on answers and writes it to `out` as a complete model folder.
 
-    The loss is the mean of −log π over the answers' tokens of a step. `thinking` tells the policy
-    to think before it answers, or not to (0): an answer of a thinking policy is learnt with the
-    thought that it was sampled with, one from elsewhere without. `adapter` is a LoRA folder to add
-    into the model first. `samples`: how answers were sampled, where that is known. What a length
-    limit cut off gets no end of turn; tokens are learnt as they were sampled, and text without any
-    is tokenised.
+    The loss is the mean of −log π over the answers' tokens of a step. An answer of a policy that
+    thinks is learnt with the thought that it was sampled with, one from elsewhere without.
+    `samples`: how answers were sampled, where that is known. What a length limit cut off gets no
+    end of turn; tokens are learnt as they were sampled, and text without any is tokenised.
     """
-    folder = Path(out)
+    folder, start = Path(out), Start.of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = one_gpu(SFTConfig(**argument_values(settings, runtime, folder), **_UNTOUCHED))
     ids = [d.id for d in demonstrations]
     key = content_id(
         "sft",
-        fingerprint_of(model, adapter),
+        start.fingerprint,
         ids,
         settings.key(),
         *samples.key(),
-        *thinking_key(thinking),
+        *thinking_key(start.thinking),
     )
-    done = prepare(folder, key, runtime.resume, (model, adapter))
+    done = prepare(folder, key, runtime.resume, (start.model, start.adapter))
     if done is not None:
         return SFTResult(folder, done["steps"], done["seconds"], done)
 
-    loaded = load_policy(model, adapter=adapter, thinking=thinking, **settings.precision)
+    loaded = start.load(**settings.precision)
     loaded.model.to(arguments.device)
     apply.train(loaded.model, arguments.device)
     rows, refused = encode(demonstrations, loaded, settings.max_length, samples.cut, samples.tokens)

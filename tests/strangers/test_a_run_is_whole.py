@@ -193,6 +193,7 @@ def test_a_reward_functions_module_comes_along(
 
 def test_a_value_models_place_is_not_in_the_key(tmp_path: Path) -> None:
     from rlaif.files.resources import TINY_WEIGHTS
+    from rlaif.training.models import Start
     from rlaif.training.rl.loop import OnlineRun
     from rlaif.training.rl.ppo_run import _run_key
     from rlaif.training.rl.scorers import load_function
@@ -205,7 +206,7 @@ def test_a_value_models_place_is_not_in_the_key(tmp_path: Path) -> None:
     keys = set()
     for place in (TINY_WEIGHTS, tmp_path / "other" / "v"):
         settings = PPOSettings(value="separate", value_model=str(place))
-        run = OnlineRun("ppo", "tiny", tmp_path, settings, Runtime())
+        run = OnlineRun("ppo", Start("tiny"), tmp_path, settings, Runtime())
         keys.add(_run_key(run, settings, [], scorer, []))
     assert len(keys) == 1
 

@@ -21,12 +21,12 @@ from rlaif.errors import ConfigError, EngineError
 from rlaif.evaluation.policy import kl_to_base
 from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.training.dpo import train_dpo
-from rlaif.training.models import fingerprint_of, load_policy, load_reward
+from rlaif.training.models import Start, fingerprint_of, load_policy, load_reward
 from rlaif.training.reward import RewardModel, train_reward
 from rlaif.training.rl.group import train_group
 from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.ppo_run import train_ppo
-from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.scorers import FunctionScorer, Labels
 from rlaif.training.rl.settings import (
     AlarmLimits,
     GRPOSettings,
@@ -125,7 +125,9 @@ def online(model, out, **options):
         keep_cut=True,
         lora=options.pop("lora", None),
     )
-    return train_online_dpo(PROMPTS, model, out, label, "key", settings, runtime=CPU, **options)
+    return train_online_dpo(
+        PROMPTS, model, out, Labels(label, "key"), settings, runtime=CPU, **options
+    )
 
 
 def sft(model, out, **options):
@@ -169,7 +171,7 @@ NOTHING = {
 @pytest.mark.parametrize("name", TRAINERS)
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)], ids=["full", "lora"])
 def test_every_trainer_starts_from_base_and_adapter(name, lora, base, adapter, merged, tmp_path):
-    found = TRAINERS[name](base, tmp_path, adapter=adapter, lora=lora).metrics
+    found = TRAINERS[name](Start(base, adapter), tmp_path, lora=lora).metrics
     saved = load_file(tmp_path / "model.safetensors")
     for key, weight in merged.items():
         torch.testing.assert_close(saved[key], weight, atol=1e-5, rtol=1e-5)
@@ -197,11 +199,11 @@ def test_an_adapters_folder_is_a_model(base, adapter, merged, tmp_path):
 def test_another_adapter_is_another_run(base, adapter, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(adapter, other)
-    dpo(base, tmp_path / "out", adapter=adapter)
+    dpo(Start(base, adapter), tmp_path / "out")
     first = load_file(tmp_path / "out" / "model.safetensors")
     weights = load_file(other / "adapter_model.safetensors")
     save_file({k: 2 * v for k, v in weights.items()}, other / "adapter_model.safetensors")
-    dpo(base, tmp_path / "out", adapter=str(other))
+    dpo(Start(base, str(other)), tmp_path / "out")
     second = load_file(tmp_path / "out" / "model.safetensors")
     assert any(not torch.equal(first[key], second[key]) for key in first)
 
@@ -294,7 +296,7 @@ def test_the_stages_merge_it_once(tmp_path):
 
 def test_a_classifier_of_plain_transformers_reads_the_saved_trunk(base, adapter, merged, tmp_path):
     """The saved folder needs no adapter any more."""
-    sft(base, tmp_path / "sft", adapter=adapter)
+    sft(Start(base, adapter), tmp_path / "sft")
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "sft", num_labels=1)
     for key, weight in plain.state_dict().items():
         if key in merged:

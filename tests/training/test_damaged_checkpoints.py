@@ -28,7 +28,7 @@ from rlaif.training.reward import train_reward
 from rlaif.training.rl.group import train_group
 from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.ppo_run import train_ppo
-from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.scorers import FunctionScorer, Labels
 from rlaif.training.rl.settings import AlarmLimits, GRPOSettings, OnlineDPOSettings, PPOSettings
 from rlaif.training.settings import (
     DPOSettings,
@@ -89,7 +89,7 @@ def grpo(model: str, out: Path, checkpoint_every: int = 20, **more: Any) -> Any:
 def online_dpo(model: str, out: Path, checkpoint_every: int = 20, **more: Any) -> Any:
     settings = OnlineDPOSettings(**LIVE, alarms=QUIET, checkpoint_every=checkpoint_every)
     runtime = Runtime("cpu", **more)
-    return train_online_dpo(PROMPTS, model, out, longer, "key", settings, runtime=runtime)
+    return train_online_dpo(PROMPTS, model, out, Labels(longer, "key"), settings, runtime=runtime)
 
 
 def judge(model: str, out: Path, **more: Any) -> Any:

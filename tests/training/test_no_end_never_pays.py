@@ -19,7 +19,7 @@ from rlaif.training.rl.loop import prompts_of_step
 from rlaif.training.rl.online_dpo import OnlineDPO
 from rlaif.training.rl.ppo import Meter
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
-from rlaif.training.rl.scorers import FunctionScorer, GroupScorer, without_reward
+from rlaif.training.rl.scorers import FunctionScorer, GroupScorer, Labels, without_reward
 from rlaif.training.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,
@@ -107,7 +107,7 @@ def test_online_dpo_never_prefers_what_did_not_end_to_what_did(causal):
 
     loaded = load_policy(causal)
     sampler = Sampler(loaded, temperature=1.0, max_new_tokens=100)
-    trainer = OnlineDPO(loaded, sampler, longer, OnlineDPOSettings(keep_cut=True))
+    trainer = OnlineDPO(loaded, sampler, Labels(longer, "k"), OnlineDPOSettings(keep_cut=True))
     rows, facts = trainer.gather(0, PROMPTS * 12)
     end = loaded.tokenizer.eos_token_id
     found = [(row.chosen[-1] == end, row.rejected[-1] == end) for row in rows]
@@ -164,7 +164,9 @@ def test_ppo_and_online_dpo_draw_anew_for_it(causal):
 
     loaded = load_policy(causal)
     sampler = Sampler(loaded, temperature=1.0, max_new_tokens=10)
-    OnlineDPO(loaded, sampler, label, OnlineDPOSettings(keep_cut=True)).gather(0, [PROMPTS[0]] * 2)
+    OnlineDPO(loaded, sampler, Labels(label, "k"), OnlineDPOSettings(keep_cut=True)).gather(
+        0, [PROMPTS[0]] * 2
+    )
     assert len({text for pair in asked for text in (pair.first, pair.second)}) == 4
 
 

@@ -23,7 +23,7 @@ from rlaif.training.dpo import train_dpo
 from rlaif.training.rl.group import train_group
 from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.ppo_run import train_ppo
-from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.scorers import FunctionScorer, Labels
 from rlaif.training.rl.settings import (
     GRPOSettings,
     OnlineDPOSettings,
@@ -143,7 +143,7 @@ def test_online_dpo(model, tmp_path, bf16, lora):
         lora=lora,
         learning_rate=1e-30,
     )
-    train_online_dpo(PROMPTS, model, tmp_path, label, "k", settings, runtime=CPU)
+    train_online_dpo(PROMPTS, model, tmp_path, Labels(label, "k"), settings, runtime=CPU)
     for row in lines(tmp_path):
         names = ("kl", "reward_chosen", "reward_rejected", "margin")
         assert [row[name] for name in names] == [0, 0, 0, 0]

@@ -17,7 +17,7 @@ from rlaif.training.models import load_policy
 from rlaif.training.rl.group import train_group
 from rlaif.training.rl.online_dpo import OnlineDPO, train_online_dpo
 from rlaif.training.rl.rollout import Sampler
-from rlaif.training.rl.scorers import FunctionScorer, GroupScorer
+from rlaif.training.rl.scorers import FunctionScorer, GroupScorer, Labels
 from rlaif.training.rl.settings import GRPOSettings, OnlineDPOSettings, RLOOSettings
 from rlaif.training.settings import LoraSettings, Runtime
 
@@ -197,17 +197,19 @@ ONLINE = {"steps": 3, "batch_size": 6, "minibatches": 2, "learning_rate": 1e-4}
 def test_online_dpo_stopped_ends_with_the_same_weights(tmp_path):
     settings, cut = OnlineDPOSettings(**ONLINE), tmp_path / "cut"
     often, stopping = settings.but(checkpoint_every=1), Runtime("cpu", on_log=stop_after(2))
-    train_online_dpo(PROMPTS, "tiny", tmp_path / "whole", shorter, "k", settings, runtime=CPU)
+    train_online_dpo(
+        PROMPTS, "tiny", tmp_path / "whole", Labels(shorter, "k"), settings, runtime=CPU
+    )
     with pytest.raises(Interrupted):
-        train_online_dpo(PROMPTS, "tiny", cut, shorter, "k", often, runtime=stopping)
-    train_online_dpo(PROMPTS, "tiny", cut, shorter, "k", often, runtime=CPU)
+        train_online_dpo(PROMPTS, "tiny", cut, Labels(shorter, "k"), often, runtime=stopping)
+    train_online_dpo(PROMPTS, "tiny", cut, Labels(shorter, "k"), often, runtime=CPU)
     assert same(tmp_path / "whole", tmp_path / "cut")
     assert lines(tmp_path / "whole")[0]["kl"] == 0  # the policy still is the reference
 
 
 def test_online_dpo_learns_what_is_preferred(tmp_path):
     settings = OnlineDPOSettings(**{**ONLINE, "steps": 6, "learning_rate": 1e-3, "minibatches": 1})
-    result = train_online_dpo(PROMPTS, "tiny", tmp_path, shorter, "k", settings)
+    result = train_online_dpo(PROMPTS, "tiny", tmp_path, Labels(shorter, "k"), settings)
     made = [x["length"] for x in lines(tmp_path)]
     assert made[-1] < 0.8 * made[0], made
     assert result.metrics["kl"] > 0
@@ -218,7 +220,7 @@ def test_the_gradient_is_that_of_dpo_on_the_sampled_pairs():
     loaded = load_policy("tiny")
     sampler = Sampler(loaded, temperature=1.0, max_new_tokens=48)
     settings = OnlineDPOSettings(beta=0.3, keep_cut=True, max_grad_norm=1e9)
-    trainer = OnlineDPO(loaded, sampler, shorter, settings)
+    trainer = OnlineDPO(loaded, sampler, Labels(shorter, "k"), settings)
     rows, _ = trainer.gather(0, PROMPTS)
     assert rows
     with torch.no_grad():  # away from the reference, where h is not 0
@@ -258,7 +260,7 @@ def test_pairs_without_a_preference_teach_nothing_and_are_counted(tmp_path):
         ]
 
     settings = OnlineDPOSettings(**{**ONLINE, "steps": 1})
-    train_online_dpo(PROMPTS, "tiny", tmp_path / "out", tie_or_abstain, "k", settings)
+    train_online_dpo(PROMPTS, "tiny", tmp_path / "out", Labels(tie_or_abstain, "k"), settings)
     before = load_policy("tiny").model.state_dict()
     after = weights(tmp_path / "out")
     assert all(torch.equal(after[k], before[k]) for k in after)
@@ -274,4 +276,4 @@ def test_a_judge_that_always_abstains_is_an_error(tmp_path):
         return [preference(pair, None, "abstained") for pair in pairs]
 
     with pytest.raises(TrainingError, match="abstained on all"):
-        train_online_dpo(PROMPTS, "tiny", tmp_path, never, "k", OnlineDPOSettings(**ONLINE))
+        train_online_dpo(PROMPTS, "tiny", tmp_path, Labels(never, "k"), OnlineDPOSettings(**ONLINE))

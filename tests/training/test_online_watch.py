@@ -14,7 +14,7 @@ from rlaif import tiny
 from rlaif.records import Preference, Prompt
 from rlaif.training.rl.group import train_group
 from rlaif.training.rl.online_dpo import train_online_dpo
-from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.scorers import FunctionScorer, Labels
 from rlaif.training.rl.settings import (
     AlarmLimits,
     GRPOSettings,
@@ -68,7 +68,7 @@ def train(name: str, out: Path, *, judge: FunctionScorer | None = JUDGE, on_log:
     settings, runtime = KINDS[name], Runtime("cpu", on_log=on_log)
     if isinstance(settings, OnlineDPOSettings):
         how: Any = {"judge": judge, "runtime": runtime}
-        return train_online_dpo(PROMPTS, "tiny", out, shorter, "k", settings, **how)
+        return train_online_dpo(PROMPTS, "tiny", out, Labels(shorter, "k"), settings, **how)
     scorer = FunctionScorer(shortness, "shortness")
     return train_group(PROMPTS, "tiny", out, scorer, settings, judge=judge, runtime=runtime)
 

@@ -41,7 +41,7 @@ from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.rl.settings import HeldOutSettings, PPOSettings
 from rlaif.training.settings import Runtime
 from rlaif.training.reward import train_reward
-from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.scorers import Labels, FunctionScorer
 from rlaif.training.settings import DPOSettings, JudgeTrainSettings, RewardSettings
 
 model, out, processes = {model!r}, {out!r}, {processes}
@@ -189,7 +189,7 @@ from rlaif.records import Demonstration, Preference, Prompt
 from rlaif.training.dpo import train_dpo
 from rlaif.training.rl.group import train_group
 from rlaif.training.rl.online_dpo import train_online_dpo
-from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.scorers import Labels, FunctionScorer
 from rlaif.training.settings import DPOSettings, SFTSettings
 from rlaif.training.rl.settings import GRPOSettings, OnlineDPOSettings, RLOOSettings
 from rlaif.training.settings import Runtime
@@ -221,7 +221,7 @@ online = OnlineDPOSettings(
     seed=0,
 )
 cpu = Runtime("cpu")
-train_online_dpo(prompts, model, out + "/online", label, "label", online, runtime=cpu)
+train_online_dpo(prompts, model, out + "/online", Labels(label, "label"), online, runtime=cpu)
 for name, kind in (("grpo", GRPOSettings), ("rloo", RLOOSettings)):
     settings = kind(
         steps=3, batch_size=16, group=4, iterations=2, learning_rate=3e-3,

@@ -35,31 +35,27 @@ from rlaif.training.checkpoints import JOURNAL, Sealing, last_checkpoint, steps_
 from rlaif.training.loop import argument_values
 from rlaif.training.models import (
     Loaded,
-    fingerprint_of,
+    Start,
     own_ends,
     quiet,
 )
 from rlaif.training.private import on_trl, one_gpu
 from rlaif.training.rl.loop import OnlineRun, TrainingResult, prompts_of_step
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
-from rlaif.training.rl.scorers import Scorer, check_scorer, score_all, without_reward
+from rlaif.training.rl.scorers import Scorer, Spent, check_scorer, score_all, without_reward
 from rlaif.training.rl.settings import GroupSettings, GRPOSettings, RLOOSettings
 from rlaif.training.rl.watch import Watch
 from rlaif.training.settings import Runtime, TrainSettings
-
-Spent = Callable[[], float]  # tokens that the judge has been given so far
 
 
 @keeps_the_model
 def train_group(
     prompts: Sequence[Prompt],
-    model: str,
+    model: str | Start,
     out: str | Path,
     scorer: Scorer,
     settings: GRPOSettings | RLOOSettings = GRPOSettings(),
     *,
-    adapter: str | None = None,
-    thinking: int | None = None,
     spent: Spent | None = None,
     judge: Scorer | None = None,
     runtime: Runtime = Runtime(),
@@ -67,17 +63,15 @@ def train_group(
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
     Every pass over the prompts is in an order of its own. The scorer gets whole groups of `group`
-    completions of a prompt, side by side. `adapter` is a LoRA folder to add into the model first,
-    and so into the reference. `thinking` (tokens, 0 for none) has the policy think before it
-    answers; the scorer is given the answer alone. `spent` tells the judge's tokens so far, for the
-    journal; `judge` looks on as `settings.held_out` says.
+    completions of a prompt, side by side. `spent` tells the judge's tokens so far, for the journal;
+    `judge` looks on as `settings.held_out` says.
     """
     check_scorer(scorer)
     s, folder = settings, Path(out)
-    run = OnlineRun(s.algorithm, model, folder, s, runtime, adapter, thinking, judge)
+    run = OnlineRun(s.algorithm, Start.of(model), folder, s, runtime, judge)
     run.join()
     arguments = one_gpu(_arguments(s, argument_values(_loop_settings(s), runtime, folder)))
-    done = run.done(run.key(prompts, fingerprint_of(model, adapter), scorer.key, s.key()))
+    done = run.done(run.key(prompts, run.start.fingerprint, scorer.key, s.key()))
     if done is not None:
         return done
 

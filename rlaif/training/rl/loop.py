@@ -30,7 +30,7 @@ from rlaif.training.checkpoints import (
 )
 from rlaif.training.data import thinking_key
 from rlaif.training.loop import Journal, finish, prepare
-from rlaif.training.models import Loaded, load_policy, save_model
+from rlaif.training.models import Loaded, Start, save_model
 from rlaif.training.processes import join, rank, refuse_spread, sum_gradients
 from rlaif.training.rl.rollout import Sampler
 from rlaif.training.rl.scorers import Scorer
@@ -93,12 +93,10 @@ class OnlineRun:
     """
 
     name: str
-    model: str
+    start: Start
     out: Path
     settings: OnlineSettings
     runtime: Runtime
-    adapter: str | None = None
-    thinking: int | None = None
     judge: Scorer | None = None
     refused: dict[str, int] = field(default_factory=dict)
     prompts: list[Prompt] = field(default_factory=list)  # those that fit the context
@@ -111,21 +109,20 @@ class OnlineRun:
 
     def key(self, prompts: Sequence[Prompt], models: Any, rewards: str, *more: Any) -> str:
         """Hash of all that decides the weights: `models` and `rewards` are hashes by content."""
-        ids, told = [p.id for p in prompts], thinking_key(self.thinking)
+        ids, told = [p.id for p in prompts], thinking_key(self.start.thinking)
         return content_id(self.name, models, ids, rewards, *more, *told)
 
     def done(self, key: str, *more: str | None) -> TrainingResult | None:
         """The result, where the run of this key is finished; else makes the folder ready for it.
 
         `more` names models that it must not write over, beside the policy's."""
-        start = (self.model, self.adapter, *more)
-        done = prepare(self.out, key, self.runtime.resume, start)
+        models = (self.start.model, self.start.adapter, *more)
+        done = prepare(self.out, key, self.runtime.resume, models)
         return None if done is None else self._result(done)
 
     def load(self) -> Loaded:
         """The policy before training."""
-        precision = self.settings.precision
-        return load_policy(self.model, adapter=self.adapter, thinking=self.thinking, **precision)
+        return self.start.load(**self.settings.precision)
 
     def take(self, prompts: Sequence[Prompt], sampler: Sampler, a_step: int) -> None:
         """Takes the prompts that fit the context; TrainingError where no step can be made."""

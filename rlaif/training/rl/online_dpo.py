@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from rlaif.training.dpo import collator, pair_logprobs, pair_loss
 from rlaif.training.forward import BATCH_TOKENS, sequence_logprobs, to_device
 from rlaif.training.models import (
     Loaded,
+    Start,
     add_lora,
-    fingerprint_of,
 )
 from rlaif.training.processes import (
     gathered,
@@ -43,40 +43,31 @@ from rlaif.training.processes import (
 )
 from rlaif.training.rl.loop import OnlineRun, TrainingResult, descend
 from rlaif.training.rl.rollout import Episode, Sampler, occurrences
-from rlaif.training.rl.scorers import Label, Scorer, checked_labels
+from rlaif.training.rl.scorers import Labels, Scorer, checked_labels
 from rlaif.training.rl.settings import OnlineDPOSettings
 from rlaif.training.settings import Runtime
-
-Spent = Callable[[], float]  # tokens that the judge has been given so far
 
 
 @keeps_the_model
 def train_online_dpo(
     prompts: Sequence[Prompt],
-    model: str,
+    model: str | Start,
     out: str | Path,
-    label: Label,
-    key: str,
+    labels: Labels,
     settings: OnlineDPOSettings = OnlineDPOSettings(),
     *,
-    adapter: str | None = None,
-    thinking: int | None = None,
-    spent: Spent | None = None,
     judge: Scorer | None = None,
     runtime: Runtime = Runtime(),
 ) -> TrainingResult:
-    """Trains a policy on pairs that `label` gives preferences, and writes it to `out`.
+    """Trains a policy on pairs that `labels` gives preferences, and writes it to `out`.
 
-    `key` hashes all that decides the labels; `adapter` is a LoRA folder to add into the model, and
-    so into the reference, first; `thinking` (tokens, 0 for none) has the policy think before it
-    answers, of which the answer alone is judged; `spent` tells the judge's tokens so far, for the
-    journal; `judge` looks on as `settings.held_out` says. Every pass over the prompts is in an
-    order of its own.
+    `judge` looks on as `settings.held_out` says. Every pass over the prompts is in an order of its
+    own.
     """
     s = settings
-    run = OnlineRun("online-dpo", model, Path(out), s, runtime, adapter, thinking, judge)
+    run = OnlineRun("online-dpo", Start.of(model), Path(out), s, runtime, judge)
     place = run.join()
-    done = run.done(run.key(prompts, fingerprint_of(model, adapter), key, s.key()))
+    done = run.done(run.key(prompts, run.start.fingerprint, labels.key, s.key()))
     if done is not None:
         return done
 
@@ -85,7 +76,7 @@ def train_online_dpo(
     apply.train(loaded.model, place)
     sampler = Sampler(loaded, temperature=s.temperature, max_new_tokens=s.longest)
     run.take(prompts, sampler, s.batch_size)
-    learner = OnlineDPO(loaded, sampler, label, s, spent)
+    learner = OnlineDPO(loaded, sampler, labels, s)
     same_parameters(learner.parameters.values())
     return run.finish(loaded, run.steps(learner, sampler, s.batch_size))
 
@@ -97,12 +88,11 @@ class OnlineDPO:
         self,
         loaded: Loaded,
         sampler: Sampler,
-        label: Label,
+        labels: Labels,
         settings: OnlineDPOSettings,
-        spent: Spent | None = None,
     ) -> None:
-        self.loaded, self.sampler, self.label = loaded, sampler, label
-        self.settings, self._spent = settings, spent
+        self.loaded, self.sampler, self.settings = loaded, sampler, settings
+        self._labels, self._spent = labels, labels.spent
         lora = settings.lora
         self._frozen = None if lora else copy.deepcopy(loaded.model).requires_grad_(False).eval()
         if lora is not None:
@@ -190,7 +180,7 @@ class OnlineDPO:
             else:
                 asked.append((first, second))
         judged = [Pair(a.prompt, a.text, b.text) for a, b in asked]
-        labels = checked_labels(self.label, judged)
+        labels = checked_labels(self._labels.label, judged)
         rows = []
         for (first, second), label in zip(asked, labels, strict=True):
             if label.status != "preferred":

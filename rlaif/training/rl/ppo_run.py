@@ -12,7 +12,7 @@ import torch
 from rlaif.engines.tokens import Ids
 from rlaif.records import Demonstration, Prompt
 from rlaif.training.before import keeps_the_model
-from rlaif.training.models import Loaded, fingerprint_of
+from rlaif.training.models import Loaded, Start, fingerprint_of
 from rlaif.training.processes import same_parameters
 from rlaif.training.rl.actor_critic import ActorCritic
 from rlaif.training.rl.loop import OnlineRun, TrainingResult
@@ -27,22 +27,18 @@ from rlaif.training.settings import Runtime
 @keeps_the_model
 def train_ppo(
     prompts: Sequence[Prompt],
-    model: str,
+    model: str | Start,
     out: str | Path,
     scorer: Scorer,
     settings: PPOSettings = PPOSettings(),
     *,
-    adapter: str | None = None,
-    thinking: int | None = None,
     ptx: Sequence[Ids | Demonstration] = (),
     judge: Scorer | None = None,
     runtime: Runtime = Runtime(),
 ) -> TrainingResult:
     """Trains a policy on what `scorer` gives its completions, and writes it to `out`.
 
-    Every pass over the prompts is in an order of its own. `adapter` is a LoRA folder to add into
-    the model first, and so into the reference. `thinking` (tokens, 0 for none) has the policy think
-    before it answers, of which the answer alone is scored. `ptx`, for `ptx_weight`: demonstrations,
+    Every pass over the prompts is in an order of its own. `ptx`, for `ptx_weight`: demonstrations,
     or the token ids of any text; those that do not fit the context are left out and counted.
     `judge` looks on as `settings.held_out` says, and changes no weight. Each line of
     `training.jsonl` has `alarms`, which say what has gone wrong; where `runtime.on_log` does not
@@ -50,7 +46,7 @@ def train_ppo(
     """
     check_scorer(scorer)
     s = settings
-    run = OnlineRun("ppo", model, Path(out), s, runtime, adapter, thinking, judge)
+    run = OnlineRun("ppo", Start.of(model), Path(out), s, runtime, judge)
     place = run.join()
     done = run.done(_run_key(run, s, prompts, scorer, ptx), s.value_model)
     if done is not None:
@@ -117,6 +113,6 @@ def _run_key(
     value = chosen["value_model"]
     if value:
         chosen["value_model"] = "given"
-    models = [fingerprint_of(run.model, run.adapter), *([fingerprint_of(value)] if value else [])]
+    models = [run.start.fingerprint, *([fingerprint_of(value)] if value else [])]
     held = [x.id if isinstance(x, Demonstration) else x.tolist() for x in ptx]
     return run.key(prompts, models, scorer.key, chosen, held, room)

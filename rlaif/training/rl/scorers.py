@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from numbers import Real
@@ -25,6 +26,19 @@ if TYPE_CHECKING:
     from rlaif.training.rl.rollout import Episode
 
 Label = Callable[[Sequence[Pair]], Sequence[Preference]]
+Spent = Callable[[], float]  # tokens that the judge has been given so far
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What gives a policy's pairs their preferences while it learns.
+
+    `key` hashes all that decides them. `spent` tells the judge's tokens so far, for the journal.
+    """
+
+    label: Label
+    key: str
+    spent: Spent | None = None
 
 
 class RewardFunction(Protocol):
