@@ -1,6 +1,6 @@
 """Makes docs/images/view-*.png: python scripts/view_images.py RUN OTHER
 
-Four pages of `rlaif view RUN OTHER`, at 1280 and 390 pixels, light and dark.
+Five pages of `rlaif view RUN OTHER`, at 1280 and 390 pixels, light and dark.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from playwright.sync_api import Page, sync_playwright
 HERE = Path(__file__).resolve().parent.parent / "docs" / "images"
 PAGES = {
     "pairs": "/?principles=1&sort=principles",
-    "pair": "",  # the first of these
+    "pair": "",  # the one of which the reward ensemble is least sure
     "label": "/label?who=Ann",
+    "training": "/training",
     "compare": "/compare",
 }
 
@@ -35,7 +36,7 @@ def small(path: Path) -> None:
 
 def shoot(page: Page, address: str, width: int, scheme: str) -> None:
     """All pages at one width, in one scheme."""
-    page.goto(address + PAGES["pairs"])
+    page.goto(address + "/?sort=heads")
     pair = page.get_attribute("ol.pairs a.prompt >> nth=0", "href")
     for name, path in PAGES.items():
         page.goto(address + (path or str(pair)))

@@ -40,12 +40,11 @@ def _rows(index: Index, table: str, column: str, value: Any) -> list[Json]:
 
 
 def _chain(rows: Sequence[Json], text: str) -> tuple[Json, ...]:
-    """The rounds that lead to a text, and those that go on from it."""
+    """The rounds that began with a text, else those that led to it."""
     chains: dict[tuple[str, int], dict[int, Json]] = {}
     for row in rows:  # of a round that was made again the last row is the one that stands
         chains.setdefault((row["policy"], row["sample"]), {})[row["round"]] = row
-    for chain in chains.values():
-        rounds = [chain[number] for number in sorted(chain)]
-        if any(text in (row["response"], row["revision"]) for row in rounds):
-            return tuple(rounds)
-    return ()
+    found = [[chain[number] for number in sorted(chain)] for chain in chains.values()]
+    own = [rounds for rounds in found if rounds[0]["response"] == text]
+    led = [rounds for rounds in found if any(row["revision"] == text for row in rounds)]
+    return tuple(next(iter(own + led), ()))

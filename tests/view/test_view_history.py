@@ -90,6 +90,12 @@ def test_a_response_has_its_samples_and_revisions(
     assert [c["text"] for c in history.sampled] == [pair.first]
     assert [r["round"] for r in history.rounds] == [1, 2]
     assert history.rounds[0]["response"] == pair.first
+    for one in pairs:  # its own chain, though another's revision may say the same
+        for side, told in zip((one.first, one.second), histories(index, one), strict=True):
+            if (one.prompt.id, side) in chains:
+                assert told.rounds[0]["response"] == side
+            elif told.rounds:
+                assert side in [row["revision"] for row in told.rounds]
     _, _, body = served(trained).get(f"/pair/{pair.id}")
     text = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
     assert f"Sampled by tiny, number {history.sampled[0]['index'] + 1}: " in text

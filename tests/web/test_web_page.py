@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +184,32 @@ def test_no_serious_fault_by_axe(
             found = Axe().run(page).response["violations"]
             told = [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in SERIOUS]
             assert told == [], path
+
+
+def test_curves_grow_while_a_model_trains(copy: Path, served: Served, window: Window) -> None:
+    """A real training beside the open page, which nobody loads again."""
+    server = served(copy)
+    program = "from rlaif.cli import main; main()"
+    options = ["epochs=120", "held_out=0", "batch_size=4"]
+    words = [w for option in options for w in ("--set", f"train.reward.{option}")]
+    command = [sys.executable, "-c", program, "train", "reward", str(copy), *words]
+    with window() as page:
+        page.goto(server.address + "/training")
+        assert "Nothing was trained" in page.inner_text("#curves")
+        page.evaluate("window.same = true")
+        training = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        try:
+            page.wait_for_selector("#curves figure svg")
+            seen = {page.inner_text("#curves h2")}
+            while training.poll() is None:
+                page.wait_for_timeout(500)
+                seen.add(page.inner_text("#curves h2"))
+        finally:
+            training.kill()
+            assert training.wait() == 0
+        assert len(seen) >= 3, seen
+        assert any("going on" in text for text in seen)
+        page.wait_for_function(
+            "!document.querySelector('#curves h2').innerText.includes('going on')"
+        )
+        assert page.evaluate("window.same") is True
