@@ -45,7 +45,9 @@ def check_constitution(
             found, told = None, [str(error)]
         faults += told
         if found and not told:
-            Terminal().say(f"{name}: {len(found.principles)} principles, fine")
+            tiers = len({p.tier for p in found.principles})
+            ranked = f" in {tiers} tiers" if tiers > 1 else ""
+            Terminal().say(f"{name}: {len(found.principles)} principles{ranked}, fine")
     if faults:
         raise ConfigError("\n".join(faults))
 

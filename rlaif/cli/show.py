@@ -21,11 +21,15 @@ def principles_table(constitution: Constitution) -> Table:
     table.add_column("id", no_wrap=True)
     table.add_column("compare")
     table.add_column("also", no_wrap=True)
+    ranked = any(p.tier is not None for p in constitution.principles)
+    if ranked:
+        table.add_column("tier", justify="right")
     table.add_column("weight", justify="right")
     table.add_column("tags")
     for p in constitution.principles:
         also = [use for use in ("revise", "contrast") if not p.lacks(use)]
-        table.add_row(p.id, p.compare, ", ".join(also), f"{p.weight:g}", ", ".join(p.tags))
+        tier = ["last" if p.tier is None else str(p.tier)] if ranked else []
+        table.add_row(p.id, p.compare, ", ".join(also), *tier, f"{p.weight:g}", ", ".join(p.tags))
     return table
 
 
@@ -56,6 +60,8 @@ def _told(change: Change) -> Iterator[str]:
         old, new = getattr(before, name), getattr(after, name)
         if name in ("tests", "paraphrases"):  # they are long, and change no verdict
             yield f"{name}: {len(old)} → {len(new)}" + ", others" * (len(old) == len(new))
+        elif name == "tier":
+            yield f"tier: {old or 'last'} → {new or 'last'}"
         else:
             yield f"{name}: {old} → {new}"
 

@@ -20,6 +20,7 @@ from rlaif.evaluation.settings import (
 )
 from rlaif.files.readers.settings import AnswerColumns, AnswerReading, PairReading, PromptReading
 from rlaif.files.settings import Place, Section, Seed
+from rlaif.judges.ensembles import TIER_MARGIN
 from rlaif.judges.people import PeopleSettings
 from rlaif.judges.preferences import PreferenceSettings
 from rlaif.judges.settings import JudgingSettings
@@ -93,7 +94,7 @@ class PreferencesConfig(PreferenceSettings, PeopleSettings):
     def rule(self) -> dict[str, Any]:
         """How verdicts become labels, people apart. Options that earlier versions lacked are left
         out where they do nothing, so that runs of those versions stay up to date."""
-        later = {"orders": "mean", "temperature": None}
+        later = {"orders": "mean", "temperature": None, "tier_margin": TIER_MARGIN}
         found = self.model_dump(exclude=set(PeopleSettings.model_fields))
         return {k: v for k, v in found.items() if k not in later or v != later[k]}
 

@@ -71,7 +71,10 @@ class Principle(Written):
     violate: Text | None = None
     """Asks for a response that goes against it: the worse side of a contrast pair."""
     weight: float = Field(default=1.0, gt=0)
-    """Relative weight in `aggregate: weighted`; above 0."""
+    """Relative weight in `aggregate: weighted`, within its tier; above 0."""
+    tier: int | None = Field(default=None, ge=1)
+    """Rank before the others: 1 is heard first, and a tier that leans decides over all below it.
+    Principles without one share the last tier."""
     tags: tuple[str, ...] = ()
     """Free labels. `tiny:TRAIT` links a principle to a trait of the embedded world."""
     tests: tuple[PrincipleTest, ...] = ()
@@ -89,7 +92,8 @@ class Principle(Written):
 
     def record(self) -> dict[str, Any]:
         """What products of a run are made from, as JSON: all but what only measures a judge."""
-        return self.model_dump(mode="json", exclude=set(_OF_TESTS))
+        unranked = set() if self.tier is not None else {"tier"}  # as before there were tiers
+        return self.model_dump(mode="json", exclude=set(_OF_TESTS) | unranked)
 
 
 class Constitution(Written):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from rlaif.constitution import Constitution, Principle
 
-Kind = Literal["same", "added", "removed", "renamed", "reworded", "reweighted", "changed"]
+Kind = Literal["same", "added", "removed", "renamed", "reworded", "reweighted", "moved", "changed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,8 @@ class Change:
     """One principle, before and after; `id` is the new one, or the old where it is removed.
 
     `renamed`: the same question under another id. `reworded`: another question under the same id.
-    `reweighted`: the weight alone. `changed`: other `fields`, none of which a verdict depends on.
+    `reweighted`: the weight alone. `moved`: the tier, or tier and weight. `changed`: other `fields`,
+    none of which a verdict depends on.
     """
 
     id: str
@@ -60,6 +61,8 @@ def _same_id(before: Principle, after: Principle) -> Change:
         kind = "reworded"
     elif fields == ("weight",):
         kind = "reweighted"
+    elif "tier" in fields and set(fields) <= {"tier", "weight"}:
+        kind = "moved"
     return Change(after.id, kind, before, after, fields)
 
 

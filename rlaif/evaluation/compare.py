@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rlaif.constitution import Principle
 from rlaif.evaluation.largest import Largest
-from rlaif.judges.ensembles import Rule, combine, strongest
+from rlaif.judges.ensembles import TIER_MARGIN, Rule, over_principles
 from rlaif.records import Pair, Preference, mirrored
 from rlaif.statistics.agreement import Agreement, SideAgreement
 
@@ -29,14 +30,32 @@ class LabelRule:
 
     name: Rule = "mean"
     weights: Mapping[str, float] = field(default_factory=dict)
+    tiers: Mapping[str, int | None] = field(default_factory=dict)
+    tier_margin: float = TIER_MARGIN
+
+    @classmethod
+    def recorded(cls, rule: Mapping[str, Any], principles: Iterable[Principle]) -> LabelRule:
+        """That of a manifest's `rule`, with what its principles say of themselves."""
+        known = tuple(principles)
+        return cls(
+            rule.get("aggregate", "mean"),
+            {p.id: p.weight for p in known},
+            {p.id: p.tier for p in known},
+            rule.get("tier_margin", TIER_MARGIN),
+        )
+
+    def knowing(self, other: LabelRule) -> LabelRule:
+        """The same rule, with the other's word on principles of which this one knows nothing."""
+        return replace(
+            self,
+            weights={**other.weights, **self.weights},
+            tiers={**other.tiers, **self.tiers},
+        )
 
     def __call__(self, opinions: Mapping[str, float]) -> float:
         """P(first is better); ½ where no principle has an opinion."""
-        if self.name == "sign_agreement":
-            found = strongest(opinions)
-        else:
-            weights = {name: self.weights.get(name, 1.0) for name in opinions}
-            found = combine(opinions, self.name, weights)
+        weights = {name: self.weights.get(name, 1.0) for name in opinions}
+        found = over_principles(opinions, self.name, weights, self.tiers, self.tier_margin)
         return 0.5 if found is None else found
 
 
@@ -111,8 +130,7 @@ def moves(
     An opinion that only one run has is added or left out. Under `mean` of the same principles the
     moves sum to the whole change.
     """
-    weights = {**other.weights, **rule.weights}
-    here, there = LabelRule(rule.name, weights), LabelRule(other.name, other.weights)
+    here, there = rule.knowing(other), other
     start = here(before)
     found = {}
     for name in {**before, **after}:
@@ -136,7 +154,7 @@ def flipped(a: Preference, b: Preference, rules: tuple[LabelRule, LabelRule]) ->
     if by_people(a, b):
         return Flip(a.pair, p, found, PEOPLE, True)
     best = max(able, key=lambda name: abs(able[name]), default=None)
-    start = LabelRule(rules[0].name, {**rules[1].weights, **rules[0].weights})(before)
+    start = rules[0].knowing(rules[1])(before)
     alone = best is not None and (start + able[best] - 0.5) * towards > 0
     return Flip(a.pair, p, found, best, alone)
 

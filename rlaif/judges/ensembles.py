@@ -7,6 +7,7 @@ opinions 1 − p it makes 1 minus what it makes of the p.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
@@ -22,6 +23,7 @@ SURE = 1e-6  # an opinion nearer to 0 or 1 counts as this near, or one alone wou
 # The same of one question's orders. Far smaller, as a liking for a slot that is cut off no longer
 # cancels; not less, as near 1 a float no longer holds 1 − p, and a pair's mirror would differ.
 SURE_OF_AN_ORDER = 1e-12
+TIER_MARGIN = 0.1  # from here on a tier leans, and those below it do not turn the label
 
 
 def combine(
@@ -60,6 +62,52 @@ def combine(
         return over_orders(values, agreeing=True)
     divided = min(values) < 0.5 < max(values)
     return 0.5 if divided else min(values, key=lambda p: abs(p - 0.5))
+
+
+def over_principles(
+    opinions: Mapping[str, float],
+    rule: Rule = "mean",
+    weights: Mapping[str, float] | None = None,
+    tiers: Mapping[str, int | None] | None = None,
+    tier_margin: float = TIER_MARGIN,
+) -> float | None:
+    """P(first is better) of the principles' opinions, tier by tier; None of none.
+
+    `tiers` numbers them: 1 is the highest, and those without a number come last. `rule` makes one p
+    of each tier (`sign_agreement`: the `strongest`). From the lowest tier that spoke upwards, each
+    tier bounds what those below it made (`bounded`): so the highest tier that leans by
+    `tier_margin` decides the side, and one that is silent leaves it to the next. In one tier it is
+    the rule and nothing else. Continuous in every p of a tier, falls in none, and fair to both
+    completions, as far as the rule is.
+    """
+    by_tier: dict[float, dict[str, float]] = defaultdict(dict)
+    for name, p in opinions.items():
+        tier = (tiers or {}).get(name)
+        by_tier[math.inf if tier is None else tier][name] = p
+    made: float | None = None
+    for tier in sorted(by_tier, reverse=True):
+        own = by_tier[tier]
+        p_tier = strongest(own) if rule == "sign_agreement" else combine(own, rule, weights)
+        if made is None or p_tier is None:
+            made = p_tier
+        else:
+            made = bounded(made, p_tier, tier_margin)
+    return made
+
+
+def bounded(p: float, above: float, margin: float) -> float:
+    """What a tier's p becomes below a tier whose P(first is better) is `above`.
+
+    With d = |above − ½|, a tier for the first completion holds p at or above d (½ + margin)/margin
+    while d < margin, and at or above its own P from there on; one for the second holds it below the
+    mirror of that; at d = 0 it holds nothing. Where both lean to one side, the surer one counts.
+    """
+    lean = above - 0.5
+    bound = above
+    if abs(lean) < margin:
+        held = abs(lean) / margin * (0.5 + margin)
+        bound = held if lean > 0 else 1 - held
+    return p if lean == 0 else max(p, bound) if lean > 0 else min(p, bound)
 
 
 def over_orders(

@@ -4,7 +4,8 @@ For each pair and principle the two orders are made one (`ensembles.over_orders`
 a judge's liking for a slot: if P(first | shown first) = p and P(first | shown second) = q, then
 (p + q)/2 of the pair and of its mirror sum to 1. Principles the judge had nothing to say about
 (|p − ½| under `principle_margin`) are left out, then the rest are averaged (Lee et al. 2023; Bai et
-al. 2022), or made one by another rule of `ensembles`. Where several judges judged, theirs are made
+al. 2022), or made one by another rule of `ensembles`, tier by tier where the constitution ranks
+them. Where several judges judged, theirs are made
 one first, principle by principle.
 """
 
@@ -20,12 +21,13 @@ from pydantic import BeforeValidator, Field, model_validator
 from rlaif.errors import ConfigError, require_finite
 from rlaif.files.settings import Section
 from rlaif.judges.ensembles import (
+    TIER_MARGIN,
     OrderRule,
     Rule,
     at_temperature,
     combine,
     over_orders,
-    strongest,
+    over_principles,
 )
 from rlaif.records import (
     ORDERS,
@@ -68,6 +70,9 @@ class PreferenceSettings(Section):
     """Keep probabilities as labels; false rounds them to 0 or 1."""
     principle_margin: float = Field(default=0.0, ge=0, lt=0.5)
     """Leave out principles with |p − ½| under this: they had nothing to say about the pair."""
+    tier_margin: float = Field(default=TIER_MARGIN, gt=0, lt=0.5)
+    """A tier of the constitution whose P lies this far from ½ decides the label's side; one that
+    lies nearer binds those below it less, at ½ not at all (`docs/constitutions.md`)."""
     min_margin: float = Field(default=0.05, ge=0, lt=0.5)
     """A pair with aggregated |p − ½| under this is a tie and trains nothing."""
     temperature: Annotated[float | None, BeforeValidator(_above_0)] = None
@@ -90,6 +95,7 @@ def aggregate(
     settings: PreferenceSettings | None = None,
     *,
     weights: Mapping[str, float] | None = None,
+    tiers: Mapping[str, int | None] | None = None,
     judge_weights: Mapping[str, float] | None = None,
     orders: Orders = ORDERS,
 ) -> list[Preference]:
@@ -100,11 +106,11 @@ def aggregate(
     judge whose orders lean to different sides says ½ of that principle, and the principle farthest
     from ½ decides.
 
-    `weights` are the principles', `judge_weights` the judges'; `orders` those asked, by the name
-    of the judge where judges differ (one that marks each completion by itself has but one). An
-    abstention has a `reason`: `quorum` where too few judges could tell; where none could, the one
-    that most of its verdicts have (`low_mass`, say). An aggregate of exactly ½ is a tie whatever
-    the margin.
+    `weights` and `tiers` are the principles', `judge_weights` the judges'; `orders` those asked, by
+    the name of the judge where judges differ (one that marks each completion by itself has but
+    one). An abstention has a `reason`: `quorum` where too few judges could tell; where none could,
+    the one that most of its verdicts have (`low_mass`, say). An aggregate of exactly ½ is a tie
+    whatever the margin.
     """
     settings = settings or PreferenceSettings()
     for name, weight in {**(weights or {}), **(judge_weights or {})}.items():
@@ -119,8 +125,7 @@ def aggregate(
         columns = by_pair.get(pair.id, {})
         values, told = _by_principle(columns, settings, judge_weights, orders)
         kept = {n: p for n, p in values.items() if abs(p - 0.5) >= settings.principle_margin}
-        alone = settings.aggregate == "sign_agreement"
-        raw = strongest(kept) if alone else combine(kept, settings.aggregate, weights)
+        raw = over_principles(kept, settings.aggregate, weights, tiers, settings.tier_margin)
         status, p = labelled(raw, bool(values), settings)
         made = [v for judges in columns.values() for row in judges.values() for v in row.values()]
         out.append(

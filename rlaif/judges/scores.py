@@ -20,6 +20,7 @@ from rlaif.errors import ConfigError
 from rlaif.files.readers.examples import Example
 from rlaif.files.templates import Rendered
 from rlaif.judges.base import Ask, EngineJudge
+from rlaif.judges.ensembles import TIER_MARGIN
 from rlaif.judges.reasoning import Sample, facts_of, verdict_of
 from rlaif.judges.settings import ScoreSettings
 from rlaif.records import Prompt, Reason, Verdict
@@ -48,6 +49,20 @@ class Marks:
 
 
 _Found = tuple[Marks | Reason, Sequence[Sample]]  # and what was written before
+
+
+def _weights(principles: Sequence[Principle], weighted: bool, tier_margin: float) -> list[float]:
+    """Of each principle, such that each tier's sum to `tier_margin` times those of the one above;
+    in one tier, they are the principles' own or 1."""
+    own = [p.weight if weighted else 1.0 for p in principles]
+    places = [math.inf if p.tier is None else p.tier for p in principles]
+    tiers = sorted(set(places))
+    if len(tiers) < 2:
+        return own
+    sums = {t: math.fsum(w for w, at in zip(own, places, strict=True) if at == t) for t in tiers}
+    return [
+        w / sums[at] * tier_margin ** tiers.index(at) for w, at in zip(own, places, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +137,15 @@ class ScoreJudge(EngineJudge):
         principles: Sequence[Principle],
         *,
         weighted: bool = False,
+        tier_margin: float = TIER_MARGIN,
     ) -> list[float | None]:
         """A live reward a completion, from −1 to 1: the mean of its scaled scores.
 
-        `weighted` by the principles' weights. None where the judge abstains under any of them.
+        `weighted` by the principles' weights. Each tier counts `tier_margin` times as much as the
+        one above it: completions that are this share of the scale apart in a higher tier are ranked
+        by it, whatever those below it say. None where the judge abstains under any principle.
         """
-        weights = [p.weight if weighted else 1.0 for p in principles]
+        weights = _weights(principles, weighted, tier_margin)
         out: list[float | None] = []
         for row in self.marks(prompts, texts, principles):
             known = [

@@ -101,11 +101,14 @@ def _principles(manifest: Json) -> Iterator[str]:
         f"`{said.get('hash')}`."
     )
     yield ""
-    yield "| id | asked | weight |"
-    yield "|---|---|---|"
-    for one in said.get("principles") or ():
+    principles = said.get("principles") or ()
+    ranked = any(one.get("tier") is not None for one in principles)
+    yield f"| id | asked |{' tier |' if ranked else ''} weight |"
+    yield f"|---|---|{'---|' if ranked else ''}---|"
+    for one in principles:
         asked = one.get("compare") or one.get("critique") or one.get("follow") or ""
-        yield f"| {_cell(one.get('id'))} | {_cell(asked)} | {one.get('weight', 1):g} |"
+        tier = f" {one.get('tier') or 'last'} |" if ranked else ""
+        yield f"| {_cell(one.get('id'))} | {_cell(asked)} |{tier} {one.get('weight', 1):g} |"
     yield ""
 
 

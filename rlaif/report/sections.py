@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rlaif.constitution import Principle
 from rlaif.evaluation.cases import decisive
 from rlaif.evaluation.compare import LabelRule
 from rlaif.evaluation.labels import (
@@ -290,10 +291,8 @@ def _decisions(run: Run) -> Any:
     """How many labels each principle decided, as a chart; None where only one could."""
     if len(run.principles) < 2:
         return None
-    weights = {
-        p["id"]: float(p.get("weight") or 1) for p in run.constitution.get("principles") or []
-    }
-    rule = LabelRule(run.rule.get("aggregate", "mean"), weights)
+    said = run.constitution.get("principles") or []
+    rule = LabelRule.recorded(run.rule, map(Principle.model_validate, said))
     batches = run.store.table("preferences").iter_batches()
     deciders = (decisive(p, rule) for batch in batches for p in batch)
     decided = Counter(name for name in deciders if name is not None)

@@ -291,6 +291,7 @@ def prefer(
         verdicts,
         rule.but(soft=True) if people else rule,
         weights={p.id: p.weight for p in principles},
+        tiers={p.id: p.tier for p in principles},
         judge_weights={juror.name: juror.weight for juror in config.jury},
         orders=orders,
     )

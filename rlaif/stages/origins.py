@@ -71,6 +71,7 @@ def asked(run: Run, kept: Kept) -> dict[str, Any]:
         rule |= {f"weight of {juror.name}": juror.weight for juror in config.jury}
     if weighted:
         rule |= {f"weight of {p.id}": p.weight for p in run.principles()}
+    rule |= {f"tier of {p.id}": p.tier for p in run.principles() if p.tier is not None}
     named = [
         (f"{judge['name']}: " if data["jury"] else "", f"jury.{i}" if data["jury"] else "judge")
         for i, judge in enumerate(judges)

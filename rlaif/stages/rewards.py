@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlaif.constitution import Principle
 from rlaif.errors import ConfigError, DataError
 from rlaif.files.templates import Rendered
 from rlaif.judges.scores import ScoreJudge
@@ -54,9 +55,12 @@ def scorer_of(run: Run, reward: str, folder: str | None) -> Scorer:
     judge, principles = scorer_alone(run), run.principles()
     if judge is not None:
         rule = rule_of(run)
-        ids = [(p.id, p.compare, p.weight) for p in principles]
+        ids = _ids(principles)
         reward_of = partial(
-            judge.rewards, principles=principles, weighted=rule["aggregate"] == "weighted"
+            judge.rewards,
+            principles=principles,
+            weighted=rule["aggregate"] == "weighted",
+            tier_margin=run.config.preferences.tier_margin,
         )
         return DirectScorer(reward_of, content_id(judge.fingerprint, ids, rule))
     return _against_before(run, *live_label(run))
@@ -111,12 +115,19 @@ def live_label(run: Run, judge: JudgingSettings | None = None) -> tuple[Label, s
         said = judges.now(pairs)
         return prefer(run.config, pairs, said, principles, judges.orders, temperature)
 
-    ids = [(p.id, p.compare, p.weight) for p in principles]
+    ids = _ids(principles)
     rule, section = rule_of(run), run.config.judge
     drawn = [] if section.draw is None else [section.draw, section.draw_weighted, section.draw_seed]
     weights = [[juror.name, juror.weight] for juror in run.config.jury]
     at = [] if temperature is None else [temperature]
     return label, content_id(judges.fingerprint, ids, judges.orders, rule, *drawn, *weights, *at)
+
+
+def _ids(principles: Sequence[Principle]) -> list[tuple[Any, ...]]:
+    """What of the principles decides labels, for a hash: a tier only where there is one, so that
+    policies from before there were tiers go on."""
+    ranks = [() if p.tier is None else (p.tier,) for p in principles]
+    return [(p.id, p.compare, p.weight, *rank) for p, rank in zip(principles, ranks, strict=True)]
 
 
 def rule_of(run: Run) -> dict[str, Any]:

@@ -117,8 +117,7 @@ class Stored:
     @cached_property
     def rule(self) -> LabelRule:
         """How the labels were made of the principles' opinions."""
-        name = (self.made.get("rule") or {}).get("aggregate", "mean")
-        return LabelRule(name, {p.id: p.weight for p in self.principles})
+        return LabelRule.recorded(self.made.get("rule") or {}, self.principles)
 
     @cached_property
     def judges(self) -> list[Judged]:

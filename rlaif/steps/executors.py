@@ -640,4 +640,5 @@ def label_pairs(
         preferences,
         orders=orders,
         weights={p.id: p.weight for p in principles},
+        tiers={p.id: p.tier for p in principles},
     )

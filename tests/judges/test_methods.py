@@ -572,3 +572,20 @@ def test_the_mean_of_a_weighted_reward_follows_the_weights() -> None:
     assert judge.rewards([PROMPT], ["x"], heavy) == [pytest.approx((0.8 - 0.2) / 2)]
     weighted = judge.rewards([PROMPT], ["x"], heavy, weighted=True)
     assert weighted == [pytest.approx((3 * 0.8 - 0.2) / 4)]
+
+
+def test_a_tier_of_a_live_reward_counts_its_margin_of_the_one_above() -> None:
+    def says(text: str, options: Sequence[str]) -> list[float]:
+        del options
+        good = "plum" in text if "Kinder?" in text else "fig" in text
+        return logs(0.1, 0.9) if good else logs(0.9, 0.1)
+
+    judge = RubricJudge(ScriptedEngine(scorer=says))
+    ranked = (KIND.model_copy(update={"tier": 1}), SHORT)
+    texts = ["plum", "fig", "plum, fig"]  # marks ±0.8
+    found = judge.rewards([PROMPT] * 3, texts, ranked, tier_margin=0.25)
+    assert found == [pytest.approx(x) for x in (0.8 * 0.75 / 1.25, -0.8 * 0.75 / 1.25, 0.8)]
+    # weights count within a tier, and not between tiers
+    heavy = (ranked[0], SHORT.model_copy(update={"weight": 9.0}))
+    same = judge.rewards([PROMPT] * 3, texts, heavy, weighted=True, tier_margin=0.25)
+    assert same == [pytest.approx(x) for x in found]

@@ -124,6 +124,15 @@ def test_another_rule() -> None:
     assert "next: rlaif train reward --out r" in run("status", "r")
 
 
+def test_a_new_tier(project: Path) -> None:
+    (project / "mine.yaml").write_text(RULES.replace("{id: calm,", "{id: calm, tier: 1,"))
+    told = run("train", "reward", "--out", "r")
+    assert "labels of verdicts changed (tier of calm none → 1)" in told
+    assert products() == ALL
+    assert "(0 new)" in run("label", "--out", "r")
+    assert products() == ["models/reward", "models/dpo", "evaluation"]
+
+
 def test_another_judge_and_other_principles(project: Path) -> None:
     template = Path(lineage.__file__).parents[2] / "prompts/pairwise/tiny.j2"
     shutil.copy(template, "own.j2")
