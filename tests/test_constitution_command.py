@@ -34,7 +34,7 @@ def test_check_goes_on_to_the_next_file_and_tells_all(tmp_path: Path) -> None:
         run("check", str(bad), "hhh", str(worse))
     assert "bad.yaml:2:22: unknown key 'compar'. Did you mean 'compare'?" in str(caught.value)
     assert "worse.yaml:2:1: principles: at least one" in str(caught.value)
-    assert "6 principles, fine" in run("check", "hhh", "--for", "revise")
+    assert "6 principles in 2 tiers, fine" in run("check", "hhh", "--for", "revise")
     with pytest.raises(ConfigError, match=r"--for revis: unknown use\. Did you mean 'revise'"):
         run("check", "hhh", "--for", "revis")
     bad.write_text("name: bad\nprinciples: [{id: a, critique: C, revise: R}]\n")

@@ -19,8 +19,8 @@ class Change:
     """One principle, before and after; `id` is the new one, or the old where it is removed.
 
     `renamed`: the same question under another id. `reworded`: another question under the same id.
-    `reweighted`: the weight alone. `moved`: the tier, or tier and weight. `changed`: other `fields`,
-    none of which a verdict depends on.
+    `reweighted`: the weight alone. `moved`: the tier, or it and the weight. `changed`: other
+    `fields`, none of which a verdict depends on.
     """
 
     id: str

@@ -82,11 +82,10 @@ def over_principles(
     """
     by_tier: dict[float, dict[str, float]] = defaultdict(dict)
     for name, p in opinions.items():
-        tier = (tiers or {}).get(name)
-        by_tier[math.inf if tier is None else tier][name] = p
+        number = (tiers or {}).get(name)
+        by_tier[math.inf if number is None else number][name] = p
     made: float | None = None
-    for tier in sorted(by_tier, reverse=True):
-        own = by_tier[tier]
+    for _, own in sorted(by_tier.items(), reverse=True):
         p_tier = strongest(own) if rule == "sign_agreement" else combine(own, rule, weights)
         if made is None or p_tier is None:
             made = p_tier
