@@ -161,7 +161,8 @@ def test_curves_move(made: Made, served: Callable[..., Any]) -> None:
             file.write(json.dumps({"step": step, "total_steps": 9, "loss": 1 / step}) + "\n")
             file.write('{"step": 4, "lo' * (step == 3))  # a row that is being written
         _, _, body = page.get("/training", hx_request="true")
-        assert f"{step} steps, going on or stopped" in text_of(body)
+        told = f"{step} step" + "s" * (step > 1)
+        assert f"{told}, going on or stopped" in text_of(body)
         assert 'hx-trigger="every 2s"' in body
     assert "<polyline" in body
     assert "<html" not in body
