@@ -90,7 +90,7 @@ def works(model: str, n: int) -> dict[str, Callable[[], Work]]:
 
     dpo = DPOSettings(epochs=1, batch_size=half)
     reward = RewardSettings(epochs=1, batch_size=half)
-    ppo = PPOSettings(steps=1, batch_size=half, max_new_tokens=16, held_out=None)
+    ppo = PPOSettings(steps=1, batch_size=half, minibatches=1, max_new_tokens=16, held_out=None)
     return {
         "label": labels,
         "sample": samples,
