@@ -16,11 +16,12 @@ import numpy as np
 from rlaif.errors import DataError
 from rlaif.evaluation.winrate import Comparison
 from rlaif.judges.tournament import above, log_strengths
-from rlaif.statistics.intervals import Floats, Interval, bootstrap, bootstrap_of_many
+from rlaif.statistics.intervals import Floats, bootstrap, bootstrap_of_many
 from rlaif.statistics.logistic import fit_logistic, separates
 
 ELO = 400 / math.log(10)  # points a unit of log-odds
 RIDGE = 0.01  # keeps a fit that always wins finite; of 100 prompts it moves the rate by under 1e-3
+ROUNDING = 1e-6  # points: ends that are nearer to one another are the same number
 Games = Mapping[tuple[str, str], Sequence[Comparison]]  # of A against B, in the eyes of A
 
 
@@ -81,7 +82,8 @@ class Rating:
 
     `n` are its games. `settled`: whether games alone settle it. Of one who never lost to those the
     anchor has met, or never won, or never met them, it is what a prior of 0.1 games that every two
-    play and draw makes of it, and has no interval.
+    play and draw makes of it, and has no interval. Nor has one that is the same however prompts are
+    drawn, such as that of a single prompt: nothing is known of how others would differ.
     """
 
     value: float
@@ -120,7 +122,7 @@ def ratings(games: Games, anchor: str, *, seed: int = 0) -> dict[str, Rating]:
         return flat.reshape(k, k)
 
     def points(weights: Floats) -> Floats:
-        logs = log_strengths(wins(weights), tolerance=1e-7)
+        logs = log_strengths(wins(weights))
         return np.asarray(ELO * (logs - logs[0]))
 
     reach, played = above(wins(once)), np.bincount([*first, *second], minlength=k)
@@ -129,14 +131,34 @@ def ratings(games: Games, anchor: str, *, seed: int = 0) -> dict[str, Rating]:
         zip(names, bootstrap_of_many(points, len(p), prompts, seed=seed), strict=True)
     ):
         known = bool(reach[0, i] and reach[i, 0])
-        low, high = (x.low, x.high) if known else (None, None)
+        told = known and (name == anchor or x.high - x.low > ROUNDING)  # else none ever differed
+        low, high = (x.low, x.high) if told else (None, None)
         found[name] = Rating(x.value, low, high, int(played[i]), known)
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean difference over n prompts with its interval, which it has not where it is the same on
+    all of them, such as on one: nothing is known of how others would differ."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 def paired(
     one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]], *, seed: int = 0
-) -> Interval | None:
+) -> Difference | None:
     """The mean difference of two policies' values, paired by prompt, over the prompts of both.
 
     The values of a prompt are averaged first. None where the two share no prompt.
@@ -144,4 +166,7 @@ def paired(
     both = [prompt for prompt in one if prompt in other]
     if not both:
         return None
-    return bootstrap([float(np.mean(one[x]) - np.mean(other[x])) for x in both], both, seed=seed)
+    values = [float(np.mean(one[x]) - np.mean(other[x])) for x in both]
+    found = bootstrap(values, both, seed=seed)
+    low, high = (None, None) if len(set(values)) == 1 else (found.low, found.high)
+    return Difference(found.value, low, high, found.n)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from rlaif.errors import DataError
 from rlaif.records import Preference
+from rlaif.statistics.logistic import fit_logistic
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,8 +25,6 @@ def bradley_terry(
     games: Iterable[tuple[int, int, float]],
     *,
     prior: float = 0.1,
-    tolerance: float = 1e-10,
-    most: int = 100_000,
 ) -> Floats:
     """Log-strengths (count,), their mean 0, that make the games likeliest.
 
@@ -40,16 +39,14 @@ def bradley_terry(
             raise DataError(f"expected a game of two with a probability, got {(i, j, p)}")
         wins[i, j] += p
         wins[j, i] += 1 - p
-    return log_strengths(wins, prior=prior, tolerance=tolerance, most=most)
+    return log_strengths(wins, prior=prior)
 
 
-def log_strengths(
-    wins: Floats, *, prior: float = 0.1, tolerance: float = 1e-10, most: int = 100_000
-) -> Floats:
+def log_strengths(wins: Floats, *, prior: float = 0.1) -> Floats:
     """As `bradley_terry`, from the number of times that each has beaten each (count, count).
 
-    The MM iteration of Hunter 2004 (eq. 3), s_i ← w_i / Σ_j n_ij / (s_i + s_j), until no
-    log-strength moves more than `tolerance`.
+    A logistic regression of who won on who played, by Newton's method: the usual MM iteration takes
+    over 100,000 steps where somebody nearly always wins.
     """
     count = len(wins)
     wins = wins + prior / 2
@@ -61,17 +58,14 @@ def log_strengths(
             "these games do not settle the strengths: somebody never lost, or two groups never "
             "met. Give a prior above 0"
         )
-    played, won = wins + wins.T, wins.sum(axis=1)
-    logs: Floats = np.zeros(count)
-    for _ in range(most):
-        strength = np.exp(logs)
-        new: Floats = np.log(won / (played / (strength[:, None] + strength[None, :])).sum(axis=1))
-        new -= new.mean()
-        moved = float(np.abs(new - logs).max())
-        logs = new
-        if moved <= tolerance:
-            return logs
-    raise DataError(f"the strengths did not settle in {most:,} steps: give a larger prior")
+    played = np.triu(wins + wins.T)
+    first, second = np.nonzero(played)
+    one = np.eye(count)
+    weights = played[first, second]
+    rows = (one[first] - one[second])[:, 1:]  # the first one's strength is 0
+    logs = [0.0, *fit_logistic(rows, wins[first, second] / weights, weights)]
+    found: Floats = np.array(logs) - np.mean(logs)
+    return found
 
 
 def above(wins: Floats) -> npt.NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from typing import Any
 from rlaif.constitution import Constitution
 from rlaif.evaluation.compare import opinions
 from rlaif.evaluation.moved import beyond_half, by_principle
-from rlaif.evaluation.standings import length_controlled, paired, ratings
+from rlaif.evaluation.standings import Difference, length_controlled, paired, ratings
 from rlaif.evaluation.winrate import Comparison, Label, compare, rate
 from rlaif.records import Completion, Pair, Preference, Prompt
 from rlaif.stages.comparers import Samples, about_judges, comparer, judged
@@ -289,7 +289,7 @@ def _tell_difference(run: Run, row: Found) -> None:
     told = f"{row['a']} minus {row['b']}, paired by prompt: win rate over base "
     told += _ends(row["win_rate"])
     beyond = {
-        k: x for k, x in row["by_principle"].items() if x["low"] > 0 or x["high"] < 0
+        k: x for k, x in row["by_principle"].items() if Difference(**x).beyond
     }  # of principles only those that differ
     told += "".join(f"; under {k} {_ends(x)}" for k, x in beyond.items())
     run.reporter.say(told)

@@ -149,6 +149,21 @@ def test_who_never_lost_has_a_finite_rating_and_no_interval() -> None:
         ratings({("a", "base"): [played(None)]}, "base")
 
 
+def test_what_one_prompt_says_has_no_interval() -> None:
+    """A bootstrap of prompts that all say the same, or of one, would have one of no width."""
+    assert ratings({("a", "base"): [played(0.7)]}, "base")["a"].low is None
+    found = ratings({("a", "base"): [played(0.5, i) for i in range(20)]}, "base")
+    assert found["a"].settled
+    assert (found["a"].value, found["a"].low, found["a"].high) == (pytest.approx(0), None, None)
+    assert (found["base"].low, found["base"].high) == (0, 0)
+    one = paired({"p": [1.0]}, {"p": [0.0]})
+    assert one is not None
+    assert (one.value, one.low, one.high, one.beyond) == (1.0, None, None, False)
+    two = paired({"p": [1.0], "q": [0.9]}, {"p": [0.0], "q": [0.0]})
+    assert two is not None
+    assert two.beyond
+
+
 def test_the_rating_interval_covers() -> None:
     """Prompts drawn again and again: the truth lies in the interval about as often as it says."""
     random, truth, hits = np.random.default_rng(2), 0.4, 0

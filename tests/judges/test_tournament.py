@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import log_expit
 
 from rlaif.errors import DataError
-from rlaif.judges.tournament import bradley_terry, strengths
+from rlaif.judges.tournament import bradley_terry, log_strengths, strengths
 from rlaif.records import Pair, Preference, Prompt
 
 
@@ -79,3 +79,13 @@ def test_strengths_of_labelled_pairs_by_prompt() -> None:
     found = strengths(rows)
     assert sorted(found[a.id], key=lambda text: -found[a.id][text]) == ["x", "y", "z"]
     assert found[b.id] == pytest.approx({"x": 0.0, "y": 0.0})
+
+
+def test_who_always_wins_is_rated_at_once_and_to_the_last_digit() -> None:
+    # Each of four beat all below it in all of 2,000 games. At the best strengths the expected wins
+    # of each are its wins, those of the prior's games included.
+    wins = np.triu(np.full((4, 4), 2000.0), 1)
+    logs = log_strengths(wins)
+    chance = 1 / (1 + np.exp(logs[None, :] - logs[:, None]))
+    np.fill_diagonal(chance, 0)
+    assert (2000.1 * chance).sum(axis=1) == pytest.approx((wins + 0.05).sum(axis=1) - 0.05)
