@@ -36,6 +36,8 @@ COMMANDS = [
     "constitution check",
     "constitution show",
     "constitution diff",
+    "constitution explain",
+    "constitution what-if",
     "constitution import",
     "constitution schema",
     "config check",

@@ -1,4 +1,4 @@
-"""`rlaif constitution`: principles checked, shown, compared and imported."""
+"""`rlaif constitution`: principles checked, shown, tested, explained, compared and imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlaif.cli import testing
+from rlaif.cli import explaining, testing
 from rlaif.cli.options import App
 from rlaif.errors import ConfigError, DataError, nearest
 from rlaif.files.small import write_text
@@ -16,8 +16,12 @@ from rlaif.files.small import write_text
 if TYPE_CHECKING:
     from rlaif.constitution import Use
 
-app = App(help="Check, show, test, compare and import constitutions.", no_args_is_help=True)
+app = App(
+    help="Check, show, test, explain, compare and import constitutions.", no_args_is_help=True
+)
 app.command("test")(testing.command)
+app.command("explain")(explaining.explain)
+app.command("what-if")(explaining.what_if)
 Name = Annotated[str, typer.Argument(help="A file, or a shipped name.")]
 
 

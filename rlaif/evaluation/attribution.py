@@ -134,7 +134,7 @@ def _weights(n: int) -> Floats:
     share = [factorial(k - 1) * factorial(n - k) / factorial(n) for k in range(1, n + 1)]
     gains = np.array([0.0, *share])[size]
     losses = np.array([*share, 0.0])[size]
-    return np.where(inside, gains, -losses)
+    return np.asarray(np.where(inside, gains, -losses))
 
 
 def _sampled(vector: VectorRule, p: Floats) -> tuple[Floats, Floats]:

@@ -14,11 +14,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from rlaif.config import Config, load_config
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import DataError
+from rlaif.evaluation.attribution import Opinions
 from rlaif.evaluation.cases import Case
 from rlaif.evaluation.compare import LabelRule
+from rlaif.evaluation.vectors import Floats
 from rlaif.judges.base import Ask, Principles, expand
 from rlaif.judges.draw import Draw
 from rlaif.judges.load import judge_class
@@ -52,6 +58,42 @@ class Judged:
     def named(self, verdict: Verdict) -> Verdict:
         """A verdict under its name in the jury."""
         return verdict if self.name is None else replace(verdict, judge=self.name)
+
+
+def _by_principle(rows: pa.Table, names: Sequence[str]) -> Floats:
+    """The opinions of preferences, (C, N); NaN where a principle did not count."""
+    p = np.full((len(names), len(rows)), np.nan)
+    at = {name: c for c, name in enumerate(names)}
+    told = zip(rows["principles"].to_pylist(), rows["p_principles"].to_pylist(), strict=True)
+    for i, (counted, values) in enumerate(told):
+        for name, value in zip(counted, values, strict=True):
+            if name not in at:
+                raise DataError(
+                    f"the label of pair {rows['pair_id'][i]} has an opinion of '{name}', which is "
+                    "no principle of the labels' constitution: run `rlaif label` again"
+                )
+            p[at[name], i] = value
+    return p
+
+
+def _require_same(root: Path, rows: pa.Table, found: Opinions, *, soft: bool) -> None:
+    """Labels that are known as they were before a temperature, rounding and people's word must be
+    those that the rule makes."""
+    judged = [pc.coalesce(rows[f"{name}_judged"], rows[at]) for name, at in _JUDGED.items()]
+    status, p = judged[0].to_pylist(), judged[1] if soft else pa.nulls(len(rows), pa.float64())
+    stored = np.array(pc.coalesce(rows["p_raw"], p).to_pylist(), float)
+    off = np.abs(stored - found.labels) > 1e-9
+    off |= (np.array(status) == "preferred") != (found.sides != 0)
+    if off.any():
+        first = rows["pair_id"][int(off.argmax())].as_py()
+        raise DataError(
+            f"{root}: {int(off.sum()):,} of {len(rows):,} labels are not what the rule recorded "
+            f"for them ({found.rule.name}) makes of their opinions, first that of pair {first}: "
+            "run `rlaif label` again, which asks no judge again"
+        )
+
+
+_JUDGED = {"status": "status", "p": "p_first"}
 
 
 class Stored:
@@ -152,6 +194,33 @@ class Stored:
     def _together(self) -> bool:
         """Whether a judge saw all pairs of a prompt side by side: then they are read so."""
         return any(judge_class(judge.section.method).together for judge in self.judges)
+
+    def opinions(self) -> Opinions:
+        """What the principles say of all labelled pairs, as the labels were made of it.
+
+        DataError where there are no labels, none made of verdicts, or other ones than the recorded
+        rule makes of the opinions that are stored with them.
+        """
+        table = self.store.table("preferences")
+        rows = table.to_arrow([n for n in table.schema.names if n not in ("label", "source")])
+        root = self.store.root
+        if not len(rows):
+            raise DataError(f"{root} has no labels yet: run `rlaif label {root}` first")
+        names = tuple(p.id for p in self.principles)
+        rule = self.made.get("rule") or {}
+        found = Opinions(
+            names,
+            _by_principle(rows, names),
+            self.rule,
+            float(rule.get("min_margin", 0.05)),
+            rows["pair_id"].to_pylist(),
+            [str(prompt) for prompt in rows["prompt"].to_pylist()],
+            np.array([pc.utf8_length(rows[c]).to_pylist() for c in ("first", "second")], float),
+        )
+        if not found.p.size or np.isnan(found.p).all():
+            raise DataError(f"{root}: its labels are made of no verdict: run `rlaif label {root}`")
+        _require_same(root, rows, found, soft=bool(rule.get("soft", True)))
+        return found
 
     def case(self, pair_id: str) -> Case:
         """The pair of an id, with its label and verdicts."""

@@ -117,8 +117,10 @@ def labelled(http: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_labelled_by_a_server_is_looked_at_without_torch(labelled: Path) -> None:
-    for command in ("status", "eval audit", "report"):
+    for command in ("status", "eval audit", "report", "constitution explain"):
         run(labelled, *command.split(), "run")
+    told = run(labelled, "constitution", "what-if", "run", "--tier", "kind=1")
+    assert "3 pairs: 0 labels flip" in told
     assert (labelled / "run" / "report.html").is_file()
     for name in ("labels.jsonl", "labels.parquet"):
         run(labelled, "export", "run", name)
