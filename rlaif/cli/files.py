@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rlaif.cli.options import OutOption, RunArgument, one_run, the_run
+from rlaif.cli.options import JsonOption, OutOption, RunArgument, one_run, the_run
 
 
 def export(
@@ -80,15 +80,37 @@ def export(
     export_it(Path(found), wanted, Terminal().say)
 
 
-def report(run: RunArgument = None, out: OutOption = None) -> None:
-    """Write report.html and summary.json of a run.
+def report(
+    run: RunArgument = None,
+    other: Annotated[
+        str | None,
+        typer.Argument(metavar="B", help="Another run: RUN and B on one page, in RUN."),
+    ] = None,
+    out: OutOption = None,
+    to: JsonOption = None,
+) -> None:
+    """Write report.html and summary.json of a run; of two, RUN/report-vs-B.html alone.
+
+    The page of two tells what they were told otherwise, their numbers side by side, what fell in
+    each, and pairs whose label flipped. `--json` is of two runs: summary.json has those of one.
 
     Example: rlaif report runs/demo
+
+    Example: rlaif report runs/harmless runs/concise
     """
     from rlaif.cli.console import Terminal
-    from rlaif.stages import write_report
+    from rlaif.errors import ConfigError
+    from rlaif.stages import write_beside, write_report
 
-    write_report(the_run(run, out), Terminal())
+    found = the_run(run, out)
+    if other is not None:
+        write_beside(found, Path(other), Terminal(), to)
+    elif to is not None:
+        raise ConfigError(
+            f"--json is of two runs: of one, {found / 'summary.json'} has the numbers"
+        )
+    else:
+        write_report(found, Terminal())
 
 
 def init(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlaif.cli.options import OutOption, RunArgument, the_run
+from rlaif.cli.options import JsonOption, OutOption, RunArgument, the_run
 from rlaif.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -133,9 +133,7 @@ def compare(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same pairs.")],
     where: WhereOption = None,
     most: MostOption = None,
-    to: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too.")
-    ] = None,
+    to: JsonOption = None,
 ) -> None:
     """Compare two runs' labels of the same pairs: agreement, κ, flips and what turned them.
 

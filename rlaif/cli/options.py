@@ -141,6 +141,9 @@ OutOption = Annotated[
         "--out", "-o", metavar="RUN", help="The same, as an option; `runs/run` unless given."
     ),
 ]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too.")
+]
 ConfigOption = Annotated[
     str | None,
     typer.Option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlaif.cli.options import on_a_run
+from rlaif.cli.options import JsonOption, on_a_run
 from rlaif.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def command(
             metavar="NAME", help="Another template for --invariance, too; may be repeated."
         ),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers, too.")
-    ] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Run the tests in a constitution's file; tell how a judge's answers depend on the wording.
 

@@ -1,4 +1,5 @@
-"""`report.html`: one file that shows a run, needs no network and runs no script.
+"""`report.html` and `report-vs-NAME.html`: one file that shows a run, or two, needs no network and
+runs no script.
 
 The page is a Jinja template with escaping on; what models and people wrote reaches it as text only,
 and its own policy (a `Content-Security-Policy` of `default-src 'none'`) lets it load nothing.
@@ -15,7 +16,8 @@ from markupsafe import Markup
 
 from rlaif.evaluation.labels import DECIDED
 from rlaif.files.small import write_text
-from rlaif.report import audit, formats, sections
+from rlaif.report import audit, beside, formats, sections
+from rlaif.report.beside import Beside
 from rlaif.report.data import Json, Run
 from rlaif.report.differences import Piece
 from rlaif.report.summary import STAGES, summarise
@@ -56,6 +58,35 @@ def render(run: Run) -> str:
     return _environment().get_template("report.html.j2").render(context)
 
 
+def build_beside(found: Beside) -> Path:
+    """Writes `report-vs-NAME.html` into run A, NAME being run B's folder, and returns its path."""
+    a, b = found.runs
+    target = a.path / f"report-vs-{b.path.resolve().name}.html"
+    write_text(target, render_beside(found))
+    return target
+
+
+def render_beside(found: Beside) -> str:
+    """The page of two runs."""
+    runs, options = found.runs, beside.options(found.runs)
+    names = [run.path.resolve().name for run in runs]
+    context: Json = {
+        "names": names if names[0] != names[1] else [str(run.path) for run in runs],
+        "runs": runs,
+        "aims": [sections.headline(run) for run in runs],
+        "moved": [sections.moved(run) for run in runs],
+        "told": beside.told(runs),
+        "wordings": beside.wordings(runs),
+        "options": options[: beside.OPTIONS],
+        "more_options": max(len(options) - beside.OPTIONS, 0),
+        "numbers": found.numbers,
+        "charts": beside.charts(runs),
+        "labels": beside.labels(found),
+        "labelled": [len(run.store.table("preferences")) for run in runs],
+    }
+    return _environment().get_template("beside.html.j2").render(context)
+
+
 def _not_run(run: Run) -> list[str]:
     """Pairs that were read from a file need no sampling."""
     instead = {"sample"} if "read" in run.stages else set()
@@ -76,6 +107,7 @@ def _environment() -> jinja2.Environment:
         percent=formats.percent,
         points=formats.points,
         fixed=formats.fixed,
+        of_kind=_of_kind,
         plain=formats.plain,
         duration=formats.duration,
         interval=_interval,
@@ -99,6 +131,21 @@ def _interval(found: Interval | None, digits: int = 0) -> str:
         return ""
     low, high = (formats.percent(v, digits) for v in (found.low, found.high))
     return f"{low.removesuffix(formats.THIN + '%')}\u2060–\u2060{high}"  # not broken at the dash
+
+
+def _of_kind(found: Interval | None, kind: str) -> Markup:
+    """A number of two runs, as its kind is written, with its interval where one is known."""
+    if found is None:
+        return Markup(formats.MISSING)
+    written = {"percent": formats.percent, "count": formats.count}.get(kind, _two_decimals)
+    if found.low == found.high:
+        return Markup.escape(written(found.value))
+    low, high = (written(v).removesuffix(f"{formats.THIN}%") for v in (found.low, found.high))
+    return Markup("{} <small>{}\u2060–\u2060{}</small>").format(written(found.value), low, high)
+
+
+def _two_decimals(value: float) -> str:
+    return formats.fixed(value, 2)
 
 
 def _span(found: Interval, scale: int = 100, digits: int = 0) -> str:

@@ -41,7 +41,7 @@ MAX_MATRIX = 16  # principles beside one another
 MAX_POINTS = 200  # of a training curve
 
 
-def _as_interval(value: Any) -> Interval | None:
+def as_interval(value: Any) -> Interval | None:
     """{"value", "low", "high", "n"} as stored; the ends are the value where none are known."""
     middle = number(value)
     if middle is None:
@@ -56,7 +56,7 @@ def _as_interval(value: Any) -> Interval | None:
     )
 
 
-def _names(run: Run) -> list[str]:
+def names_of(run: Run) -> list[str]:
     """The evaluated policies, the one they are compared with first."""
     return sorted(run.policies, key=lambda name: name != "base")
 
@@ -69,7 +69,7 @@ def headline(run: Run) -> Json:
         found = run.policies.get(policy) or {}
         for key in keys:
             found = (found or {}).get(key) or {}
-        return _as_interval(found)
+        return as_interval(found)
 
     kl = (run.policies.get("dpo") or {}).get("kl")
     before = of("base", "traits", trait) if trait else None
@@ -83,13 +83,13 @@ def headline(run: Run) -> Json:
         "legal": [of("base", "legal"), of("dpo", "legal")],
         "kl": number(kl),
         "kl_error": number(kl.get("stderr")) if isinstance(kl, Mapping) else None,
-        "win_rate": _as_interval(run.win_rate),
+        "win_rate": as_interval(run.win_rate),
         "held_out": number((run.training("reward")[1].get("held_out") or {}).get("n")),
         "win_rate_detail": run.win_rate,
-        "decided": _as_interval(run.win_rate.get("decided")),
-        "at_stake": _as_interval(run.win_rate.get("at_stake")),
-        "equal_length": _as_interval(run.win_rate.get("length_controlled")),
-        "mean_p": _as_interval(run.win_rate.get("mean_p")),
+        "decided": as_interval(run.win_rate.get("decided")),
+        "at_stake": as_interval(run.win_rate.get("at_stake")),
+        "equal_length": as_interval(run.win_rate.get("length_controlled")),
+        "mean_p": as_interval(run.win_rate.get("mean_p")),
         "both": [
             of(name, "and_legal", trait, "all") if trait else None for name in ("base", "dpo")
         ],
@@ -99,11 +99,11 @@ def headline(run: Run) -> Json:
 def moved(run: Run) -> list[Json]:
     """Of each trained policy what fell and what rose beyond the interval, and the answers' length:
     told first, as nobody asks for what they do not expect."""
-    return [m for name in _names(run) if name != "base" for m in [_moved(run, name)] if m]
+    return [m for name in names_of(run) if name != "base" for m in [_moved(run, name)] if m]
 
 
 def _moved(run: Run, name: str) -> Json | None:
-    before, after = (_traits(run, policy) for policy in ("base", name))
+    before, after = (traits_of(run, policy) for policy in ("base", name))
     moves = find_moves(before, after)
     rates = run.win_rate if name == "dpo" else _over_base(run, name)
     principles = rates.get("by_principle") or {}
@@ -111,7 +111,7 @@ def _moved(run: Run, name: str) -> Json | None:
     watched = ((watch.get("policies") or {}).get(name) or {}).get("by_principle") or {}
     of = f" ({(watch.get('constitution') or {}).get('name')}, watched)"
     principles = {**{k + of: v for k, v in watched.items() if k not in principles}, **principles}
-    known = {k: x for k, v in principles.items() if (x := _as_interval(v)) is not None}
+    known = {k: x for k, v in principles.items() if (x := as_interval(v)) is not None}
     under, above = beyond_half(known)
     found = {
         "policy": name,
@@ -141,34 +141,34 @@ def leaderboard(run: Run) -> Json | None:
         return None
     return {
         "standings": [
-            (row.get("policy"), _as_interval(row.get("rating")), row["rating"].get("settled", True))
+            (row.get("policy"), as_interval(row.get("rating")), row["rating"].get("settled", True))
             for row in standings
         ],
         "rows": [
-            (row, *(_as_interval(x) for x in (row, row.get("length_controlled"))))
+            (row, *(as_interval(x) for x in (row, row.get("length_controlled"))))
             for row in board.get("comparisons") or ()
         ],
         "differences": [
             (row, x)
             for row in board.get("differences") or ()
-            if (x := _as_interval(row.get("win_rate"))) is not None
+            if (x := as_interval(row.get("win_rate"))) is not None
         ],
     }
 
 
-def _traits(run: Run, name: str) -> dict[str, Interval]:
+def traits_of(run: Run, name: str) -> dict[str, Interval]:
     """The traits of a policy, and whether its responses are legal, in the embedded world."""
     said = run.policies.get(name) or {}
     values = {**(said.get("traits") or {}), "legal": said.get("legal")}
-    found = {trait: _as_interval(value) for trait, value in values.items()}
+    found = {trait: as_interval(value) for trait, value in values.items()}
     return {trait: value for trait, value in found.items() if value is not None}
 
 
 def _words(run: Run, name: str) -> Move | None:
     """How long answers were and are; of a run that did not count them, by the samples it kept."""
     base, policy = run.policies.get("base") or {}, run.policies.get(name) or {}
-    stored = [_as_interval(v) for v in (base.get("words"), policy.get("words"))]
-    change = _as_interval(policy.get("words_change"))
+    stored = [as_interval(v) for v in (base.get("words"), policy.get("words"))]
+    change = as_interval(policy.get("words_change"))
     if stored[0] is not None and stored[1] is not None and change is not None:
         return Move("words", stored[0].value, stored[1].value, change)
     kept = [
@@ -183,13 +183,13 @@ def _words(run: Run, name: str) -> Move | None:
 
 
 def policies(run: Run) -> Json | None:
-    names = _names(run)
+    names = names_of(run)
     found = {n: (run.policies[n] or {}).get("traits") or {} for n in names}
     target = run.target[0] if run.target else None
     traits = dict.fromkeys(t for traits in found.values() for t in traits)
     ordered = sorted(traits, key=lambda trait: trait != target)  # the one aimed at comes first
-    rows = [(t, [_as_interval(found[n].get(t)) for n in names]) for t in ordered]
-    legal = [_as_interval((run.policies[n] or {}).get("legal")) for n in names]
+    rows = [(t, [as_interval(found[n].get(t)) for n in names]) for t in ordered]
+    legal = [as_interval((run.policies[n] or {}).get("legal")) for n in names]
     if any(legal):
         rows.append(("legal", legal))
     if not rows:
@@ -287,12 +287,17 @@ def _agreement(cube: Cube) -> Json | None:
     }
 
 
+def label_rule(run: Run) -> LabelRule:
+    """How the run's labels were made of its principles' opinions."""
+    said = run.constitution.get("principles") or []
+    return LabelRule.recorded(run.rule, map(Principle.model_validate, said))
+
+
 def _decisions(run: Run) -> Any:
     """How many labels each principle decided, as a chart; None where only one could."""
     if len(run.principles) < 2:
         return None
-    said = run.constitution.get("principles") or []
-    rule = LabelRule.recorded(run.rule, map(Principle.model_validate, said))
+    rule = label_rule(run)
     batches = run.store.table("preferences").iter_batches()
     deciders = (decisive(p, rule) for batch in batches for p in batch)
     decided = Counter(name for name in deciders if name is not None)

@@ -208,9 +208,10 @@ def _polylines(p: Plot, series: Series, i: int) -> list[str]:
     return out
 
 
-def _classes(n: int) -> list[str]:
-    """Of n policies the first is what the others are compared with, drawn hollow."""
-    return ["base", *(f"s{i}" for i in range(n - 1))] if n > 1 else ["s0"]
+def _classes(n: int, hollow: bool) -> list[str]:
+    """Of n policies the first may be what the others are compared with, drawn hollow."""
+    names = [f"s{i}" for i in range(n)]
+    return ["base", *names[:-1]] if hollow and n > 1 else names
 
 
 def _legend(names: Sequence[str], classes: Sequence[str], right: float, y: float) -> list[str]:
@@ -232,10 +233,12 @@ def whiskers(
     x_label: str,
     x_range: tuple[float, float] = (0.0, 1.0),
     reference: float | None = None,
+    hollow: bool = True,
 ) -> Markup:
-    """A dot with its interval for each row and policy."""
+    """A dot with its interval for each row and policy; `hollow`: the first of several, drawn so, is
+    what the others are compared with."""
     letters = min(max((len(name) for name, _ in rows), default=0), 22)
-    classes = _classes(len(names))
+    classes = _classes(len(names), hollow)
     left = letters * ROW_LETTER + 14
     pitch = 14.0 * max(len(names), 1) + 12
     top = 26 if len(names) > 1 else 10

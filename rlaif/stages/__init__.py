@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rlaif.stages.record import git_commit as git_commit
     from rlaif.stages.record import versions as versions
     from rlaif.stages.reporting import report as report
+    from rlaif.stages.reporting import write_beside as write_beside
     from rlaif.stages.reporting import write_report as write_report
     from rlaif.stages.revising import contrast as contrast
     from rlaif.stages.revising import revise as revise
@@ -101,6 +102,7 @@ _HOME = {
     "truth": "inputs",
     "versions": "record",
     "winrate_file": "winrates",
+    "write_beside": "reporting",
     "write_report": "reporting",
 }
 __all__ = sorted(_HOME)

@@ -162,7 +162,7 @@ def stale(store: RunStore, manifest: Mapping[str, Any] | None = None) -> list[St
         return []
     now = {**(manifest.get("asked") or {}), **contents(store)}
     found: dict[str, Stale] = {}
-    for product in sorted(record, key=_rank):
+    for product in sorted(record, key=rank):
         if not present(store, product) or (product in (PAIRS, LABELS) and product not in now):
             continue
         reasons = list(_reasons(record[product], now, found))
@@ -230,7 +230,7 @@ def _value(found: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _rank(product: str) -> tuple[int, str]:
+def rank(product: str) -> tuple[int, str]:
     """Where in the flow of data a product stands: pairs, labels, models, what is measured."""
     first = [PAIRS, TEMPERATURE, LABELS, AUDIT, "models/reward", "models/sft"]
     if product in first:
@@ -259,7 +259,7 @@ def removed(store: RunStore, manifest: Mapping[str, Any]) -> list[str]:
     gone = [one for one in made if not present(store, one)]
     return [
         f"{title(one)}{of.get(one, '')}; to make it again: {command(one, store)}"
-        for one in sorted(gone, key=_rank)
+        for one in sorted(gone, key=rank)
     ]
 
 
