@@ -90,8 +90,9 @@ def _labels(store: RunStore, wanted: Wanted, to: Path, say: Callable[[str], None
     text = f"{rows:,} {what}" + (
         "" if wanted.push_to and wanted.to is None else f" written to {to}"
     )
-    left_out = {k: v for k, v in counts.items() if k != "preferred" and v and kind != "argilla"}
-    if left_out and kind not in ("rewards", "prompts"):
+    taken = {"rewards": ("tie",), "prompts": counts, "argilla": counts}.get(kind, ())
+    left_out = {k: v for k, v in counts.items() if k not in ("preferred", *taken) and v}
+    if left_out:
         text += "; left out: " + ", ".join(f"{v:,} {k}" for k, v in left_out.items())
     say(text)
 

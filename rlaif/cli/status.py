@@ -50,7 +50,7 @@ def told(root: Path) -> Iterator[str]:
         yield from _judged_again(root, manifest)
     stopped = _stopped(root)
     yield from stopped.values()
-    made = {*(manifest.get("made") or {}), *stopped}
+    made = {*(manifest.get("made") or {}), *stopped, lineage.PEOPLE, lineage.RAW}
     unknown = [name for name in lineage.contents(store) if name not in made]
     if unknown:
         yield f"not known what made of (by an older version): {', '.join(unknown)}"

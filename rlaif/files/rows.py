@@ -89,7 +89,8 @@ def _argilla(preferences: Again, counts: Counter[str]) -> Iterator[Row]:
     for p in preferences():
         counts[p.status] += 1
         value = None if p.p_first is None else "first" if p.p_first > 0.5 else "second"
-        suggestion = {"value": "tie" if p.status == "tie" else value, "agent": "rlaif"}
+        value = "tie" if p.status == "tie" else value  # without p, where no principle had a say
+        suggestion = {"value": value, "agent": "rlaif"}
         if p.p_first is not None:
             suggestion["score"] = max(p.p_first, 1 - p.p_first)  # type: ignore[assignment]
         metadata = {"status": p.status, "source": p.pair.source, "verdicts": p.verdicts}
@@ -131,10 +132,12 @@ class _Mean:
 def _each(
     preferences: Iterable[Preference],
 ) -> Iterator[tuple[str, Prompt, str, float]]:
-    """Both completions of each pair with a label: key, prompt, text, P(it is the better one)."""
+    """Both completions of each pair with a label: key, prompt, text, P(it is the better one), ½ of
+    a tie."""
     for p in preferences:
-        if p.p_first is not None:
-            for text, value in ((p.pair.first, p.p_first), (p.pair.second, 1 - p.p_first)):
+        first = 0.5 if p.status == "tie" else p.p_first
+        if first is not None:
+            for text, value in ((p.pair.first, first), (p.pair.second, 1 - first)):
                 yield content_id(p.pair.prompt.id, text), p.pair.prompt, text, value
 
 

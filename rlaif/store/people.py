@@ -56,6 +56,7 @@ class People:
         self.path = run / FILE
         self._rows: list[Decision] = []
         self._read_to = self._lines = 0  # bytes, and lines of them
+        self._file = 0  # the inode that they were read from
         self._lock = threading.Lock()
 
     def add(self, decision: Decision) -> None:
@@ -103,12 +104,17 @@ class People:
         return labels(d for d in decided if queue is None or d.queue == queue)
 
     def _read(self) -> list[Decision]:
-        """Reads what was added since the last time."""
+        """Reads what was added since the last time; all of it where another file stands there."""
         try:
             with self.path.open("rb") as file:
+                told = os.fstat(file.fileno())
+                if told.st_ino != self._file or told.st_size < self._read_to:
+                    self._rows, self._read_to, self._lines = [], 0, 0
+                    self._file = told.st_ino
                 file.seek(self._read_to)
                 new = file.read()
         except FileNotFoundError:
+            self._rows, self._read_to, self._lines, self._file = [], 0, 0, 0
             return self._rows
         whole, end, _ = new.rpartition(b"\n")
         for line in (whole + end).split(b"\n")[:-1]:
@@ -127,6 +133,7 @@ class People:
             return None
         known = {f.name for f in fields(Decision)}
         wrong = not isinstance(said, dict) or not all(isinstance(v, str) for v in said.values())
+        wrong = wrong or not {"who", "pair_id"} <= said.keys()
         if wrong or said.get("choice") not in CHOICES or said.get("order") not in ORDERS:
             raise DataError(
                 f"{self.path}:{self._lines}: no decision: expected who, pair_id, order and a "

@@ -216,7 +216,8 @@ def _work(site: Site, who: str, queue: str, wanted: str) -> dict[str, Any]:
     mine = {d.pair_id: d for d in site.people.standing().values() if d.who == who}
     found: Next | None
     if wanted:
-        before = next((d.queue for d in reversed(site.people.read()) if d.pair_id == wanted), "")
+        said = [d for d in site.people.read() if (d.who, d.pair_id) == (who, wanted)]
+        before = said[-1].queue if said else ""  # another's random pair was not drawn for this one
         found = Next(site.pair(wanted).id, before or "chosen")
     else:
         found = next_pair(made, mine, queue)

@@ -189,6 +189,24 @@ def test_argilla_asks_people_about_ties_too(run: Path, tmp_path: Path) -> None:
     assert first["metadata"]["p_no-harm"] == 0.9
 
 
+def test_ties_of_rewards_and_suggestions_need_no_number(tmp_path: Path) -> None:
+    """A tie is ½ however near to it the label lies, and where no principle had anything to say."""
+    root = tmp_path / "run"
+    silent = Preference(Pair(OTHER, "One.", "Two."), "tie", None)
+    near = Preference(Pair(OTHER, "Three.", "Four."), "tie", 0.54)
+    with RunStore(root) as store:
+        store.table("preferences").append([silent, near, LABELS[-1]])
+    told = export(root, tmp_path / "r.jsonl", "--what", "rewards")
+    assert "4 rows" in told
+    assert "left out: 1 abstained" in told
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in rows] == [0.5] * 4
+    export(root, tmp_path / "a.jsonl", "--what", "argilla")
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    values = [(row["suggestions"].get("preference") or {}).get("value") for row in rows]
+    assert values == ["tie", "tie", None]
+
+
 def test_openai_rows_have_its_fields(run: Path, tmp_path: Path) -> None:
     (row, *_) = exported(run, tmp_path, "openai", "jsonl")
     assert row["input"]["messages"][0] == {"role": "system", "content": "Be kind."}

@@ -75,6 +75,28 @@ def test_a_line_of_another_kind_is_told(tmp_path: Path) -> None:
         People(tmp_path).read()
 
 
+@pytest.mark.parametrize("lacks", ["who", "pair_id", "order", "choice"])
+def test_a_line_that_lacks_a_field_is_told(tmp_path: Path, lacks: str) -> None:
+    row = {"who": "a", "pair_id": "1", "order": "first_second", "choice": "first"}
+    (tmp_path / FILE).parent.mkdir()
+    (tmp_path / FILE).write_text(json.dumps({k: v for k, v in row.items() if k != lacks}) + "\n")
+    with pytest.raises(DataError, match=r"decisions.jsonl:1: no decision: expected who, pair_id"):
+        People(tmp_path).read()
+
+
+def test_another_journal_in_the_place_of_the_one_that_was_read_is_read(tmp_path: Path) -> None:
+    people = People(tmp_path)
+    people.add(decision("a", "1", "first"))
+    people.add(decision("a", "2", "first"))
+    (tmp_path / FILE).rename(tmp_path / "was")
+    assert people.labels() == {}
+    other = decision("b", "3", "second")
+    People(tmp_path).add(other)
+    assert people.read() == [other]
+    people.add(last := decision("b", "4", "tie"))
+    assert people.read() == People(tmp_path).read() == [other, last]
+
+
 def _decide(root: Path, who: str) -> None:
     people = People(root)
     for i in range(50):
@@ -279,6 +301,21 @@ def test_what_cannot_be_decided_changes_nothing(
     assert page.post("/label", **{**fields(body), **wrong})[0] == 400
     assert page.post("/label", **{**fields(body), "pair": "~" + "0" * 20, "choice": "a"})[0] == 404
     assert not (labelled / FILE).exists()
+
+
+def test_a_pair_of_anothers_sample_that_a_person_chose_is_none_of_his(
+    made: Made, served: Callable[..., Any]
+) -> None:
+    root = made(told(3))
+    page = served(root)
+    _, _, body = page.get("/label?who=Ann&queue=random")
+    page.post("/label", **fields(body), choice="a")
+    _, _, chosen = page.get(f"/label?who=Bob&pair={fields(body)['pair']}")
+    page.post("/label", **fields(chosen), choice="a")
+    assert [(row.who, row.queue) for row in People(root).read()] == [
+        ("Ann", "random"),
+        ("Bob", "chosen"),
+    ]
 
 
 def test_what_a_form_says_of_the_queue_is_checked(made: Made, served: Callable[..., Any]) -> None:
