@@ -38,7 +38,8 @@ def with_people(
     `override` puts it in the label's place, `join` makes (p + w·share)/(1 + w) of the two, w being
     `people_weight`; where the judge abstained or had nothing to say, people's share stands alone.
     The margin of ties and `soft` are those of `settings`; a temperature is the judge's, and does
-    nothing to people's share. What the verdicts alone gave is kept in `status_judged` and `p_judged`.
+    nothing to people's share. What the verdicts alone gave is kept in `status_judged` and
+    `p_judged`.
     """
     alone = row
     if row.status == "preferred" and row.p_first is not None and not settings.soft:

@@ -20,7 +20,7 @@ from rlaif.stages.winrates import compare_policies, remove_others, watch_policie
 from rlaif.steps.executors import run_sampling
 from rlaif.steps.sampling import completion_keys
 from rlaif.store import RunStore, lineage, write_json
-from rlaif.store.places import BASE, POLICIES
+from rlaif.store.places import ANSWERS, BASE, POLICIES
 
 Samples = dict[str, list[Completion]]  # one a prompt, in the prompts' order, by policy
 
@@ -43,6 +43,9 @@ def evaluate(run: Run) -> None:
         made = _Answers(run, store, prompts)
         for name, section in _sections(run, models).items():
             made.add(name, section)
+        store.table("prompts").replace(prompts)
+        keys = {name: [c.key for c in rows] for name, rows in made.samples.items()}
+        write_json(store.path(ANSWERS), keys)
         store.table("pairs").replace([])  # those of this evaluation, whatever stood here
         files: set[str] = set()
         if config.watch is not None:

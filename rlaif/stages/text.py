@@ -13,12 +13,14 @@ from rlaif.evaluation.text import measure, perplexity
 from rlaif.files.readers import read_demonstrations
 from rlaif.files.readers.settings import AnswerReading
 from rlaif.files.readers.texts import Text, read_texts
-from rlaif.records import Prompt, content_id
+from rlaif.files.small import read_object
+from rlaif.records import content_id
 from rlaif.stages.asking import fill
 from rlaif.stages.record import Rejected, finish
 from rlaif.stages.run import Run
 from rlaif.store import RunStore, write_json
 from rlaif.store.kept import Kept
+from rlaif.store.places import ANSWERS
 
 SCORES_FILE = "text-scores.jsonl"
 
@@ -64,16 +66,24 @@ def text(run: Run) -> None:
 
 
 def _of_the_run(run: Run) -> Iterator[Text]:
-    """The samples of the run's policies on held-out prompts, or its completions."""
-    evaluation = run.store.path("evaluation")
-    held_out = evaluation / "completions"
-    stores = [RunStore.open_readonly(evaluation)] if held_out.is_dir() else [run.store]
-    prompts = {p.id: p for part in run.store.table("prompts").iter_batches() for p in part}
-    for store in stores:
-        for part in store.table("completions").iter_batches():
-            for c in part:
-                prompt = prompts.get(c.prompt_id) or Prompt((), c.prompt_id)
-                yield Text(c.policy, c.text, c.key, prompt)
+    """What the run's policies answered to held-out prompts in its last evaluation, or its
+    completions. DataError for an evaluation that did not note which answers are its own."""
+    evaluation, store = run.store.path("evaluation"), run.store
+    names: dict[str, str] | None = None
+    if (evaluation / "completions").is_dir():
+        store = RunStore.open_readonly(evaluation)
+        said = read_object(evaluation / ANSWERS, "`rlaif eval winrate`", {str: [str]})
+        if not said:
+            raise DataError(
+                f"{evaluation}: nothing tells which of its answers are of the last evaluation: run "
+                f"`rlaif eval winrate --out {run.store.root}` again, which keeps them"
+            )
+        names = {key: name for name, keys in said.items() for key in keys}
+    prompts = {p.id: p for part in store.table("prompts").iter_batches() for p in part}
+    for part in store.table("completions").iter_batches():
+        for c in part:
+            if names is None or c.key in names:
+                yield Text(c.policy, c.text, c.key, prompts[c.prompt_id])
 
 
 def _with_references(

@@ -35,6 +35,7 @@ from rlaif.files.yamlfile import Location
 INPUTS = "inputs"
 # What training stages may leave in `models/` that answers prompts.
 POLICIES = ("sft", "dpo", "ppo", "grpo", "rloo", "online-dpo")
+ANSWERS = "answers.json"  # in evaluation/: the keys of what each policy answered the last time
 BASE = "base"  # `policy.model`, from which training starts
 KEPT_BYTES = 2**30  # a larger file or folder of rows is named by its path, not copied
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")

@@ -160,6 +160,22 @@ def test_numbers_of_an_evaluation_before_do_not_stay_beside_others() -> None:
     assert gone == {"winrate.json", "watch.json"}
 
 
+def test_texts_are_those_of_the_last_evaluation_each_under_its_prompt() -> None:
+    def texts(*more: str) -> dict[str, Any]:
+        run("eval", "text", "r", *more)
+        found: dict[str, Any] = json.loads(Path("r/evaluation/text.json").read_text())["groups"]
+        return found
+
+    run("eval", "winrate", "r")
+    before = texts("--perplexity", "tiny")["base"]
+    assert before["words"]["low"] < before["words"]["value"] < before["words"]["high"]
+    assert before["perplexity"]["n"] > 0
+    run("eval", "winrate", "r", sets=("evaluate.seed=99",))
+    after = texts()["base"]
+    assert after["n"] == before["n"]
+    assert after["words"]["value"] != before["words"]["value"]
+
+
 def test_differences_are_over_the_same_prompts() -> None:
     run("eval", "winrate", "r", "--compare", "dpo", "--compare", "./other")
     board = read("leaderboard.json")
