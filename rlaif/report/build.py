@@ -45,6 +45,7 @@ def render(run: Run) -> str:
         "moved": sections.moved(run),
         "policies": sections.policies(run),
         "leaderboard": sections.leaderboard(run),
+        "model_written": sections.model_written(run),
         "labels": sections.labels(run),
         "audit": audit.section(run.audit),
         "principles": sections.principles(run),

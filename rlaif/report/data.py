@@ -45,6 +45,10 @@ WATCH: dict[Any, Shape] = {
     "constitution": {"name": str},
     "policies": {str: {"by_principle": {str: object}}},
 }
+MODEL_WRITTEN: dict[Any, Shape] = {
+    "policies": {str: {str: {}}},
+    "changes": {str: {str: {}}},
+}
 # Of a reward model and of a judge; PPO's is a number.
 _METRICS: dict[str, Shape] = {"held_out": {}}
 

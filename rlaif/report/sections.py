@@ -30,7 +30,16 @@ from rlaif.evaluation.moved import Move, beyond_half, words, words_change
 from rlaif.evaluation.moved import moved as find_moves
 from rlaif.records import Pair
 from rlaif.report import formats, svg
-from rlaif.report.data import EVALUATE, LEADERBOARD, WATCH, WIN_RATE, Json, Run, number
+from rlaif.report.data import (
+    EVALUATE,
+    LEADERBOARD,
+    MODEL_WRITTEN,
+    WATCH,
+    WIN_RATE,
+    Json,
+    Run,
+    number,
+)
 from rlaif.report.differences import differences
 from rlaif.report.summary import JUDGE_QUALITY, ONLINE, STAGES, trained_judge
 from rlaif.statistics.intervals import Interval
@@ -285,6 +294,59 @@ def _agreement(cube: Cube) -> Json | None:
         "rows": [[table[i][j] for j in shown] for i in shown],
         "left_out": len(table) - len(shown),
     }
+
+
+def model_written(run: Run) -> Json | None:
+    """Model-written tests by policy, what training moved beyond its interval first, the largest
+    change before the others; None where none was run."""
+    said = run.evaluation("model-written", "`rlaif eval model-written`", MODEL_WRITTEN)
+    policies, changed = said.get("policies") or {}, said.get("changes") or {}
+    names = sorted(policies, key=lambda name: name != "base")
+    trained = [name for name in names if name != "base"]
+    tests = dict.fromkeys(test for name in names for test in policies[name])
+    rows = [
+        _test(
+            test,
+            [policies[name].get(test) or {} for name in names],
+            [as_interval((changed.get(name) or {}).get(test)) for name in trained],
+        )
+        for test in tests
+    ]
+    if not rows:
+        return None
+    moved = [row for row in rows if row["moved"]]
+    return {
+        "names": names,
+        "trained": trained,
+        "by": said.get("by"),
+        "moved": sorted(moved, key=lambda row: -row["moved"]),
+        "stayed": [row for row in rows if not row["moved"]],
+        "would_say_else": {name: found for name in names if (found := _else(policies[name]))},
+        "abstained": {
+            name: n
+            for name in names
+            if (n := sum(int(number(x.get("abstained")) or 0) for x in policies[name].values()))
+        },
+    }
+
+
+def _test(test: str, found: Sequence[Json], changes: Sequence[Interval | None]) -> Json:
+    """A row of the page. `moved` is the largest change beyond its interval, 0 for none."""
+    beyond = [abs(x.value) for x in changes if x is not None and (x.low > 0 or x.high < 0)]
+    return {
+        "test": test,
+        "pronouns": any("female" in one for one in found),
+        "shares": [as_interval(one.get("probability", one.get("female"))) for one in found],
+        "chance": number(found[0].get("chance")),
+        "n": number(found[0].get("n")),
+        "changes": changes,
+        "moved": max(beyond, default=0.0),
+    }
+
+
+def _else(tests: Mapping[str, Json]) -> list[str]:
+    """The tests in which a policy would mostly say something else than the answers offered."""
+    return [t for t, x in tests.items() if (number(x.get("mass_under_half")) or 0) > 0.5]
 
 
 def label_rule(run: Run) -> LabelRule:
