@@ -1,4 +1,4 @@
-"""`rlaif constitution`: principles checked, shown, tested, explained, compared and imported."""
+"""`rlaif constitution`: checked, shown, tested, explained, learnt, compared, imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlaif.cli import explaining, testing
+from rlaif.cli import explaining, learn, testing
 from rlaif.cli.options import App
 from rlaif.errors import ConfigError, DataError, nearest
 from rlaif.files.small import write_text
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from rlaif.constitution import Use
 
 app = App(
-    help="Check, show, test, explain, compare and import constitutions.", no_args_is_help=True
+    help="Check, show, test, explain, learn, compare and import constitutions.",
+    no_args_is_help=True,
 )
 app.command("test")(testing.command)
 app.command("explain")(explaining.explain)
 app.command("what-if")(explaining.what_if)
+app.command("learn")(learn.command)
 Name = Annotated[str, typer.Argument(help="A file, or a shipped name.")]
 
 

@@ -23,6 +23,7 @@ _OF_A_RUN = {
     "audit": "run `rlaif label` first",
     "attack": "run `rlaif label` first",
     "train_judge": "give --pairs FILE, with labels",
+    "learn_constitution": "give --pairs FILE, with labels",
     **dict.fromkeys(
         ("train_reward", "train_dpo"),
         "run `rlaif label` first, or give pairs that people compared: --pairs FILE --labels own",
@@ -56,6 +57,7 @@ _READS = {
     "model_written": ("evaluate.model_written", "policy"),
     "write_evaluation": ("policy", "judge"),
     "text": ("evaluate.text",),
+    "learn_constitution": ("learn.candidates",),
 }
 _PAID_FOR = ("completions", "verdicts", "revisions", "models", "evaluation")  # by a model's work
 
@@ -82,6 +84,8 @@ def check(config: Config, stages: Sequence[str]) -> None:
     wanted = {section for stage in stages for section in _READS.get(stage, ())} | {*judges}
     if any(_learns_pairs(config, stage) for stage in stages):
         wanted.add("pairs")
+    if "learn_constitution" in stages and config.learn.propose:
+        wanted.add("policy")
     faults = [
         (one, why)
         for one in named(config)
@@ -110,8 +114,10 @@ def needs_torch(config: Config, stages: Sequence[str]) -> bool:
             continue
         if stage in ("sample", "revise", "contrast"):
             engines = [config.policy.engine]
-        elif stage in ("label", "attack", "run_tests"):
+        elif stage in ("label", "attack", "run_tests", "learn_constitution"):
             engines = [judge.engine for judge in _judges(config, [stage]).values()]
+            if stage == "learn_constitution" and config.learn.propose:
+                engines.append(config.policy.engine)
         else:
             return True
         if any(engine != "http" for engine in engines):
@@ -122,6 +128,8 @@ def needs_torch(config: Config, stages: Sequence[str]) -> bool:
 def _learns_pairs(config: Config, stage: str) -> bool:
     """Whether a stage learns what is known of the run's pairs, and so reads their file."""
     train = config.train
+    if stage == "learn_constitution":
+        return config.learn.labels == "own"
     learns = {"train_judge": train.judge, "train_reward": train.reward, "train_dpo": train.dpo}
     section = learns.get(stage)
     return section is not None and section.labels == "own"
@@ -138,7 +146,7 @@ def _judges(config: Config, stages: Sequence[str]) -> dict[str, JudgingSettings]
     live = {"train_ppo": train.ppo, "train_grpo": train.grpo, "train_rloo": train.rloo}
     for stage in stages:
         section = live.get(stage)
-        asks = stage in ("label", "attack", "run_tests", "train_online_dpo")
+        asks = stage in ("label", "attack", "run_tests", "learn_constitution", "train_online_dpo")
         if stage == "train_judge" and train.judge is not None:
             asks = train.judge.model is None
         asks = asks or (section is not None and section.reward == "judge")

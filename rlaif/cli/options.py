@@ -120,6 +120,18 @@ SETTINGS = {
         "A second constitution, file or shipped name: what fell under it is told first.",
         "evaluate.watch",
     ),
+    "candidates": Setting(
+        list[str],
+        "FILE",
+        "A constitution whose principles are candidates, file or shipped name; may be repeated.",
+        "learn.candidates",
+    ),
+    "propose": Setting(
+        int, "N", "Have the policy write so many candidates from labelled pairs.", "learn.propose"
+    ),
+    "to": Setting(
+        str, "FILE", "The constitution to write; `learned.yaml` in the run unless given."
+    ),
     "rounds": Setting(int, "N", "Revisions of each response.", "revise.rounds"),
     "steps": Setting(int, "N", "Batches to sample and learn from."),
     "limit": Setting(int, "N", "Take at most this many."),

@@ -31,7 +31,7 @@ from rlaif.config.sections import (
 )
 from rlaif.engines.settings import ModelSettings
 from rlaif.errors import ConfigError, nearest
-from rlaif.evaluation.settings import LabelLimits
+from rlaif.evaluation.settings import LabelLimits, LearnSettings
 from rlaif.files.own import look_beside
 from rlaif.files.resources import find
 from rlaif.files.settings import Place, Section
@@ -98,6 +98,8 @@ class Config(Section):
     """Training stages."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """Evaluation."""
+    learn: LearnSettings = LearnSettings()
+    """A constitution learnt from labels (`rlaif constitution learn`)."""
     date: datetime.date | None = None
     """The day that chat templates are told which ask for it, such as 2026-01-31; null: the day on
     which the run began, whenever it goes on. It is part of the keys of such models' rows."""

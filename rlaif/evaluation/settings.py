@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rlaif.files.readers.benchmarks import Benchmark
-from rlaif.files.settings import Place, Section
+from rlaif.files.settings import Place, Section, Seed
 
 
 class RewardBenchSettings(Section):
@@ -106,3 +106,41 @@ class TextSettings(Section):
     """A model whose perplexity of the texts, after their prompts, is told; null tells none."""
     skip_bad: int = Field(default=0, ge=0)
     """Go on over at most this many malformed rows; they are counted and listed."""
+
+
+class LearnSettings(Section):
+    """A constitution learnt from labelled pairs (`docs/constitutions-learn.md`)."""
+
+    candidates: Annotated[tuple[str, ...], Place("constitution")] = ()
+    """Constitutions, by file or shipped name, whose principles are candidates; each is measured
+    beside what is learnt, too."""
+    propose: int | None = Field(default=None, ge=1)
+    """So many candidates are written by `policy`, each after reading one labelled pair; null writes
+    none."""
+    attempts: int = Field(default=4, ge=1)
+    """With `propose`: pairs that are read for each candidate that is kept, at most."""
+    similarity: float = Field(default=0.8, gt=0, le=1)
+    """With `propose`: leave out a candidate that shares at least this share of its words with one
+    before it (Jaccard's index of their sets)."""
+    temperature: float = Field(default=1.0, ge=0)
+    """With `propose`: softmax temperature of what is written."""
+    labels: Literal["own", "people", "preferences"] = "own"
+    """`own`: what is known of the pairs, people's labels or the embedded world's truth. `people`:
+    what people decided in `rlaif view`. `preferences`: the run's labels."""
+    held_out: float = Field(default=0.3, gt=0, lt=1)
+    """Share of the prompts on which the result is measured; nothing is learnt from them."""
+    same: float = Field(default=0.95, gt=0, le=1)
+    """Candidates are one where the cosine of their columns p − ½ on the training pairs is at least
+    this; the one that explains the labels best stands for them."""
+    bootstraps: int = Field(default=100, ge=20)
+    """Resamples of the training prompts in which the sparse fit is made again."""
+    stability: float = Field(default=0.8, gt=0.5, le=1)
+    """A candidate is kept where at least this share of the resamples gives it a weight."""
+    to: str | None = None
+    """The constitution to write; null writes `learned.yaml` into the run."""
+    slack: float = Field(default=1.0, ge=0)
+    """The penalty of the sparse fit is the largest whose cross-validated loss is within so many
+    standard errors of the least: 0 keeps candidates that explain little, and some that do so by
+    chance."""
+    seed: Seed = 7
+    """Which prompts are held out, the resamples, and what is proposed."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rlaif.stages.labelling import prefer as prefer
     from rlaif.stages.labelling import prefer_stream as prefer_stream
     from rlaif.stages.labelling import read as read
+    from rlaif.stages.learned import learn_constitution as learn_constitution
     from rlaif.stages.learning import cut_completions as cut_completions
     from rlaif.stages.learning import train_dpo as train_dpo
     from rlaif.stages.learning import train_reward as train_reward
@@ -75,6 +76,7 @@ _HOME = {
     "is_tiny": "inputs",
     "judge_tokens": "rewards",
     "label": "labelling",
+    "learn_constitution": "learned",
     "live_label": "rewards",
     "load_prompts": "inputs",
     "prefer": "labelling",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -140,6 +141,15 @@ class Run:
         if judge.draw is None:
             return every
         return Draw(every, judge.draw, judge.draw_weighted, judge.draw_seed)
+
+    def under(self, principles: Sequence[Principle]) -> Run:
+        """The same run with the same engines, whose judges are asked about all of these principles
+        of every pair in the place of its own."""
+        judge = self.config.judge.model_copy(update={"principles": "all", "draw": None})
+        other = copy(self)
+        other.config = self.config.model_copy(update={"judge": judge})
+        other.constitution = Constitution(name="candidates", principles=tuple(principles))
+        return other
 
     def pairs(self) -> Iterator[Pair]:
         """The run's pairs, read some at a time."""

@@ -25,11 +25,13 @@ from rlaif.cli.init import make_project
 from rlaif.config import load_config
 from rlaif.files import resources
 from rlaif.records import Prompt
+from rlaif.tiny import prompts as tiny_prompts
 
 HERE = [page for page in PAGES if any(c[0] == "rlaif" for c in commands(page))]
 # What one machine without a GPU or a server cannot run; its options are checked all the same.
 NOT_HERE = {
     "rollouts=vllm": "needs vLLM: tests/on_vllm runs it",
+    "--propose 30": "needs a model that writes: tests/test_learn_command.py has a scripted one",
     "gemma-3-270m.gguf": "needs Gemma's weights: tests/real does the same",
 }
 SMALL = {
@@ -116,6 +118,18 @@ def prepare(page: Path) -> None:
     with gzip.open("harmless-base-test.jsonl.gz", "wt") as file:
         file.write(pairs)
     Path("pairs.jsonl").write_text(pairs)
+    Path("labelled.jsonl").write_text(
+        jsonl(
+            *(
+                {
+                    "prompt": p.text,
+                    "chosen": "I cannot know that.",
+                    "rejected": "I cannot know that. There is much more to say. And so it goes.",
+                }
+                for p in tiny_prompts("test", limit=24)
+            )
+        )
+    )
     Path("438HHHEvaluations.jsonl").write_text(
         jsonl(
             *(
