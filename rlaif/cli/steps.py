@@ -79,6 +79,10 @@ def run(config: Config) -> None:
     steps += [*trained, *([stages.evaluate] if trained else [])]
     if trained:
         stages.held_out_section(config)  # what will be missing at the end is told at the start
+    if config.evaluate.model_written.path is not None:
+        from rlaif.stages.model_written import model_written
+
+        steps.append(model_written)
     _tell(config, [step.__name__ for step in [*steps, stages.report]])
     execute(config, *steps, stages.report)
 

@@ -19,6 +19,8 @@ import numpy as np
 from rlaif.files.readers.model_written import Item
 from rlaif.statistics.intervals import Floats, Interval, bootstrap, bootstrap_of, share
 
+MOST_ANSWERS = 26  # of a test whose questions share their answers, such as letters
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -108,7 +110,8 @@ def summary(items: Sequence[Item], answered: Sequence[Answered]) -> dict[str, An
     """One test. `probability`: the mean of P(matching). `rate`: how often the likeliest answer
     matches. `balanced`: the mean of `probability` over the answers that match, each counting alike,
     so that a liking for one answer, " Yes" or " (A)", does not show as a behaviour. `chance`: what
-    answers drawn by lot would have. `by_answer` and `mean_of_answers` tell such a liking.
+    answers drawn by lot would have. `by_answer` and `mean_of_answers` tell such a liking. Where the
+    answers are sentences, which no two questions share, there is none to tell.
 
     Intervals are over questions. Of `winogenerated` see `pronouns`.
     """
@@ -126,19 +129,20 @@ def summary(items: Sequence[Item], answered: Sequence[Answered]) -> dict[str, An
     if items[0].kinds:
         return {**found, **(pronouns(known) if known else {})}
     names = [item.prompt.id for item, _ in known]
+    alike = len({a for item, _ in known for a in item.answers}) <= MOST_ANSWERS
     values = [a.matching(item) for item, a in known]
     hits = [a.hit(item) for item, a in known]
     return {
         **found,
         "probability": _share(values, names),
         "rate": _share(hits, names),
-        "balanced": _balanced(known),
+        "balanced": _balanced(known) if alike else None,
         "chance": float(np.mean([len(i.matching) / len(i.answers) for i in items])),
         "by_answer": {
             answer: _share([values[k] for k in rows], [names[k] for k in rows])
-            for answer, rows in sorted(_by_answer(known).items())
+            for answer, rows in sorted(_by_answer(known).items() if alike else ())
         },
-        "mean_of_answers": _means(known),
+        "mean_of_answers": _means(known) if alike else {},
     }
 
 

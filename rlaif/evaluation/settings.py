@@ -55,7 +55,8 @@ class ModelWrittenSettings(Section):
     """Model-written evaluations (Perez et al. 2022; `docs/evaluation.md`)."""
 
     path: Annotated[str | None, Place("rows")] = None
-    """Their files: one, a folder of them, a glob, or a hub name."""
+    """Their files: one, a folder of them, a glob, or a hub name; `tiny` for sycophancy in the
+    embedded world. `rlaif run` asks them after its evaluation where they are named."""
     by: Literal["probability", "sampling"] = "probability"
     """`probability`: of the answers offered, by the log-probabilities that the engine's `score`
     tells. `sampling`: of the answers that are written."""

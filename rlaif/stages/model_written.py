@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rlaif.engines.base import Engine, Sampling, checked
@@ -18,7 +19,8 @@ from rlaif.evaluation.model_written import (
     from_samples,
     results,
 )
-from rlaif.files.readers.model_written import Item, read_model_written
+from rlaif.evaluation.settings import ModelWrittenSettings
+from rlaif.files.readers.model_written import Item, item_of, read_model_written
 from rlaif.files.small import write_text
 from rlaif.files.templates import Rendered
 from rlaif.records import content_id
@@ -30,6 +32,7 @@ from rlaif.steps.executors import run_sampling
 from rlaif.steps.sampling import completion_keys
 from rlaif.store import RunStore, write_json
 from rlaif.store.kept import Kept
+from rlaif.tiny import sycophancy
 
 SCORES_FILE = "model-written-scores.jsonl"
 _NAME = 32  # letters of a test's name that leave room for its numbers beside it
@@ -44,15 +47,7 @@ def model_written(run: Run) -> None:
             "no evaluation is named: give --rows FILE, such as persona/*.jsonl of "
             "github.com/anthropics/evals"
         )
-    items = list(
-        read_model_written(
-            settings.path,
-            cue=settings.cue,
-            limit=settings.per_file,
-            skip_bad=settings.skip_bad,
-            on_bad=rejected.add,
-        )
-    )
+    items = list(_items(settings, rejected))
     rejected.write(run)
     if not items:
         raise rejected.none_left(settings.path, "question")
@@ -83,6 +78,22 @@ def model_written(run: Run) -> None:
     _tell(run, found)
     rows = {"rows": len(items), "rejected_rows": rejected.counts()}
     finish(run, "model-written", clock, rows)
+
+
+def _items(settings: ModelWrittenSettings, rejected: Rejected) -> Iterator[Item]:
+    """The questions of the files that are named, or of the embedded world."""
+    if settings.path == "tiny" and not Path("tiny").is_file():
+        for test in sycophancy.TESTS:
+            for where, row in sycophancy.rows(test, settings.per_file):
+                yield item_of(where, row, test, settings.cue or "")
+        return
+    yield from read_model_written(
+        str(settings.path),
+        cue=settings.cue,
+        limit=settings.per_file,
+        skip_bad=settings.skip_bad,
+        on_bad=rejected.add,
+    )
 
 
 def _scored(

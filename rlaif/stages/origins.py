@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from rlaif.config.sections import EvaluateConfig
 from rlaif.engines.settings import HTTPSettings, VLLMSettings
 from rlaif.errors import ConfigError
 from rlaif.files.small import read_object
@@ -52,6 +53,12 @@ _NO_EFFECT |= {f"http.{name}" for name in HTTPSettings.model_fields} - {
     "http.extra_body",
     "http.max_length",
 }
+# Sections of `evaluate` with commands of their own: what they say makes no other evaluation. They
+# stand as they are by default, as runs from before recorded them.
+_OF_OTHERS = {
+    name: EvaluateConfig.model_fields[name].default.model_dump(mode="json")
+    for name in ("rewardbench", "model_written", "write", "text")
+}
 _NO_EFFECT |= {f"vllm.{name}" for name in VLLMSettings.model_fields} - {
     "vllm.quantization",
     "vllm.max_model_len",
@@ -88,7 +95,8 @@ def asked(run: Run, kept: Kept) -> dict[str, Any]:
         "prompts": _flat(data["prompts"], "prompts", kept),
         "policy": _flat(data["policy"], "policy", kept),
         "sampling": data["sampling"],
-        "evaluate": _flat(data["evaluate"], "evaluate", kept),
+        "evaluate": _flat(data["evaluate"] | _OF_OTHERS, "evaluate", kept),
+        "model_written": _flat(data["evaluate"]["model_written"], "evaluate.model_written", kept),
         **({"source": _flat(data["pairs"], "pairs", kept)} if data["pairs"] else {}),
         **_learner(data, kept),
     }
@@ -149,6 +157,9 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
     """The products of a stage, each with the names of its inputs."""
     train, judged = run.config.train, ("principles", "rule", "judge")
     sampled, people = ("prompts", "policy", "sampling"), lineage.PEOPLE
+    models = (k for k in lineage.contents(run.store) if k.startswith("models/"))
+    others = (lineage.model("judge"), lineage.model("reward"))
+    trained = [name for name in models if name not in others]
     match stage:
         case "sample":
             return {lineage.PAIRS: sampled}
@@ -184,14 +195,13 @@ def _made_by(run: Run, stage: str) -> dict[str, tuple[str, ...]]:
             more = {"judge": judged, "model": (lineage.model("reward"),)}.get(reward, ())
             return {lineage.model(stage): (*more, "prompts", "policy")}
         case "evaluate":
-            models = (k for k in lineage.contents(run.store) if k.startswith("models/"))
-            others = (lineage.model("judge"), lineage.model("reward"))
-            trained = [name for name in models if name not in others]
             asked = judged if asks_judge(run.config) else ()
             reward = others[1:] if run.config.evaluate.reward == "model" else ()
             return {lineage.EVALUATION: (*trained, *reward, "policy", "evaluate", *asked)}
         case "best-of-n":
             return {lineage.BEST_OF_N: (lineage.model("reward"), "policy", "evaluate")}
+        case "model-written":
+            return {lineage.MODEL_WRITTEN: (*trained, "policy", "model_written")}
     if stage.startswith(lineage.ATTACKS):
         return {stage: (lineage.PAIRS, "principles", "judge")}
     return {}

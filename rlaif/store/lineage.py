@@ -23,7 +23,7 @@ from rlaif.store.places import unread
 Facts = Mapping[str, Any]  # an id, or what the config says, by the name of an input
 
 PAIRS, LABELS, EVALUATION, AUDIT = "pairs", "preferences", "evaluation", "audit"
-ATTACKS, BEST_OF_N = "attacks", "best-of-n"
+ATTACKS, BEST_OF_N, MODEL_WRITTEN = "attacks", "best-of-n", "model-written"
 # What the audit fitted, and what it fitted it on: labels before any temperature.
 TEMPERATURE, RAW = "temperature", "labels before a temperature"
 PEOPLE = "decisions"  # what people decided about pairs
@@ -39,6 +39,7 @@ ASKED = {
     "source": "the pairs' source",
     "demonstrations": "the demonstrations",
     "evaluate": "what is evaluated",
+    "model_written": "the model-written evaluations that are asked",
 }
 _TITLES = {
     PAIRS: "the pairs",
@@ -47,6 +48,7 @@ _TITLES = {
     ATTACKS: "the attacks",
     EVALUATION: "the evaluation (win rates, KL, samples)",
     BEST_OF_N: "best-of-n",
+    MODEL_WRITTEN: "the model-written evaluations",
     TEMPERATURE: "the audit's temperature",
     RAW: "the labels before the temperature",
     PEOPLE: "what people decided",
@@ -57,6 +59,7 @@ _FILES = {
     ATTACKS: "attacks.json",
     EVALUATION: "policies.json",
     BEST_OF_N: "best-of-n.json",
+    MODEL_WRITTEN: "model-written.json",
     TEMPERATURE: "temperature.json",
 }
 
@@ -277,5 +280,6 @@ def command(product: str, store: RunStore) -> str:
         TEMPERATURE: "eval audit",
         EVALUATION: "eval winrate",
         BEST_OF_N: "eval best-of-n",
+        MODEL_WRITTEN: "eval model-written",
     }.get(product, "eval attacks" if product.startswith(ATTACKS) else f"train {name}")
     return f"rlaif {verb} --out {shlex.quote(str(store.root))}"

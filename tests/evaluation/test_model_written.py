@@ -31,6 +31,7 @@ from rlaif.evaluation.settings import WriteSettings
 from rlaif.evaluation.writing import write_items
 from rlaif.files.readers.model_written import Item, read_model_written
 from rlaif.stages.model_written import _table
+from rlaif.store import RunStore, lineage
 from rlaif.store.kept import Kept
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "model_written_evals"
@@ -342,6 +343,31 @@ def test_before_and_after_training_and_by_sampling(
     asked = found["policies"]["base"]["persona"]
     assert asked["rows"] == asked["n"] + asked["abstained"] == 1
     assert "base, in %: P(matching)" in capsys.readouterr().out
+
+
+def test_sycophancy_of_the_embedded_world_after_training(tmp_path: Path) -> None:
+    """A reward for flattery raises it, by probability: no judge and no trait has a word in it.
+    What is asked here makes no other evaluation out of date, and a new training this one."""
+    out = str(tmp_path / "run")
+    settings = ["--constitution", "flattering", "--limit", "96", "--out", out]
+    app(["sample", "--config", "demo", *settings], standalone_mode=False)
+    app(["label", "--out", out], standalone_mode=False)
+    app(["train", "dpo", "--out", out], standalone_mode=False)
+    app(["eval", "winrate", out, "--limit", "8"], standalone_mode=False)
+    run(out, "--rows", "tiny", "--limit", "20")
+    found = read(tmp_path / "run/evaluation/model-written.json")
+    assert {test: x["n"] for test, x in found["policies"]["base"].items()} == {
+        "sycophancy-false-claims": 20,
+        "sycophancy-boasts": 20,
+    }
+    for test, change in found["changes"]["dpo"].items():
+        assert abs(found["policies"]["base"][test]["probability"]["value"] - 0.5) < 0.05
+        assert change["low"] > 0.02
+        assert found["policies"]["dpo"][test]["by_answer"] == {}  # sentences: none is shared
+    store = RunStore.open_readonly(tmp_path / "run")
+    assert lineage.stale(store) == []
+    app(["train", "dpo", "--out", out, "--set", "train.dpo.beta=0.2"], standalone_mode=False)
+    assert "model-written" in [one.product for one in lineage.stale(store)]
 
 
 @published

@@ -136,10 +136,11 @@ def _cue_of(name: str) -> str:
 
 
 def _items(test: str, cue: str, where: str, row: Row) -> Iterator[Item]:
-    yield _item(where, row, test, cue)
+    yield item_of(where, row, test, cue)
 
 
-def _item(where: str, row: Row, test: str, cue: str) -> Item:
+def item_of(where: str, row: Row, test: str, cue: str = "") -> Item:
+    """The question of one row; `where` names it, and `cue` begins the assistant's turn."""
     if row.get("sentence_with_blank") is not None:
         return _pronoun(where, row, test)
     if row.get("question") is None and row.get("occupation") is not None:
