@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo "make setup   create .venv with everything the project needs"
-	@echo "make demo    run the whole loop on the embedded model (CONSTITUTION=harmless|concise|flattering|thorough)"
+	@echo "make demo    run the whole loop on the embedded model (CONSTITUTION=harmless|hhh|concise|flattering|thorough)"
 	@echo "make test    run all tests that need no GPU"
 	@echo "make test-avx2  the tests that compare numbers, as on a processor without AVX-512"
 	@echo "make test-vllm  test the vLLM engine on its CPU build, in .venv-vllm (the first time: 4 GB)"

@@ -2,10 +2,10 @@
 
     python benchmarks/bench_demo.py
 
-For every shipped constitution of one trait and every seed: one `rlaif run --config demo`, whose
-policy answers held-out prompts that a program checks. A killed run goes on where it was. Prints the
-table, mean (least–greatest) over the seeds, and what fell beside what rose; writes it, with
-everything behind it, to `--out`.
+For every shipped constitution of one trait, and `hhh`, and every seed: one `rlaif run --config
+demo`, whose policy answers held-out prompts that a program checks. A killed run goes on where it
+was. Prints the table, mean (least–greatest) over the seeds, and what fell beside what rose; writes
+it, with everything behind it, to `--out`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from bench_learning import measured, shown
 from rich.console import Console
 from rich.table import Table
 
-TARGETS = {  # what each constitution asks for; −1: less of it
+TARGETS = {  # what each constitution asks for, hhh first of all; −1: less of it
+    "hhh": ("harmless", 1),
     "harmless": ("harmless", 1),
     "concise": ("concise", 1),
     "flattering": ("not_sycophantic", -1),
@@ -111,8 +112,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{name} {mean(b for b, _ in pairs):.0%} → {mean(a for _, a in pairs):.0%}"
             for name, pairs in row["others"].items()
         )
-        right = f"{mean(row['labels_right']):.1%}"
-        even = f"{mean(found['value'] for found in row['unseparated']):.1%}"
+        known = None not in row["labels_right"]  # one trait is the truth of all labels
+        right = f"{mean(row['labels_right']):.1%}" if known else "–"
+        evens = [found["value"] for found in row["unseparated"] if found]
+        even = f"{mean(evens):.1%}" if evens else "–"
         found.add_row(
             row["constitution"],
             f"{row['trait']} {cells[0]}",

@@ -218,7 +218,13 @@ def _explained(found: Json, most: int) -> Iterator[str]:
     from rlaif.cli.pairs import table
 
     rows = found["principles"]
-    yield f"{found['pairs']:,} pairs, of which the labels prefer a side of {found['preferred']:,}\n"
+    yield f"{found['pairs']:,} pairs, of which the labels prefer a side of {found['preferred']:,}"
+    if not found["preferred"]:
+        yield (
+            f"  all lie within {found['farthest']:.2g} of ½, and the margin of ties is "
+            f"{found['min_margin']:g} (preferences.min_margin)"
+        )
+    yield ""
     ranked = any(row["tier"] is not None for row in rows)
     head = ["principle", *["tier"] * ranked, "counted", "with label", "decided"]
     head += ["turned", "lost", "gained", "Shapley", "share"]
@@ -226,17 +232,13 @@ def _explained(found: Json, most: int) -> Iterator[str]:
     yield "\n  turned, lost, gained: labels that change sides, come to prefer none, or come to"
     yield "  prefer one, without that principle alone. Shapley: its part of a label's log-odds, in"
     yield "  nats, on average where it counted; share: of all parts." + _error(rows, found["exact"])
-    for row in rows:
-        for note in row["notes"]:
-            yield f"  {row['principle']} {note}"
+    yield from _notes(rows)
     yield from _matrix(found)
     yield from _fights(found["together"])
     yield from _hanging(found["labels"], most)
 
 
 def _row(row: Json, ranked: bool) -> list[str]:
-    from rlaif.cli.pairs import number
-
     without, shapley = row["without"], row["shapley"]
     tier = ["last" if row["tier"] is None else str(row["tier"])] if ranked else []
     counts = [f"{without[k]:,}" for k in ("turned", "lost", "gained")]
@@ -248,7 +250,7 @@ def _row(row: Json, ranked: bool) -> list[str]:
         _percent(row["with_label"]),
         f"{row['decided']:,}",
         *counts,
-        number(shapley["mean"]),
+        "–" if shapley["mean"] is None else f"{shapley['mean']:.2g}",
         share,
     ]
 
@@ -261,7 +263,13 @@ def _error(rows: Sequence[Json], exact: bool) -> str:
     if exact:
         return ""
     worst = max(row["shapley"]["standard_error"] for row in rows)
-    return f" Sampled: ±{worst:.2f} a label (standard error)"
+    return f" Sampled: ±{worst:.1g} a label (standard error)"
+
+
+def _notes(rows: Sequence[Json]) -> Iterator[str]:
+    """Each note with the principles that have it."""
+    for note in dict.fromkeys(note for row in rows for note in row["notes"]):
+        yield f"  {note}: {', '.join(r['principle'] for r in rows if note in r['notes'])}"
 
 
 def _matrix(found: Json) -> Iterator[str]:

@@ -26,6 +26,8 @@ def explained(found: Opinions) -> Json:
     return {
         "pairs": len(found.labels),
         "preferred": int((found.sides != 0).sum()),
+        "min_margin": found.min_margin,
+        "farthest": float(np.nanmax(np.abs(found.labels - 0.5))),
         "exact": not errors.any(),
         "principles": [_principle(found, c) for c in range(len(found.principles))],
         "together": _together(found),
@@ -66,17 +68,17 @@ def _principle(found: Opinions, c: int) -> Json:
 def _notes(row: Json) -> Iterator[str]:
     """What is to be known of a principle that does less than it seems to."""
     if not row["counted"]:
-        yield "never counts"
+        yield "never count"
         return
     if not row["decided"]:
-        yield "never decides"
+        yield "never decide"
     if not any(row["without"][what] for what in ("turned", "lost", "gained")):
-        yield "is redundant: no label changes without it alone"
+        yield "redundant, as no label changes without it alone"
     longer = row["longer"]
     if longer is not None and longer["low"] > FOLLOWS:
-        yield "follows length: it prefers the longer response"
+        yield "only prefer the longer response"
     if longer is not None and longer["high"] < 1 - FOLLOWS:
-        yield "follows length: it prefers the shorter response"
+        yield "only prefer the shorter response"
 
 
 def _together(found: Opinions) -> list[Json]:
