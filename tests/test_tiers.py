@@ -216,6 +216,9 @@ def test_a_new_tier_makes_labels_stale_and_asks_nothing(tmp_path: Path) -> None:
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run("label", "--pairs", str(pairs), "--constitution", str(mine), "--out", out)
     assert "out of date" not in run("status", out)
+    page = tmp_path / "r" / "report.html"
+    run("report", out)
+    assert "Tier" not in page.read_text()
     mine.write_text(MINE.replace("{id: safe,", "{id: safe, tier: 1,"))
     told = run("label", "--out", out, "--dry-run")
     assert "16 are stored and 0 to judge" in told
@@ -224,3 +227,10 @@ def test_a_new_tier_makes_labels_stale_and_asks_nothing(tmp_path: Path) -> None:
     assert "16 verdicts (0 new)" in said
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
     assert manifest["made"]["preferences"]["rule"]["tier of safe"] == 1
+    run("report", out)
+    assert "Which is safer?</small>" not in page.read_text()
+    assert "Which is safer? Tier 1." in page.read_text()
+    run("export", out, str(tmp_path / "set"), "--hub", "--what", "prompts")
+    card = (tmp_path / "set" / "README.md").read_text()
+    assert "| id | asked | tier | weight |" in card
+    assert "| useful | Which is more useful? | last | 1 |" in card
