@@ -209,7 +209,8 @@ def test_a_whole_run_leaves_everything(whole_run: Path) -> None:
     assert set(summary["policies"]) == {"base", "dpo"}
     assert set(summary["seconds"]) == {"sample", "label", "reward", "dpo", "evaluate", "total"}
     stages = json.loads((whole_run / "manifest.json").read_text())["stages"]
-    assert set(stages) == {"sample", "label", "audit", "reward", "dpo", "evaluate"}
+    wanted = {"sample", "label", "audit", "reward", "dpo", "evaluate", "model-written"}
+    assert set(stages) == wanted
 
 
 def test_a_whole_run_again_does_nothing_anew(whole_run: Path) -> None:

@@ -51,7 +51,7 @@ def model_written(run: Run) -> None:
     rejected.write(run)
     if not items:
         raise rejected.none_left(settings.path, "question")
-    answered = {}
+    answered, new_rows = {}, 0
     with RunStore(run.store.path("evaluation"), command="model-written") as store:
         ask = _scored if settings.by == "probability" else _sampled
         for name in ("base", *trained_policies(run.store)):
@@ -59,7 +59,8 @@ def model_written(run: Run) -> None:
             if name != "base":
                 trained = str(run.store.path("models", name))
                 section = section.model_copy(update={"model": trained, "adapter": None})
-            answered[name] = ask(run, store, name, run.engine(section), items)
+            answered[name], new = ask(run, store, name, run.engine(section), items)
+            new_rows += new
             if name != "base":
                 run.release(section, keep=[run.config.policy])
     found: dict[str, Any] = {
@@ -76,7 +77,7 @@ def model_written(run: Run) -> None:
     write_json(run.store.path("evaluation", "model-written.json"), found)
     _write_items(run, items, answered)
     _tell(run, found)
-    rows = {"rows": len(items), "rejected_rows": rejected.counts()}
+    rows = {"rows": len(items), "new_rows": new_rows, "rejected_rows": rejected.counts()}
     finish(run, "model-written", clock, rows)
 
 
@@ -98,7 +99,7 @@ def _items(settings: ModelWrittenSettings, rejected: Rejected) -> Iterator[Item]
 
 def _scored(
     run: Run, store: RunStore, name: str, engine: Engine, items: Sequence[Item]
-) -> list[Answered]:
+) -> tuple[list[Answered], int]:
     """By the log-probabilities of the answers; those that are kept are not asked for again."""
     kept = Kept(store.path(SCORES_FILE))
     # After a chat template's own words an answer has no space before it; after others it has.
@@ -118,14 +119,16 @@ def _scored(
         said = [checked(s, len(options[i])) for i, s in zip(part, rows, strict=True)]
         return {keys[i]: s.failure or list(s.logprobs) for i, s in zip(part, said, strict=True)}
 
+    new = sum(key not in kept for key in set(keys))
     fill(run, kept, [[key] for key in keys], made, f"model-written: {name}")
     values = [kept[key] for key in keys]
-    return [Answered(None, reason=v) if isinstance(v, str) else from_logprobs(v) for v in values]
+    found = [Answered(None, reason=v) if isinstance(v, str) else from_logprobs(v) for v in values]
+    return found, new
 
 
 def _sampled(
     run: Run, store: RunStore, name: str, engine: Engine, items: Sequence[Item]
-) -> list[Answered]:
+) -> tuple[list[Answered], int]:
     """By what is written; answers that the store has are not sampled again."""
     settings = run.config.evaluate.model_written
     sampling = Sampling(
@@ -138,7 +141,7 @@ def _sampled(
     prompts = [item.prompt for item in items]
     table = store.table("completions")
     with run.reporter.progress(f"model-written: {name}", len(items)) as progress:
-        run_sampling(
+        new = run_sampling(
             prompts,
             engine,
             sampling,
@@ -147,14 +150,15 @@ def _sampled(
             chunk=run.config.chunk,
             total=len(items),
             on_progress=progress,
-        )
+        ).new_rows
     keys = [completion_keys(engine, sampling, prompt) for prompt in prompts]
     wanted = {key for row in keys for key in row}
     made = {c.key: c.text for part in table.iter_batches() for c in part if c.key in wanted}
-    return [
+    found = [
         from_samples(item, [made[key] for key in row])
         for item, row in zip(items, keys, strict=True)
     ]
+    return found, new
 
 
 def _write_items(
