@@ -52,7 +52,7 @@ def show(
 
     Example: rlaif show runs/demo
 
-    Example: rlaif show runs/demo --where 'principle = no-harm and margin < 0.2' -n 20
+    Example: rlaif show runs/demo --where 'principle = no-harm and margin < 0.3' -n 20
 
     Example: rlaif show runs/demo 3f2a
     """

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rlaif.errors import ConfigError, nearest
@@ -154,7 +154,7 @@ class _Parser:
             self.next()
             return self.number(lambda case: case.opinions.get(name))
         if self.kind != "word" or field not in FIELDS:
-            raise self.wrong(f"expected a field{_near(field)}")
+            raise self.wrong(f"expected a field{_near(field, FIELDS)}")
         self.needs_verdicts |= field in _NEED_VERDICTS
         self.next()
         if field == "abstained" and (self.kind != "operator" or self.word == ")"):
@@ -209,10 +209,10 @@ class _Parser:
 
     def known(self, name: str) -> str:
         if self.principles is not None and name not in self.principles:
-            raise self.wrong(f"expected a principle of the run{nearest(name, self.principles)}")
+            raise self.wrong(f"expected a principle of the run{_near(name, self.principles)}")
         return name
 
 
-def _near(field: str) -> str:
-    hint = nearest(field, FIELDS)
+def _near(name: str, names: Iterable[str]) -> str:
+    hint = nearest(name, names)
     return f" ({hint.strip().rstrip('?')}?)" if hint.startswith(" Did") else ""
