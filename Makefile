@@ -33,8 +33,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/rlaif run --config demo --constitution $(CONSTITUTION) --out $(OUT)
 
+# Without those of the page: a browser's event loop stays in its process, and stops other tests' loops.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --ignore tests/web
 
 # What a processor without AVX-512 computes: kernels, and so the last bits, differ.
 test-avx2: setup
