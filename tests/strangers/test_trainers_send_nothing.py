@@ -49,7 +49,7 @@ from rlaif.training.settings import DPOSettings, LoraSettings
 from rlaif.training.rl.online_dpo import train_online_dpo
 from rlaif.training.rl.ppo_run import train_ppo
 from rlaif.training.reward import train_reward
-from rlaif.training.rl.scorers import FunctionScorer
+from rlaif.training.rl.scorers import FunctionScorer, Labels
 from rlaif.training.rl.settings import GRPOSettings, OnlineDPOSettings, PPOSettings, RLOOSettings
 from rlaif.training.sft import train_sft
 
@@ -87,7 +87,7 @@ run("dpo", train_dpo, few, model, out / "dpo")
 run("reward", train_reward, few, model, out / "reward")
 run("ppo", train_ppo, prompts, model, out / "ppo", lengths,
     PPOSettings(steps=1, batch_size=4, minibatches=1, epochs=1, max_new_tokens=4))
-run("online dpo", train_online_dpo, prompts, model, out / "online", label, "k",
+run("online dpo", train_online_dpo, prompts, model, out / "online", Labels(label, "k"),
     OnlineDPOSettings(steps=1, batch_size=4, max_new_tokens=4, keep_cut=True))
 
 from huggingface_hub.utils import _telemetry, send_telemetry
